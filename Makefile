@@ -1,0 +1,30 @@
+# Every target works on a fresh machine: it builds .venv by itself first (a few minutes, once).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_OPTIONS ?=
+
+.PHONY: venv demo test check clean
+
+venv: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Echo needs Python 3.11 or later; set PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: venv
+	$(BIN)/echo-ska demo
+
+test: venv
+	$(BIN)/python -m pytest
+
+check: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_layering.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
