@@ -1,0 +1,13 @@
+"""Echo models in Hugging Face style; importing this registers them with the Auto classes."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from echo_ska.models.cache_echo import EchoCache
+from echo_ska.models.configuration_echo import EchoConfig
+from echo_ska.models.modeling_echo import EchoForCausalLM, EchoModel
+
+AutoConfig.register(EchoConfig.model_type, EchoConfig, exist_ok=True)
+AutoModel.register(EchoConfig, EchoModel, exist_ok=True)
+AutoModelForCausalLM.register(EchoConfig, EchoForCausalLM, exist_ok=True)
+
+__all__ = ["EchoCache", "EchoConfig", "EchoForCausalLM", "EchoModel"]

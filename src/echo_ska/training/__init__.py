@@ -1,0 +1,40 @@
+"""Training: one loop for every model and task, its data, checkpoints, reports and records."""
+
+from echo_ska.training.bits_per_byte import TextScore, bits_per_byte
+from echo_ska.training.books import book_path
+from echo_ska.training.config import TrainingConfig
+from echo_ska.training.data import DataSource, RecallData
+from echo_ska.training.loop import train
+from echo_ska.training.records import RunRecord, make_record
+from echo_ska.training.reporter import (
+    LineReporter,
+    ProgressReporter,
+    QueueReporter,
+    Reporter,
+    console_reporter,
+    training_progress,
+)
+from echo_ska.training.text import TextData, TextFile, TextSplit, load_text, split_by_file
+
+__all__ = [
+    "DataSource",
+    "LineReporter",
+    "ProgressReporter",
+    "QueueReporter",
+    "RecallData",
+    "Reporter",
+    "RunRecord",
+    "TextData",
+    "TextFile",
+    "TextScore",
+    "TextSplit",
+    "TrainingConfig",
+    "bits_per_byte",
+    "book_path",
+    "console_reporter",
+    "load_text",
+    "make_record",
+    "split_by_file",
+    "train",
+    "training_progress",
+]

@@ -1,0 +1,67 @@
+"""The ridge-regularised Gram matrix, factored once and applied to several right-hand sides."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class RidgeFactor:
+    """G + ridge I = L L^T. The only place in Echo's PyTorch code where a matrix is factored.
+
+    Rows are vectors: `whiten` maps each row y to L^-1 y.
+
+    Attributes:
+        lower: L, [..., n, n], lower triangular.
+        info: 0 where the factorisation succeeded, [...], int32; otherwise the order of the first minor that is
+            not positive definite.
+    """
+
+    lower: Tensor
+    info: Tensor
+
+    @classmethod
+    def of(cls, gram: Tensor, ridge: Tensor | float) -> RidgeFactor:
+        """Factor a Gram matrix.
+
+        Args:
+            gram: [..., n, n], symmetric positive semidefinite, float32 or float64.
+            ridge: > 0; a scalar, or a tensor that broadcasts against [..., n, n] (per head: [H, 1, 1]).
+        """
+        identity = torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
+        return cls(*torch.linalg.cholesky_ex(gram + ridge * identity))
+
+    def require_success(self) -> RidgeFactor:
+        """Self, if every factorisation succeeded.
+
+        Raises:
+            ArithmeticError: names the batch row and head of the first failure. Raise the ridge, or look for keys
+                that are not finite.
+        """
+        if bool((self.info != 0).any()):
+            first = (self.info != 0).nonzero()[0].tolist()
+            names = ["head"] if len(first) == 1 else ["batch row", *["axis"] * (len(first) - 2), "head"]
+            place = ", ".join(f"{name} {index}" for name, index in zip(names, first, strict=True))
+            raise ArithmeticError(
+                f"the Gram matrix plus the ridge is not positive definite in {self.lower.dtype} at {place} "
+                f"({int((self.info != 0).sum())} of {self.info.numel()} failed): raise the ridge"
+            )
+        return self
+
+    @functools.cached_property
+    def inverse_lower(self) -> Tensor:
+        """L^-1, [..., n, n]."""
+        identity = torch.eye(self.lower.shape[-1], device=self.lower.device, dtype=self.lower.dtype)
+        return torch.linalg.solve_triangular(self.lower, identity.expand_as(self.lower), upper=False)
+
+    def whiten(self, rows: Tensor) -> Tensor:
+        """L^-1 applied to every row of `rows`, [..., m, n]."""
+        return rows @ self.inverse_lower.mT
+
+    def solve(self, rows: Tensor) -> Tensor:
+        """(G + ridge I)^-1 applied to every row of `rows`, [..., m, n]."""
+        return self.whiten(rows) @ self.inverse_lower

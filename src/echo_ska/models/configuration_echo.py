@@ -1,0 +1,176 @@
+"""The configuration of an Echo model: which mixer stands in which layer, and the sizes."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from echo_ska.nn import registry
+
+
+class EchoConfig(PreTrainedConfig):
+    """Configuration of `EchoModel` and `EchoForCausalLM`.
+
+    The pure Mamba-2 model, the Mamba-2 + attention hybrid and Echo differ in `layer_types` alone. Names that
+    neither this class nor `PreTrainedConfig` defines are refused.
+
+    Args:
+        vocab_size: token ids, V.
+        hidden_size: width of the residual stream, d.
+        num_hidden_layers: blocks, N.
+        layer_types: the mixer of each layer, counted from 0: "mamba2", "ska", "ska-paper" or "full_attention"
+            (Hugging Face's name; "attention" is read as it, as they do).
+        ska_layers, attention_layers: shorthand for `layer_types`: the layers (counted from 0) that hold SKA or
+            softmax attention; all others hold Mamba-2.
+        ska_at_ends: allow SKA in the first and the last layer.
+        num_heads: heads of SKA and attention, H.
+        rank: width of SKA's keys and queries, r.
+        head_dim: width of a head's values (and of attention's keys), P; None = hidden_size / num_heads.
+        power: K of SKA's spectral filter.
+        blended: whether SKA mixes the filtered read with the plain one.
+        refresh_interval: None reads exactly; S reads chunk-causally.
+        state_size: columns of Mamba-2's state. Mamba-2's heads are 64 wide, or hidden_size / num_heads where 64 does
+            not divide its inner width.
+        expand: Mamba-2's inner width over `hidden_size`.
+        conv_kernel: taps of the short convolutions of every mixer.
+        feed_forward: "swiglu", "koopman", "koopman-gated" or "none".
+        intermediate_size: the feed-forward layers' inner width; None = hidden_size * 8/3, rounded up to 64s.
+        rope_theta: base of attention's rotary frequencies.
+        norm_eps: epsilon of all norms.
+        initializer_range: standard deviation that embeddings start with. Linear layers start as torch starts them
+            (uniform within 1 / sqrt(fan in)), which suits every width.
+        max_position_embeddings: the length that evaluation tools may use; no layer is limited by it.
+
+    Raises:
+        ValueError: a field is unknown, or sizes do not fit; the message says what to change.
+    """
+
+    model_type = "echo_ska"
+    keys_to_ignore_at_inference = ("past_key_values",)
+
+    def __init__(
+        self,
+        vocab_size: int = 256,
+        hidden_size: int = 128,
+        num_hidden_layers: int = 4,
+        layer_types: list[str] | None = None,
+        ska_layers: list[int] | None = None,
+        attention_layers: list[int] | None = None,
+        ska_at_ends: bool = False,
+        num_heads: int = 4,
+        rank: int = 24,
+        head_dim: int | None = None,
+        power: int = 2,
+        blended: bool = True,
+        refresh_interval: int | None = None,
+        state_size: int = 64,
+        expand: int = 2,
+        conv_kernel: int = 4,
+        feed_forward: str = "swiglu",
+        intermediate_size: int | None = None,
+        rope_theta: float = 10_000.0,
+        norm_eps: float = 1e-5,
+        initializer_range: float = 0.02,
+        max_position_embeddings: int = 1_048_576,
+        tie_word_embeddings: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        unknown = sorted(name for name in set(kwargs) - _inherited_names() if not name.startswith("_"))
+        if unknown:
+            raise ValueError(f"EchoConfig has no field {', '.join(unknown)}: see help(EchoConfig) for the names")
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.ska_at_ends = ska_at_ends
+        self.num_heads = num_heads
+        self.rank = rank
+        divides = num_heads > 0 and hidden_size % num_heads == 0
+        self.head_dim = hidden_size // num_heads if head_dim is None and divides else head_dim
+        self.power = power
+        self.blended = blended
+        self.refresh_interval = refresh_interval
+        self.state_size = state_size
+        self.expand = expand
+        self.conv_kernel = conv_kernel
+        self.feed_forward = feed_forward
+        self.intermediate_size = intermediate_size
+        self.rope_theta = rope_theta
+        self.norm_eps = norm_eps
+        self.initializer_range = initializer_range
+        self.max_position_embeddings = max_position_embeddings
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        # Last, because the base class's own check of this field, at the end of its __init__, knows no SKA.
+        self.layer_types = _layer_types(num_hidden_layers, layer_types, ska_layers, attention_layers)
+        self._check()
+
+    @property
+    def mamba_head_dim(self) -> int:
+        """Width of a Mamba-2 head."""
+        inner = self.expand * self.hidden_size
+        return 64 if inner % 64 == 0 else self.hidden_size // self.num_heads
+
+    def validate(self) -> None:
+        """Check all fields together (Hugging Face calls this on saving)."""
+        self._check()
+
+    def _check(self) -> None:
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_heads", "rank", "state_size", "expand"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+        if not isinstance(self.power, int) or self.power < 0:
+            raise ValueError(f"power must be an integer >= 0, got {self.power!r}")
+        if self.head_dim is None or self.head_dim < 1:
+            raise ValueError(
+                f"hidden_size = {self.hidden_size} is not a multiple of num_heads = {self.num_heads}: change one, or "
+                "give head_dim"
+            )
+        if len(self.layer_types) != self.num_hidden_layers:
+            raise ValueError(f"layer_types names {len(self.layer_types)} layers, num_hidden_layers is {self.num_hidden_layers}")
+        for index, name in enumerate(self.layer_types):
+            if name not in registry.MIXERS:
+                raise ValueError(f"layer_types[{index}] is {name!r}: choose from {', '.join(registry.MIXERS)}")
+            at_end = index in (0, self.num_hidden_layers - 1)
+            if name.startswith("ska") and at_end and not self.ska_at_ends:
+                raise ValueError(
+                    f"layer {index} of {self.num_hidden_layers} is SKA: the first and the last layer are not, unless "
+                    "ska_at_ends=True asks for it"
+                )
+        if self.feed_forward not in registry.FEED_FORWARDS:
+            raise ValueError(f"feed_forward is {self.feed_forward!r}: choose from {', '.join(registry.FEED_FORWARDS)}")
+
+
+def _layer_types(
+    count: int, layer_types: list[str] | None, ska_layers: list[int] | None, attention_layers: list[int] | None
+) -> list[str]:
+    if layer_types is not None:
+        if ska_layers is not None or attention_layers is not None:
+            raise ValueError("give layer_types, or its shorthand ska_layers and attention_layers, not both")
+        return ["full_attention" if name == "attention" else name for name in layer_types]
+    names = ["mamba2"] * count
+    for name, field, layers in (("ska", "ska_layers", ska_layers), ("full_attention", "attention_layers", attention_layers)):
+        for layer in layers or []:
+            if not 0 <= layer < count:
+                raise ValueError(f"{field} names layer {layer}, but layers are counted from 0 to {count - 1}")
+            if names[layer] != "mamba2":
+                raise ValueError(f"layer {layer} is named twice: in ska_layers and attention_layers, or in one of them")
+            names[layer] = name
+    return names
+
+
+def _inherited_names() -> set[str]:
+    """What PreTrainedConfig and the tools around it take by keyword."""
+    fields = set(PreTrainedConfig().to_dict()) | set(inspect.signature(PreTrainedConfig.__init__).parameters)
+    return fields | {
+        "torch_dtype",
+        "use_cache",
+        "attn_implementation",
+        "name_or_path",
+        "auto_map",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "quantization_config",
+    }

@@ -1,0 +1,216 @@
+"""Echo as a Hugging Face model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from echo_ska.models.cache_echo import EchoCache
+from echo_ska.models.configuration_echo import EchoConfig
+from echo_ska.nn import Block
+from echo_ska.nn.registry import FEED_FORWARDS, MIXERS
+
+
+class EchoPreTrainedModel(PreTrainedModel):
+    """What the Echo models share: their configuration and how parameters start."""
+
+    config_class = EchoConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("Block",)
+    # Read in float32 even where the model is cast to half precision: they steer exponentials and solves.
+    _keep_in_fp32_modules_strict = ("raw_ridge", "gain", "blend_weight", "blend_bias", "A_log", "dt_bias", "D")
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Every module knows its own start (`reset_parameters`); embeddings start with `initializer_range`."""
+        if isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=self.config.initializer_range)
+        elif hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False
+
+
+class EchoModel(EchoPreTrainedModel):
+    """Embedding, blocks, final norm: token ids to hidden states."""
+
+    def __init__(self, config: EchoConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            Block(config.hidden_size, MIXERS[name](config), FEED_FORWARDS[config.feed_forward](config), config.norm_eps)
+            for name in config.layer_types
+        )
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: EchoCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        cu_seqlens: Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast | tuple:
+        """Run the blocks.
+
+        Args:
+            input_ids: [B, T] int64, or give `inputs_embeds` [B, T, d].
+            attention_mask: [B, T] (with a cache, the last T columns count): 0 marks padding, which is removed before
+                the blocks, so that it changes nothing.
+            past_key_values: what an earlier call returned; updated in place, as Hugging Face caches are.
+            use_cache: whether to return the states; the default is yes in evaluation, no in training.
+            cu_seqlens: [N + 1] boundaries of sequences packed into one row; each starts from an empty state.
+
+        Returns:
+            `last_hidden_state` [B, T, d] and `past_key_values` (an `EchoCache` or None).
+
+        Raises:
+            ValueError: inputs that do not fit together.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        keep_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        if use_cache is None:
+            use_cache = not self.training
+        hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        cache = past_key_values
+        if cache is None and use_cache:
+            cache = EchoCache(self.config.num_hidden_layers)
+        if cache is not None:
+            if not isinstance(cache, EchoCache):
+                raise ValueError(f"past_key_values must be an EchoCache, got {type(cache).__name__}")
+            cache.require_layers(self.config.num_hidden_layers)
+        new_tokens = hidden_states.shape[1]
+        padded = _padding_boundaries(attention_mask, hidden_states)
+        if padded is not None:
+            if cu_seqlens is not None:
+                raise ValueError("give cu_seqlens or an attention_mask with padding, not both")
+            cu_seqlens, columns = padded
+            hidden_states = hidden_states[columns].unsqueeze(0)
+
+        all_hidden_states = []
+        for index, block in enumerate(self.layers):
+            if keep_all:
+                all_hidden_states.append(hidden_states)
+            state = None if cache is None else cache.layers[index].state
+            if self.gradient_checkpointing and self.training:
+                hidden_states, state = self._gradient_checkpointing_func(
+                    block.__call__, hidden_states, state, cu_seqlens=cu_seqlens, output_state=use_cache
+                )
+            else:
+                hidden_states, state = block(hidden_states, state, cu_seqlens=cu_seqlens, output_state=use_cache)
+            if cache is not None and use_cache:
+                cache.layers[index].store(state, new_tokens)
+        hidden_states = self.norm(hidden_states)
+        all_hidden_states.append(hidden_states)
+        if padded is not None:
+            all_hidden_states = [_scatter(states, padded[1], new_tokens) for states in all_hidden_states]
+        output = BaseModelOutputWithPast(
+            last_hidden_state=all_hidden_states[-1],
+            past_key_values=cache if use_cache else None,
+            hidden_states=tuple(all_hidden_states) if keep_all else None,
+        )
+        return output if return_dict else output.to_tuple()
+
+
+class EchoForCausalLM(EchoPreTrainedModel, GenerationMixin):
+    """Echo with a language-model head.
+
+    Which mixer stands in which layer is the configuration's choice: the pure Mamba-2 model, the Mamba-2 + attention
+    hybrid and Echo are this one class.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 (Hugging Face's own form)
+
+    def __init__(self, config: EchoConfig) -> None:
+        super().__init__(config)
+        self.model = EchoModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: EchoCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        cu_seqlens: Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast | tuple:
+        """Logits, and the loss where labels are given.
+
+        Args:
+            labels: [B, T] int64; labels[t] is the token AT t (the model shifts), -100 is not scored.
+            logits_to_keep: compute only the last so many positions' logits (0 = all), or those at these indices.
+
+        The other arguments are `EchoModel.forward`'s.
+
+        Returns:
+            `loss` (mean cross-entropy in nats) or None, `logits` [B, T, V], `past_key_values`.
+        """
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            cu_seqlens=cu_seqlens,
+            return_dict=True,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(output.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        result = CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=output.past_key_values, hidden_states=output.hidden_states
+        )
+        return result if return_dict else result.to_tuple()
+
+    def state_bytes(self, length: int) -> int:
+        """Bytes of one sequence's states after `length` tokens, all layers together, as they are stored."""
+        return sum(block.mixer.state_bytes(length) for block in self.model.layers)
+
+
+def _padding_boundaries(attention_mask: Tensor | None, hidden_states: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Boundaries [B + 1] and the [B, T] mask of the real tokens, or None where there is no padding."""
+    if attention_mask is None:
+        return None
+    batch, time = hidden_states.shape[:2]
+    if attention_mask.dim() != 2 or attention_mask.shape[0] != batch or attention_mask.shape[1] < time:
+        raise ValueError(
+            f"attention_mask must be [{batch}, {time}] (or longer by the cached tokens), got "
+            f"{list(attention_mask.shape)}"
+        )
+    real = attention_mask[:, attention_mask.shape[1] - time :].bool()
+    if bool(real.all()):
+        return None
+    lengths = real.sum(dim=1)
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]), real
+
+
+def _scatter(packed: Tensor, real: Tensor, time: int) -> Tensor:
+    """[1, tokens, d] back to [B, T, d], zeros at the padding."""
+    padded = packed.new_zeros(real.shape[0], time, packed.shape[-1])
+    return padded.masked_scatter(real.unsqueeze(-1), packed)

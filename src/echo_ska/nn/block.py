@@ -1,0 +1,41 @@
+"""One block: a sequence mixer, then a feed-forward layer, each behind a norm and around a residual."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from echo_ska.nn.mixer import SequenceMixer
+
+
+class Block(nn.Module):
+    """h + mixer(norm(h)), then h + feed_forward(norm(h)).
+
+    Args:
+        hidden_size: d.
+        mixer: any sequence mixer of that width.
+        feed_forward: maps [..., d] to [..., d]; None leaves it out.
+        norm_eps: epsilon of the norms.
+    """
+
+    def __init__(
+        self, hidden_size: int, mixer: SequenceMixer, feed_forward: nn.Module | None, norm_eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        self.mixer_norm = nn.RMSNorm(hidden_size, eps=norm_eps)
+        self.mixer = mixer
+        self.feed_forward_norm = None if feed_forward is None else nn.RMSNorm(hidden_size, eps=norm_eps)
+        self.feed_forward = feed_forward
+
+    def forward(
+        self, hidden_states: Tensor, state: Any = None, *, cu_seqlens: Tensor | None = None, output_state: bool = False
+    ) -> tuple[Tensor, Any]:
+        """[B, T, d] -> [B, T, d] and the mixer's state; see `SequenceMixer.forward`."""
+        mixed, state = self.mixer(
+            self.mixer_norm(hidden_states), state, cu_seqlens=cu_seqlens, output_state=output_state
+        )
+        hidden_states = hidden_states + mixed
+        if self.feed_forward is not None and self.feed_forward_norm is not None:
+            hidden_states = hidden_states + self.feed_forward(self.feed_forward_norm(hidden_states))
+        return hidden_states, state

@@ -1,0 +1,291 @@
+"""Mamba-2 in pure PyTorch: a selective state space whose parallel form is made of matrix products."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from echo_ska.algebra.record import TensorRecord
+from echo_ska.nn.convolution import ShortConvolution
+from echo_ska.nn.mixer import SequenceMixer
+
+
+# Measured on one CPU core, forward and backward, at T = 64 and at T = 4,096.
+DEFAULT_CHUNK_SIZE = 64
+
+
+@dataclass
+class Mamba2State(TensorRecord):
+    """What a Mamba-2 layer carries from one token to the next, N rows (one a sequence).
+
+    Fields:
+        convolution: [N, conv_kernel - 1, channels], the last inputs of the convolution, oldest first.
+        ssm: [N, heads, head_dim, state_size], float32 (float64 in a float64 model).
+    """
+
+    convolution: Tensor
+    ssm: Tensor
+
+
+class Mamba2(SequenceMixer):
+    """The Mamba-2 block of Dao & Gu 2024 (arXiv 2405.21060), with one B/C group.
+
+    Per head, with input x_t [head_dim], B_t and C_t [state_size], step dt_t = softplus(. + dt_bias) and rate
+    A = -exp(A_log):
+
+        h_t = exp(A dt_t) h_{t-1} + dt_t x_t B_t^T        y_t = h_t C_t + D x_t
+
+    x, B, C come from a linear projection, a short convolution and SiLU; y is gated, normalised and projected back.
+
+    Args:
+        hidden_size: width d of the tokens.
+        state_size: columns of the state; B and C have this width.
+        head_dim: rows of the state; it must divide expand * hidden_size.
+        expand: inner width over `hidden_size`.
+        conv_kernel: taps of the short convolution.
+        chunk_size: tokens computed at once (section 6 of the paper); it changes speed and memory, not the function.
+            None takes the fastest measured.
+        norm_eps: epsilon of the gated RMSNorm.
+
+    Raises:
+        ValueError: `head_dim` does not divide expand * hidden_size.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        state_size: int = 64,
+        head_dim: int = 64,
+        expand: int = 2,
+        conv_kernel: int = 4,
+        chunk_size: int | None = None,
+        norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        inner_size = expand * hidden_size
+        if inner_size % head_dim:
+            raise ValueError(
+                f"head_dim = {head_dim} does not divide expand * hidden_size = {expand} * {hidden_size} = {inner_size}; "
+                f"set head_dim to a divisor of {inner_size}, such as {math.gcd(inner_size, head_dim)}"
+            )
+        self.heads = inner_size // head_dim
+        self.head_dim = head_dim
+        self.state_size = state_size
+        self.inner_size = inner_size
+        self.chunk_size = DEFAULT_CHUNK_SIZE if chunk_size is None else chunk_size
+
+        channels = inner_size + 2 * state_size  # x, B, C
+        self.in_proj = nn.Linear(hidden_size, inner_size + channels + self.heads, bias=False)  # z, (x, B, C), dt
+        self.convolution = ShortConvolution(channels, conv_kernel, bias=True, delay=None)
+        self.A_log = nn.Parameter(torch.empty(self.heads))
+        self.dt_bias = nn.Parameter(torch.empty(self.heads))
+        self.D = nn.Parameter(torch.empty(self.heads))
+        self.norm = nn.RMSNorm(inner_size, eps=norm_eps)
+        self.out_proj = nn.Linear(inner_size, hidden_size, bias=False)
+        # Decay would pull these towards a meaning of its own: rates to 1, steps to softplus(0), gains to zero.
+        for parameter in (self.A_log, self.dt_bias, self.D, self.norm.weight):
+            parameter._no_weight_decay = True  # type: ignore[attr-defined]
+        self.reset_scan_parameters()
+
+    def reset_scan_parameters(self) -> None:
+        """The published start of A_log, dt_bias and D (the other parameters start as their modules start them)."""
+        with torch.no_grad():
+            # Rates uniform in [1, 16]: together with the steps below, memories of 1 / (A dt) = 0.6 to 1,000 tokens.
+            self.A_log.copy_(torch.empty_like(self.A_log).uniform_(1, 16).log())
+            # Steps log-uniform in [1e-3, 1e-1]: every scale of time gets as many heads. dt_bias is their inverse
+            # softplus, log(exp(dt) - 1), in the form that is exact for small dt.
+            step = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp()
+            self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))
+            # Each head starts by passing its input through, so a gradient flows before the state holds anything.
+            self.D.fill_(1)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        state: Mamba2State | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        output_state: bool = False,
+    ) -> tuple[Tensor, Mamba2State | None]:
+        """Mix along time; see `SequenceMixer.forward`. Everything between the projections is float32 or float64."""
+        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+        z, xBC, dt = self.in_proj(hidden_states).split(
+            [self.inner_size, self.convolution.channels, self.heads], dim=-1
+        )
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            xBC, tail = self.convolution(
+                xBC.to(dtype),
+                None if state is None else state.convolution,
+                cu_seqlens=cu_seqlens,
+                output_state=output_state,
+            )
+            x, B, C = F.silu(xBC).split([self.inner_size, self.state_size, self.state_size], dim=-1)
+            x = x.unflatten(-1, (self.heads, self.head_dim))  # [B, T, heads, head_dim]
+            dt = F.softplus(dt.to(dtype) + self.dt_bias.to(dtype))  # [B, T, heads]
+            y, ssm = state_space_scan(
+                x,
+                dt,
+                -torch.exp(self.A_log.to(dtype)),
+                B,
+                C,
+                None if state is None else state.ssm,
+                chunk_size=self.chunk_size,
+                cu_seqlens=cu_seqlens,
+                output_state=output_state,
+            )
+            y = torch.addcmul(y, x, self.D.to(dtype)[:, None]).flatten(2)
+            y = F.rms_norm(y * F.silu(z.to(dtype)), (self.inner_size,), self.norm.weight.to(dtype), self.norm.eps)
+        y = self.out_proj(y.to(hidden_states.dtype))
+        if not output_state:
+            return y, None
+        return y, Mamba2State(tail.to(self.convolution.weight.dtype), ssm)
+
+    def init_state(
+        self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Mamba2State:
+        """Zeros, on the parameters' device and in their dtype unless told; the scan's state is float32 at least."""
+        weight = self.convolution.weight
+        device = weight.device if device is None else device
+        dtype = weight.dtype if dtype is None else dtype
+        history = self.convolution.kernel_size - 1
+        return Mamba2State(
+            torch.zeros(batch_size, history, self.convolution.channels, device=device, dtype=dtype),
+            torch.zeros(
+                batch_size,
+                self.heads,
+                self.head_dim,
+                self.state_size,
+                device=device,
+                dtype=torch.promote_types(dtype, torch.float32),
+            ),
+        )
+
+    def state_bytes(self, length: int) -> int:
+        """Bytes of one sequence's state: the same after any `length`."""
+        return self.init_state(1, device="meta").nbytes
+
+
+def state_space_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    state: Tensor | None = None,
+    *,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
+    cu_seqlens: Tensor | None = None,
+    output_state: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """h_t = exp(A dt_t) h_{t-1} + dt_t x_t B_t^T and y_t = h_t C_t for all t, by chunks (section 6 of the paper).
+
+    Args:
+        x: [B, T, H, P].
+        dt: [B, T, H], positive.
+        A: [H], negative.
+        B: [B, T, N], shared by the heads.
+        C: [B, T, N].
+        state: [rows, H, P, N] before the first token, or None for zeros.
+        chunk_size: tokens of a chunk.
+        cu_seqlens: boundaries of packed sequences; then B = 1 and the state has a row per sequence.
+        output_state: whether to return the state after the last token.
+
+    Returns:
+        y [B, T, H, P] and the final state [rows, H, P, N] or None.
+    """
+    length = x.shape[1]
+    if cu_seqlens is None:
+        if length == 1:
+            return _step(x, dt, A, B, C, state)
+        chunk_size = min(chunk_size, length)
+        padding = -length % chunk_size
+        if padding:  # a token with dt = 0 neither decays nor writes
+            x, dt, B, C = (F.pad(value, (0, 0) * (value.dim() - 2) + (0, padding)) for value in (x, dt, B, C))
+        parts = [value.unflatten(1, (-1, chunk_size)) for value in (x, dt, B, C)]
+        y, final = _scan_chunks(*parts, A, state, None, output_state)
+        return y.flatten(1, 2)[:, :length], final
+
+    # Packed sequences: each starts a chunk of its own and fills its last chunk up with tokens of dt = 0.
+    lengths = cu_seqlens.diff().tolist()
+    chunk_size = min(chunk_size, max(lengths))
+    counts = [-(-tokens // chunk_size) for tokens in lengths]
+    gaps = torch.tensor([count * chunk_size - tokens for count, tokens in zip(counts, lengths, strict=True)])
+    shifts = (gaps.cumsum(0) - gaps).repeat_interleave(torch.tensor(lengths))
+    places = (torch.arange(length) + shifts).to(x.device)
+    parts = [
+        value.new_zeros(1, sum(counts) * chunk_size, *value.shape[2:])
+        .index_copy(1, places, value)
+        .unflatten(1, (-1, chunk_size))
+        for value in (x, dt, B, C)
+    ]
+    y, final = _scan_chunks(*parts, A, state, counts, output_state)
+    return y.flatten(1, 2)[:, places], final
+
+
+def _step(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The recurrence itself, for one token."""
+    x, dt, B, C = x[:, 0], dt[:, 0], B[:, 0], C[:, 0]  # [B, H, P], [B, H], [B, N], [B, N]
+    write = (x * dt[..., None])[..., None] * B[:, None, None]  # [B, H, P, N]
+    state = write if state is None else torch.addcmul(write, torch.exp(dt * A)[..., None, None], state.to(x.dtype))
+    return (state @ C[:, None, :, None])[None].movedim(0, 1).squeeze(-1), state
+
+
+def _scan_chunks(
+    x: Tensor,
+    dt: Tensor,
+    B: Tensor,
+    C: Tensor,
+    A: Tensor,
+    state: Tensor | None,
+    counts: list[int] | None,
+    output_state: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The scan of R rows of K chunks of Q tokens.
+
+    x [R, K, Q, H, P], dt [R, K, Q, H], B and C [R, K, Q, N]. `counts` says how many of the K chunks belong to each
+    packed sequence (R = 1); None says that every row is one sequence. Returns y as x and the final state.
+    """
+    _, chunks, size, heads, width = x.shape
+    # Decay from the chunk's start up to and with a token. Only differences of it inside the chunk are used, so
+    # the precision does not depend on how far the sequence has run, and every exponent is at most zero.
+    decay = (dt * A).cumsum(2)  # [R, K, Q, H]
+    written = x * dt[..., None]  # [R, K, Q, H, P]
+
+    # Within a chunk the recurrence is attention without softmax: (C_i . B_j) times the decay from j to i.
+    causal = torch.ones(size, size, dtype=x.dtype, device=x.device).tril()
+    scores = (C @ B.transpose(-1, -2)) * causal  # [R, K, Q, Q]
+    rows = decay.movedim(-1, 2)  # [R, K, H, Q]
+    between = (rows[..., :, None] - rows[..., None, :]).clamp(max=0).exp()  # [R, K, H, Q, Q]
+    y = ((scores[:, :, None] * between) @ written.transpose(2, 3)).transpose(2, 3)  # [R, K, Q, H, P]
+    if chunks == 1 and state is None and not output_state:
+        return y, None
+
+    # Across chunks: what each one adds to the state by its end, the state each one starts from, and its reading.
+    to_end = torch.exp(decay[:, :, -1:] - decay)  # [R, K, Q, H]
+    writes = (written * to_end[..., None]).flatten(3).transpose(-1, -2) @ B  # [R, K, H P, N]
+    writes = writes.unflatten(2, (heads, width))
+    starts, final = _carry(writes, torch.exp(decay[:, :, -1])[..., None, None], state, counts)
+    carried = (C @ starts.flatten(2, 3).transpose(-1, -2)).unflatten(-1, (heads, width))  # [R, K, Q, H, P]
+    return torch.addcmul(y, carried, torch.exp(decay)[..., None]), final
+
+
+def _carry(writes: Tensor, decays: Tensor, state: Tensor | None, counts: list[int] | None) -> tuple[Tensor, Tensor]:
+    """The states before each of the chunks [R, K, H, P, N] and after the last one of each sequence [rows, H, P, N]."""
+    if counts is not None:
+        pieces = zip(writes.split(counts, 1), decays.split(counts, 1), strict=True)
+        initial = [None] * len(counts) if state is None else state.split(1)
+        carried = [_carry(*piece, before, None) for piece, before in zip(pieces, initial, strict=True)]
+        return torch.cat([starts for starts, _ in carried], 1), torch.cat([final for _, final in carried])
+    state = torch.zeros_like(writes[:, 0]) if state is None else state.to(writes.dtype)
+    starts = []
+    for write, decay in zip(writes.unbind(1), decays.unbind(1), strict=True):
+        starts.append(state)
+        state = torch.addcmul(write, decay, state)
+    return torch.stack(starts, 1), state

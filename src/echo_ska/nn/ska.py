@@ -1,0 +1,250 @@
+"""Spectral Koopman Attention as a layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from echo_ska.algebra import SufficientStatistics, TensorRecord
+from echo_ska.nn.mixer import SequenceMixer
+from echo_ska.nn.projections import QueryKeyValue
+from echo_ska.ops import RecurrentState, spectral_koopman_attention
+
+
+@dataclasses.dataclass
+class SpectralKoopmanState(TensorRecord):
+    """What an SKA layer carries, N rows (one a sequence).
+
+    Attributes:
+        convolution: [N, conv_kernel - 1, H (2 r + P)], the last inputs of the short convolution, oldest first.
+        recurrent: the op's state.
+    """
+
+    convolution: Tensor
+    recurrent: RecurrentState
+
+
+class SpectralKoopmanAttention(SequenceMixer):
+    """Recall by ridge regression of values on keys, from a state whose size does not depend on the length.
+
+    The defaults are the recipe that was measured to learn (docs/method.md says what each choice is worth);
+    `paper()` gives the published settings.
+
+    Args:
+        hidden_size: d.
+        num_heads: H.
+        rank: width of keys and queries, r.
+        head_dim: width of values, P; None = hidden_size / num_heads.
+        power: K of the spectral filter; 0 is plain ridge regression.
+        blended: mix the filtered read with the plain one by a weight a_t = sigmoid(<w, q_t> + b) per head. Pure
+            powers look K steps ahead of the match, so without a blend they hurt where keys have no dynamics.
+        initial_ridge: where the ridge starts; it is learnt per head (through softplus). Near 1 for unit-norm keys:
+            a ridge far below the Gram matrix's eigenvalues does not learn.
+        fixed_ridge: keep the ridge at its start.
+        conv_kernel, key_delay: see `QueryKeyValue`.
+        write_gate: weigh each stored pair (key, value) by a sigmoid of the token, per head.
+        output_norm: RMSNorm of each head's read (its size varies with how often a key was stored); False learns
+            one scale per head instead.
+        normalisation: "token" divides every key and query by its own norm; "sequence-max" by the largest key norm
+            of the sequence, which looks into the future (docs/method.md) and cannot continue from a state.
+        zero_output: start the output projection at zero (it stalls learning).
+        refresh_interval: None reads exactly; S reads chunk-causally (see the op).
+        causal: False makes every token read all tokens that `write_mask` marks; the layer then has no state.
+
+    Raises:
+        ValueError: the sizes do not fit, or settings exclude each other.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        num_heads: int,
+        rank: int,
+        head_dim: int | None = None,
+        power: int = 2,
+        blended: bool = True,
+        initial_ridge: float = 1.0,
+        fixed_ridge: bool = False,
+        conv_kernel: int | None = 4,
+        key_delay: int = 1,
+        write_gate: bool = True,
+        output_norm: bool = True,
+        normalisation: Literal["token", "sequence-max"] = "token",
+        zero_output: bool = False,
+        refresh_interval: int | None = None,
+        causal: bool = True,
+        norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        if head_dim is None:
+            if hidden_size % num_heads:
+                raise ValueError(f"hidden_size = {hidden_size} is not a multiple of num_heads = {num_heads}: give head_dim")
+            head_dim = hidden_size // num_heads
+        if not initial_ridge > 0:
+            raise ValueError(f"initial_ridge must be > 0, got {initial_ridge}")
+        if normalisation not in ("token", "sequence-max"):
+            raise ValueError(f'normalisation must be "token" or "sequence-max", got {normalisation!r}')
+        if refresh_interval is not None and not causal:
+            raise ValueError("refresh_interval is for causal reading: leave it None with causal=False")
+        self.num_heads, self.rank, self.head_dim, self.power = num_heads, rank, head_dim, power
+        self.initial_ridge, self.normalisation, self.zero_output = initial_ridge, normalisation, zero_output
+        self.refresh_interval, self.causal = refresh_interval, causal
+        self.qkv = QueryKeyValue(
+            hidden_size,
+            num_heads=num_heads,
+            key_dim=rank,
+            value_dim=head_dim,
+            conv_kernel=conv_kernel,
+            key_delay=key_delay,
+        )
+        self.raw_ridge = nn.Parameter(torch.empty(num_heads), requires_grad=not fixed_ridge)
+        self.gain = nn.Parameter(torch.empty(num_heads)) if power > 0 else None
+        self.gate_proj = nn.Linear(hidden_size, num_heads) if write_gate else None
+        self.blend_weight = nn.Parameter(torch.empty(num_heads, rank)) if blended and power > 0 else None
+        self.blend_bias = nn.Parameter(torch.empty(num_heads)) if blended and power > 0 else None
+        self.norm = nn.RMSNorm(head_dim, eps=norm_eps) if output_norm else None
+        self.scale = None if output_norm else nn.Parameter(torch.empty(num_heads))
+        self.o_proj = nn.Linear(num_heads * head_dim, hidden_size, bias=False)
+        for parameter in (self.raw_ridge, self.gain, self.blend_weight, self.blend_bias, self.scale):
+            if parameter is not None:
+                parameter._no_weight_decay = True  # type: ignore[attr-defined]
+        self.reset_parameters()
+
+    @classmethod
+    def paper(
+        cls, hidden_size: int, *, num_heads: int, rank: int, head_dim: int | None = None, prefix_mask: bool = False
+    ) -> SpectralKoopmanAttention:
+        """The published settings (arXiv 2605.06997), for comparison; most tasks are not learnt with them.
+
+        Sequence-max normalisation, ridge 1e-3, a pure power K = 2, no convolution, gate or output norm, an output
+        projection that starts at zero; chunk-causal with S = 64, or (`prefix_mask`) non-causal over a mask.
+        """
+        return cls(
+            hidden_size,
+            num_heads=num_heads,
+            rank=rank,
+            head_dim=head_dim,
+            power=2,
+            blended=False,
+            initial_ridge=1e-3,
+            fixed_ridge=True,
+            conv_kernel=None,
+            write_gate=False,
+            output_norm=False,
+            normalisation="sequence-max",
+            zero_output=True,
+            refresh_interval=None if prefix_mask else 64,
+            causal=not prefix_mask,
+        )
+
+    def reset_parameters(self) -> None:
+        """Start this layer's own parameters; submodules start theirs."""
+        # The inverse of softplus, log(exp(ridge) - 1), in the form that is exact for a small ridge.
+        nn.init.constant_(self.raw_ridge, self.initial_ridge + math.log(-math.expm1(-self.initial_ridge)))
+        for ones in (self.gain, self.scale):
+            if ones is not None:
+                nn.init.ones_(ones)
+        if self.blend_weight is not None and self.blend_bias is not None:
+            # Half plain, half filtered: both readings get a gradient from the first step on.
+            nn.init.zeros_(self.blend_weight)
+            nn.init.zeros_(self.blend_bias)
+        if self.gate_proj is not None:
+            # Every token starts half written; what not to write is learnt.
+            nn.init.zeros_(self.gate_proj.bias)
+        if self.zero_output:
+            nn.init.zeros_(self.o_proj.weight)
+
+    @property
+    def ridge(self) -> Tensor:
+        """The ridge of each head, [H], > 0."""
+        return F.softplus(self.raw_ridge)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        state: SpectralKoopmanState | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        output_state: bool = False,
+        write_mask: Tensor | None = None,
+    ) -> tuple[Tensor, SpectralKoopmanState | None]:
+        """Mix along time; see `SequenceMixer.forward`.
+
+        Args:
+            write_mask: [B, T] bool, the tokens that are stored; None stores all.
+
+        Raises:
+            ValueError: a state is given or asked for where the settings allow none.
+        """
+        if (state is not None or output_state) and not (self.causal and self.normalisation == "token"):
+            raise ValueError(
+                "a layer that reads the whole sequence (causal=False or sequence-max normalisation) has no state: "
+                "run it on whole sequences with use_cache=False"
+            )
+        query, key, value, tail = self.qkv(
+            hidden_states,
+            None if state is None else state.convolution,
+            cu_seqlens=cu_seqlens,
+            output_state=output_state,
+        )
+        query, key = self._normalised(query, key, cu_seqlens)
+        write_weight = None if self.gate_proj is None else torch.sigmoid(self.gate_proj(hidden_states).float())
+        if write_mask is not None:
+            stored = write_mask.unsqueeze(-1).to(query.dtype)
+            write_weight = stored.expand(query.shape[:3]) if write_weight is None else write_weight * stored
+        blend = None
+        if self.blend_weight is not None and self.blend_bias is not None:
+            blend = torch.sigmoid((query.float() * self.blend_weight.float()).sum(-1) + self.blend_bias.float())
+        output, recurrent = spectral_koopman_attention(
+            query,
+            key,
+            value,
+            write_weight,
+            ridge=self.ridge,
+            power=self.power,
+            blend=blend,
+            gain=1.0 if self.gain is None else self.gain,
+            scale=1.0 if self.scale is None else self.scale,
+            causal=self.causal,
+            refresh_interval=self.refresh_interval,
+            initial_state=None if state is None else state.recurrent,
+            output_final_state=output_state,
+            cu_seqlens=cu_seqlens,
+        )
+        if self.norm is not None:
+            output = self.norm(output)
+        mixed = self.o_proj(output.flatten(-2))
+        if tail is None or recurrent is None:
+            return mixed, None
+        return mixed, SpectralKoopmanState(tail, recurrent)
+
+    def init_state(
+        self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> SpectralKoopmanState:
+        device = device or self.raw_ridge.device
+        statistics = SufficientStatistics.empty(batch_size, self.num_heads, self.rank, self.head_dim, device=device)
+        frozen = statistics.clone() if self.refresh_interval is not None else None
+        tail = self.qkv.init_tail(batch_size, device=device, dtype=dtype or self.o_proj.weight.dtype)
+        return SpectralKoopmanState(tail, RecurrentState(statistics, frozen, statistics.count.clone()))
+
+    def state_bytes(self, length: int) -> int:
+        return self.init_state(1, device="meta").nbytes
+
+    def _normalised(self, query: Tensor, key: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self.normalisation == "token":
+            return F.normalize(query.float(), dim=-1), F.normalize(key.float(), dim=-1)
+        norms = key.float().norm(dim=-1, keepdim=True)  # [B, T, H, 1]
+        if cu_seqlens is None:
+            largest = norms.amax(dim=1, keepdim=True)
+        else:
+            lengths: Any = cu_seqlens.diff().tolist()
+            parts = [part.amax(dim=1, keepdim=True).expand_as(part) for part in norms.split(lengths, dim=1) if part.shape[1]]
+            largest = torch.cat(parts, dim=1)
+        largest = largest.clamp_min(torch.finfo(torch.float32).tiny)
+        return query.float() / largest, key.float() / largest

@@ -1,0 +1,204 @@
+"""The arguments of one call of the op, checked once and brought into one form for every route."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import torch
+from torch import Tensor
+
+from echo_ska.algebra import SufficientStatistics, accumulator_dtype
+from echo_ska.ops.state import RecurrentState
+
+_checks_enabled = os.environ.get("ECHO_SKA_CHECKS", "1") != "0"
+
+
+def set_value_checks(enabled: bool) -> bool:
+    """Switch the checks of tensor VALUES (finite, weights in [0, 1], ridge > 0) on or off; returns the old setting.
+
+    They cost one pass over the inputs and, on a GPU, one synchronisation. The environment variable
+    ECHO_SKA_CHECKS=0 switches them off from the start. Shapes are always checked.
+    """
+    global _checks_enabled
+    previous, _checks_enabled = _checks_enabled, enabled
+    return previous
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """One call's inputs: weighted nowhere yet, every shape agreed, per-head numbers as tensors [H].
+
+    `cu_seqlens` is a list of Python integers, or None for a dense batch; there are `num_sequences` rows of state.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    write_weight: Tensor | None
+    blend: Tensor | None
+    ridge: Tensor
+    gain: Tensor
+    scale: Tensor
+    power: int
+    causal: bool
+    refresh_interval: int | None
+    initial_state: RecurrentState | None
+    cu_seqlens: list[int] | None
+
+    @property
+    def num_sequences(self) -> int:
+        return self.query.shape[0] if self.cu_seqlens is None else len(self.cu_seqlens) - 1
+
+    def tokens(self, begin: int, end: int) -> Arguments:
+        """The same call for the tokens from `begin` to `end` - 1, without state or packing."""
+
+        def cut(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[:, begin:end]
+
+        return dataclasses.replace(
+            self,
+            query=self.query[:, begin:end],
+            key=self.key[:, begin:end],
+            value=self.value[:, begin:end],
+            write_weight=cut(self.write_weight),
+            blend=cut(self.blend),
+            initial_state=None,
+            cu_seqlens=None,
+        )
+
+    def start(self) -> RecurrentState:
+        """The initial state, or the empty one."""
+        if self.initial_state is not None:
+            return self.initial_state
+        _, _, heads, rank = self.query.shape
+        empty = SufficientStatistics.empty(
+            self.num_sequences, heads, rank, self.value.shape[-1], device=self.query.device
+        )
+        frozen = empty if self.refresh_interval is not None else None
+        return RecurrentState(statistics=empty, frozen_statistics=frozen, position=empty.count)
+
+
+def check_arguments(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    write_weight: Tensor | None,
+    *,
+    ridge: Tensor | float,
+    power: int,
+    blend: Tensor | None,
+    gain: Tensor | float,
+    scale: Tensor | float,
+    causal: bool,
+    refresh_interval: int | None,
+    initial_state: RecurrentState | None,
+    cu_seqlens: Tensor | None,
+) -> Arguments:
+    """Check every input of the front door; each error is one sentence that says what to change."""
+    if query.dim() != 4 or min(query.shape[2:]) < 1:
+        raise ValueError(f"query must be [batch, time, heads, rank], got {list(query.shape)}")
+    batch, time, heads, rank = query.shape
+    if key.shape != query.shape:
+        raise ValueError(f"key must have the shape of query, {list(query.shape)}, got {list(key.shape)}")
+    if value.dim() != 4 or value.shape[:3] != query.shape[:3] or value.shape[3] < 1:
+        raise ValueError(f"value must be [{batch}, {time}, {heads}, head_dim], got {list(value.shape)}")
+    for name, tensor in (("key", key), ("value", value), ("write_weight", write_weight), ("blend", blend)):
+        if tensor is None:
+            continue
+        if name in ("write_weight", "blend") and tensor.shape != query.shape[:3]:
+            raise ValueError(f"{name} must be [{batch}, {time}, {heads}], got {list(tensor.shape)}")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} must be a floating-point tensor, got {tensor.dtype}: convert it with .to()")
+        if tensor.device != query.device:
+            raise ValueError(f"{name} is on {tensor.device} and query on {query.device}: move them to one device")
+    if not query.is_floating_point():
+        raise ValueError(f"query must be a floating-point tensor, got {query.dtype}: convert it with .to()")
+    if isinstance(power, bool) or not isinstance(power, int) or power < 0:
+        raise ValueError(f"power must be an integer >= 0, got {power!r}")
+    if refresh_interval is not None and not causal:
+        raise ValueError("refresh_interval is for causal reading: leave it None with causal=False")
+    if refresh_interval is not None and (not isinstance(refresh_interval, int) or refresh_interval < 1):
+        raise ValueError(f"refresh_interval must be an integer >= 1 or None, got {refresh_interval!r}")
+    arguments = Arguments(
+        query=query,
+        key=key,
+        value=value,
+        write_weight=write_weight,
+        blend=blend,
+        ridge=_per_head("ridge", ridge, heads, query.device),
+        gain=_per_head("gain", gain, heads, query.device),
+        scale=_per_head("scale", scale, heads, query.device),
+        power=power,
+        causal=causal,
+        refresh_interval=refresh_interval,
+        initial_state=initial_state,
+        cu_seqlens=_boundaries(cu_seqlens, batch, time),
+    )
+    if initial_state is not None:
+        _check_state(initial_state, arguments)
+    if _checks_enabled and not torch.compiler.is_compiling():
+        _check_values(arguments)
+    return arguments
+
+
+def _per_head(name: str, number: Tensor | float, heads: int, device: torch.device) -> Tensor:
+    tensor = torch.as_tensor(number, device=device)
+    if tensor.shape not in ((), (1,), (heads,)):
+        raise ValueError(f"{name} must be a number or a tensor of one per head [{heads}], got {list(tensor.shape)}")
+    return tensor.to(accumulator_dtype(device)).expand(heads)
+
+
+def _boundaries(cu_seqlens: Tensor | None, batch: int, time: int) -> list[int] | None:
+    if cu_seqlens is None:
+        return None
+    if batch != 1:
+        raise ValueError(f"cu_seqlens needs a packed batch of 1 row, got {batch}: concatenate the rows along time")
+    if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 2 or cu_seqlens.is_floating_point():
+        raise ValueError(f"cu_seqlens must be a 1-D integer tensor of at least 2 boundaries, got {cu_seqlens!r}")
+    bounds: list[int] = cu_seqlens.tolist()
+    if bounds[0] != 0 or bounds[-1] != time:
+        raise ValueError(f"cu_seqlens must run from 0 to {time}, the packed length, got {bounds[0]} to {bounds[-1]}")
+    if any(later < earlier for earlier, later in zip(bounds[:-1], bounds[1:], strict=True)):
+        raise ValueError(f"cu_seqlens must not decrease, got {bounds}")
+    return bounds
+
+
+def _check_state(state: RecurrentState, arguments: Arguments) -> None:
+    if not isinstance(state, RecurrentState):
+        raise ValueError(f"initial_state must be a RecurrentState, got {type(state).__name__}")
+    _, _, heads, rank = arguments.query.shape
+    expected = (arguments.num_sequences, heads, arguments.value.shape[-1], rank)
+    found = tuple(state.statistics.value_moment.shape)
+    if found != expected:
+        raise ValueError(
+            f"initial_state is of another model or batch: its [sequences, heads, head_dim, rank] is {list(found)}, "
+            f"this call's {list(expected)}"
+        )
+    if (state.frozen_statistics is None) != (arguments.refresh_interval is None):
+        made, used = ("without", "with") if state.frozen_statistics is None else ("with", "without")
+        raise ValueError(f"initial_state was made {made} a refresh_interval and is read {used} one: use the same")
+    if state.position.device != arguments.query.device:
+        raise ValueError(f"initial_state is on {state.position.device}: move it to {arguments.query.device} with .to()")
+
+
+def _check_values(arguments: Arguments) -> None:
+    for name in ("query", "key", "value", "write_weight", "blend", "ridge", "gain", "scale"):
+        tensor = getattr(arguments, name)
+        if tensor is None or tensor.numel() == 0:
+            continue
+        tensor = tensor.detach()
+        # A sum is finite almost only if all terms are: one cheap pass, and the exact search where it is not.
+        if not bool(tensor.sum(dtype=torch.float32).isfinite()):
+            bad = (~tensor.isfinite()).nonzero()
+            if len(bad) > 0:
+                axes = ("batch", "time", "head", "channel") if tensor.dim() > 1 else ("head",)
+                place = ", ".join(f"{axis} {i}" for axis, i in zip(axes, bad[0].tolist(), strict=False))
+                found = float(tensor[tuple(bad[0])])
+                raise ValueError(f"{name} holds {found} first at {place} ({len(bad)} of {tensor.numel()} not finite)")
+        if name in ("write_weight", "blend"):
+            low, high = (float(bound) for bound in tensor.aminmax())
+            if low < 0 or high > 1:
+                raise ValueError(f"{name} must lie in [0, 1], found values from {low:.6g} to {high:.6g}")
+        if name == "ridge" and float(tensor.min()) <= 0:
+            raise ValueError(f"ridge must be > 0, got {float(tensor.min()):.6g}")

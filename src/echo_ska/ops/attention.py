@@ -1,0 +1,107 @@
+"""The front door."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from echo_ska.ops.arguments import check_arguments
+from echo_ska.ops.chunked import chunked_attention
+from echo_ska.ops.recurrent import recurrent_attention
+from echo_ska.ops.state import RecurrentState
+
+BACKENDS = ("auto", "recurrent", "chunked")
+
+
+def spectral_koopman_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    write_weight: Tensor | None = None,
+    *,
+    ridge: Tensor | float,
+    power: int = 2,
+    blend: Tensor | None = None,
+    gain: Tensor | float = 1.0,
+    scale: Tensor | float = 1.0,
+    causal: bool = True,
+    refresh_interval: int | None = None,
+    initial_state: RecurrentState | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    chunk_size: int | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, RecurrentState | None]:
+    """Spectral Koopman Attention: ridge regression of values on keys, read through a power of the keys' operator.
+
+    With x = sqrt(b) k and u = sqrt(b) v, a read sees G = sum x x^T, M = sum x_t x_{t-1}^T, C = sum u x^T and gives
+
+        y = scale * C L^-T f(A) L^-1 q,    L L^T = G + ridge I,    A = L^-1 M L^-T,
+        f(A) = (gain A)^power    or    (1 - blend) I + blend (gain A)^power.
+
+    Which tokens the sums run over is the one choice that changes the function:
+
+    - `causal=True, refresh_interval=None`: token t reads all s <= t, itself included. Exact; the default.
+    - `causal=True, refresh_interval=S`: token t reads the first floor(t / S) * S tokens (the paper's chunk-causal
+      reading); the first chunk reads zeros, S = 1 reads before it writes.
+    - `causal=False`: every token reads all tokens whose weight is not zero (the paper's prefix or mask mode).
+
+    A weight of 0 equals absence at the start of a sequence and, for reads before it, at the end; inside it also
+    breaks the lag pair around it, so padding is removed (`cu_seqlens`) rather than masked.
+
+    Statistics are summed and factored in float64 (float32 where the device has none), whatever autocast says.
+
+    Args:
+        query: [B, T, H, r], floating point.
+        key: [B, T, H, r]. Keys of about unit norm suit a ridge of about 1.
+        value: [B, T, H, P].
+        write_weight: [B, T, H] in [0, 1]; None = 1. Its gradient at exactly 0 is defined as 0.
+        ridge: > 0, scalar or [H].
+        power: K >= 0; 0 is ridge regression without an intercept.
+        blend: [B, T, H] in [0, 1], or None for the pure power filter.
+        gain, scale: scalar or [H].
+        causal, refresh_interval: see above.
+        initial_state: what an earlier call returned; a sequence split over calls gives the same outputs.
+        output_final_state: whether to return the state after the last token.
+        cu_seqlens: [N + 1] boundaries of N sequences packed along time (then B = 1 and states have N rows).
+        chunk_size: tokens a chunk of the parallel route; None chooses. It does not change the function.
+        backend: "recurrent" (token by token: the definition and the decoder), "chunked" (parallel PyTorch), or
+            "auto" (recurrent for a single token, else chunked).
+
+    Returns:
+        The output [B, T, H, P] in the dtype of `value`, and a `RecurrentState` or None.
+
+    Raises:
+        ValueError: an argument does not fit; the message says which and what to change. Values (finite, weights
+            in range) are checked unless `set_value_checks(False)`.
+        ArithmeticError: a Gram matrix plus the ridge is not positive definite; names batch row and head.
+
+    Source: Sridhar & Johansen, arXiv 2605.06997; docs/method.md.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be >= 1 or None, got {chunk_size}")
+    arguments = check_arguments(
+        query,
+        key,
+        value,
+        write_weight,
+        ridge=ridge,
+        power=power,
+        blend=blend,
+        gain=gain,
+        scale=scale,
+        causal=causal,
+        refresh_interval=refresh_interval,
+        initial_state=initial_state,
+        cu_seqlens=cu_seqlens,
+    )
+    with torch.autocast(query.device.type, enabled=False):
+        if query.shape[1] == 0:
+            output, state = value, arguments.start()
+        elif backend == "recurrent" or (backend == "auto" and query.shape[1] == 1):
+            output, state = recurrent_attention(arguments)
+        else:
+            output, state = chunked_attention(arguments, chunk_size)
+    return output.to(value.dtype), state if output_final_state else None

@@ -1,0 +1,220 @@
+"""Checkpoints that are whole or absent: written beside, flushed to disk, then renamed. Nothing is pickled.
+
+    directory/checkpoints/step-000500/
+        model.safetensors       every parameter and persistent buffer, each storage once
+        optimizer.safetensors   AdamW's moments and step counts, by "<parameter name>/<slot>"
+        trainer.json            format, step, configuration, and what the loop carries from step to step
+        SHA256SUMS              of the three files, as `sha256sum -c` reads it
+
+There is no random state in them: everything random in a step follows from (seed, step).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+FORMAT = 1
+MODEL, OPTIMIZER, TRAINER, SUMS = "model.safetensors", "optimizer.safetensors", "trainer.json", "SHA256SUMS"
+PARTIAL = ".partial-"
+"""Prefix of folders that are being written or deleted; whatever bears it was left by a killed run."""
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint that was read: `step` steps were done, and `state` is what the loop carries."""
+
+    path: Path
+    step: int
+    configuration: dict[str, Any]
+    state: dict[str, Any]
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """The folders of complete checkpoints under `directory`, oldest first."""
+    found = [path for path in (directory / "checkpoints").glob("step-*") if path.name[5:].isdigit()]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def save_checkpoint(
+    directory: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    configuration: dict[str, Any],
+    state: dict[str, Any],
+    keep: int,
+) -> Path:
+    """Write the checkpoint after `step` steps and delete all but the newest `keep`.
+
+    A process killed at any moment leaves the earlier checkpoints and at most a partial folder, which
+    `remove_partial` deletes. `configuration` and `state` must be JSON.
+
+    Raises:
+        OSError: if it cannot be written (a full disk, say); earlier checkpoints are untouched.
+    """
+    final = directory / "checkpoints" / f"step-{step:06d}"
+    partial = final.with_name(PARTIAL + final.name)
+    trainer = {"format": FORMAT, "step": step, "configuration": configuration, "state": state}
+    try:
+        partial.mkdir(parents=True)
+        save_file(_storable(_model_tensors(model)), partial / MODEL)
+        save_file(_storable(_optimizer_tensors(model, optimizer)), partial / OPTIMIZER)
+        (partial / TRAINER).write_text(json.dumps(trainer, indent=2) + "\n", encoding="utf-8")
+        sums = "".join(f"{_sha256(partial / name)}  {name}\n" for name in (MODEL, OPTIMIZER, TRAINER))
+        (partial / SUMS).write_text(sums, encoding="utf-8")
+        for name in (MODEL, OPTIMIZER, TRAINER, SUMS):
+            _flush(partial / name)
+        _flush(partial)
+        partial.rename(final)
+        _flush(final.parent)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"The checkpoint {final} could not be written: {error}.") from error
+    for path in list_checkpoints(directory)[:-keep]:
+        # Renamed first, so that a kill while deleting leaves no half checkpoint under a checkpoint's name.
+        shutil.rmtree(path.rename(path.with_name(PARTIAL + path.name)))
+    return final
+
+
+def remove_partial(directory: Path) -> None:
+    """Delete what a killed run left half written or half deleted."""
+    for path in (directory / "checkpoints").glob(PARTIAL + "*"):
+        shutil.rmtree(path)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint's `trainer.json` after verifying the checksums of all its files.
+
+    Raises:
+        ValueError: one sentence, if a file is missing or damaged or the format is another.
+    """
+    try:
+        sums = (path / SUMS).read_text(encoding="utf-8")
+        recorded = {name: digest for digest, _, name in (line.partition("  ") for line in sums.splitlines())}
+        for name in (MODEL, OPTIMIZER, TRAINER):
+            if recorded.get(name) != _sha256(path / name):
+                raise _damaged(path / name, "its contents do not match its checksum")
+        trainer = json.loads((path / TRAINER).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _damaged(Path(error.filename or path), f"it cannot be read, {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise _damaged(path / SUMS, "it is not text") from error
+    if trainer["format"] != FORMAT:
+        raise ValueError(
+            f"The checkpoint {path} has format {trainer['format']} and this version of echo-ska reads format "
+            f"{FORMAT}: resume with the version that wrote it, or train in another directory."
+        )
+    return Checkpoint(path, trainer["step"], trainer["configuration"], trainer["state"])
+
+
+def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Copy a checkpoint's tensors into a model and its optimiser, in place.
+
+    Raises:
+        ValueError: if names, shapes or dtypes differ from the model's; nothing is changed then.
+    """
+    targets, saved = _model_tensors(model), load_file(checkpoint.path / MODEL)
+    if differing := [
+        name for name in targets.keys() | saved.keys() if not _alike(targets.get(name), saved.get(name))
+    ]:
+        raise ValueError(
+            f"The checkpoint {checkpoint.path} is of another model: {_some(differing)} "
+            "differ in name, shape or dtype."
+        )
+    moments = load_file(checkpoint.path / OPTIMIZER)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(saved[name])
+        optimizer.state.clear()
+        for key, value in moments.items():
+            name, _, slot = key.rpartition("/")
+            parameter = parameters[name]
+            # A fresh copy: memory-mapped tensors may be less aligned, and alignment can change the last bit.
+            optimizer.state[parameter][slot] = value.to(parameter.device, copy=True)
+
+
+def compare_configurations(recorded: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+    """Dotted names of the fields whose values differ, sorted."""
+    first, second = _flatten(recorded), _flatten(json.loads(json.dumps(asked)))
+    missing = object()
+    names = first.keys() | second.keys()
+    return sorted(name for name in names if first.get(name, missing) != second.get(name, missing))
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for name, inner in value.items():
+        flat |= _flatten(inner, f"{prefix}.{name}" if prefix else name)
+    return flat
+
+
+def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The model's parameters and persistent buffers; tied ones appear once, under their first name."""
+    unique: dict[tuple[Any, ...], tuple[str, Tensor]] = {}
+    for name, tensor in model.state_dict().items():
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else (name,)
+        unique.setdefault(place, (name, tensor))
+    return dict(unique.values())
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}/{slot}": value
+        for name, parameter in model.named_parameters()
+        for slot, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, contiguous, and none of them a view into a larger storage, as safetensors demands."""
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return {
+        name: tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
+        for name, tensor in stored.items()
+    }
+
+
+def _alike(target: Tensor | None, saved: Tensor | None) -> bool:
+    return (
+        target is not None
+        and saved is not None
+        and (target.shape, target.dtype) == (saved.shape, saved.dtype)
+    )
+
+
+def _damaged(path: Path, what: str) -> ValueError:
+    return ValueError(
+        f"The checkpoint file {path} is damaged ({what}): delete the folder {path.parent} to resume from the "
+        "checkpoint before it, or train in another directory."
+    )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Force a file or folder to disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot open folders
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

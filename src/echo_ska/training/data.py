@@ -1,0 +1,82 @@
+"""Where batches come from. A batch is a function of (seed, step), so resuming needs no iterator state."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from echo_ska.tasks import RecallTask
+
+
+class DataSource(Protocol):
+    """Anything that can draw the batch of a step."""
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """The batch of step `step` (from 0), on the CPU, the same at every call.
+
+        Returns:
+            `input_ids` [B, T] int64 and `labels` [B, T] int64. Labels are aligned as in Hugging Face:
+            `labels[b, t]` is the token AT t, -100 where nothing is scored, and the model shifts.
+        """
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What determines the batches, for JSON: recorded with a run, and compared before one is resumed."""
+        ...
+
+
+class RecallData:
+    """Batches of a recall task.
+
+    Args:
+        task: the task to sample.
+        batch_size: sequences in a batch B, at least 1.
+        seed: any integer; other seeds give independent batches.
+        length: tokens in a sequence T, instead of the task's own; raises ValueError where the task does not
+            fit.
+    """
+
+    def __init__(self, task: RecallTask, batch_size: int, seed: int, length: int | None = None) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        self.task = task if length is None else task.with_length(length)
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """The batch of step `step`: `input_ids` and `labels`, int64 [B, T]."""
+        sampled = self.task.sample(self.batch_size, step_generator(self.seed, step))
+        return {"input_ids": sampled.input_ids, "labels": sampled.labels}
+
+    def describe(self) -> dict[str, Any]:
+        """The task's name and settings, the batch size and the seed."""
+        settings: dict[str, Any] = (
+            dataclasses.asdict(self.task) if dataclasses.is_dataclass(self.task) else {}
+        )
+        return {
+            "task": type(self.task).__name__,
+            **settings,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """A CPU generator for one step of one seed. See `step_seed`."""
+    return torch.Generator().manual_seed(step_seed("data", seed, step))
+
+
+def step_seed(purpose: str, seed: int, step: int) -> int:
+    """A number of 63 bits that depends on all three, so that no two seeds, steps or purposes share a random
+    stream.
+
+    `seed + step` would make seed 1 repeat seed 0 one step later; a hash has no such structure. (torch's CPU
+    generator uses 32 of the bits: two steps of a long run may still meet by chance, about one pair in 90,000
+    steps.)
+    """
+    digest = hashlib.blake2b(f"{purpose}/{seed}/{step}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

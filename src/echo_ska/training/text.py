@@ -1,0 +1,203 @@
+"""Real text as bytes: loading files, holding some out, drawing windows. The vocabulary is the 256 bytes."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from echo_ska.training.data import step_generator
+
+VOCAB_SIZE = 256
+END_OF_FILE = 0
+"""The byte between files in training data. Text holds no NUL (`load_text` refuses it), so it is free."""
+
+SUFFIXES = (".txt", ".md")
+
+
+class TextFile(NamedTuple):
+    """A text as bytes: where it came from, and `tokens`, uint8 [N]."""
+
+    path: Path
+    tokens: Tensor
+
+
+class TextSplit(NamedTuple):
+    """Files to train on, files held out, and a sentence that says how they were chosen."""
+
+    training: list[TextFile]
+    held_out: list[TextFile]
+    description: str
+
+
+def load_text(paths: Iterable[str | Path]) -> list[TextFile]:
+    """Read text files, in the order of `paths`; a folder gives its *.txt and *.md, subfolders included,
+    sorted.
+
+    A file named explicitly may have any name; folders and files that start with a dot are passed over inside
+    a folder; a file found twice is read once. A UTF-8 byte-order mark is removed and CRLF becomes LF.
+
+    Raises:
+        ValueError: one sentence, for a path that is missing or unreadable, a folder without text, and a file
+            that is empty or not UTF-8 text (with the offset of its first bad byte, counted from 0).
+    """
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        for file in _files_of(path):
+            found.setdefault(file.resolve(), file)
+    if not found:
+        raise ValueError("No text was given: name at least one file or folder.")
+    return [_read(file) for file in found.values()]
+
+
+def split_by_file(files: Sequence[TextFile], held_out: Iterable[str | Path] | None = None) -> TextSplit:
+    """Hold out about a tenth of the files, at least one, or those named by `held_out` (files or folders).
+
+    The choice depends on the files' contents alone (the smallest hashes), not on their names, place or order,
+    and copies of one text stay on one side. Of a single text the last tenth of its bytes is held out.
+
+    Raises:
+        ValueError: without files, if `held_out` names none of `files` or all, or for a single text under 20
+            bytes.
+    """
+    if not files:
+        raise ValueError("There is no text to hold anything out of.")
+    if held_out is not None:
+        named = {file.resolve() for path in held_out for file in _files_of(Path(path))}
+        chosen = [file for file in files if file.path.resolve() in named]
+        rest = [file for file in files if file.path.resolve() not in named]
+        if not chosen or not rest:
+            what = (
+                "none of the texts given"
+                if not chosen
+                else "every text given, which leaves nothing to train on"
+            )
+            raise ValueError(f"The texts to hold out are {what}.")
+        return TextSplit(rest, chosen, f"Held out as asked: {_names(chosen)}.")
+    digests = [_digest(file.tokens) for file in files]
+    ordered = sorted(set(digests))
+    if len(ordered) == 1:
+        return _split_one(files[0])
+    smallest = set(ordered[: max(1, len(ordered) // 10)])
+    training = [file for file, digest in zip(files, digests, strict=True) if digest not in smallest]
+    chosen = [file for file, digest in zip(files, digests, strict=True) if digest in smallest]
+    return TextSplit(training, chosen, f"Held out, {len(chosen)} of {len(files)} files: {_names(chosen)}.")
+
+
+class TextData:
+    """Random windows of text: every byte is scored but the first of a window, which the model has not read
+    before.
+
+    The files are joined into one stream, each closed by `END_OF_FILE`, and windows start anywhere in it, so
+    that short files count too.
+
+    Args:
+        files: what to draw from.
+        batch_size: windows in a batch B, at least 1.
+        length: bytes in a window T, at least 2.
+        seed: any integer; other seeds give independent batches.
+
+    Raises:
+        ValueError: if the files together are shorter than one window, or a number is too small.
+    """
+
+    def __init__(self, files: Sequence[TextFile], batch_size: int, length: int, seed: int) -> None:
+        if batch_size < 1 or length < 2:
+            raise ValueError(f"Need batch_size >= 1 and length >= 2, got {batch_size} and {length}.")
+        end = torch.tensor([END_OF_FILE], dtype=torch.uint8)
+        self.stream = torch.cat([part for file in files for part in (file.tokens, end)])  # [N]
+        if len(self.stream) < length:
+            raise ValueError(
+                f"The training text has {len(self.stream)} bytes, less than one window of {length}: "
+                "give more text or a shorter length."
+            )
+        self.files = [file.path.name for file in files]
+        self.batch_size = batch_size
+        self.length = length
+        self.seed = seed
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """The windows of step `step`: `input_ids` and `labels` (equal: the model shifts), int64 [B, T]."""
+        starts = torch.randint(
+            len(self.stream) - self.length + 1,
+            (self.batch_size, 1),
+            generator=step_generator(self.seed, step),
+        )
+        windows = self.stream[starts + torch.arange(self.length)].long()  # [B, T]
+        return {"input_ids": windows, "labels": windows.clone()}
+
+    def describe(self) -> dict[str, Any]:
+        """The files' names, a checksum of all bytes, the window and the seed."""
+        return {
+            "files": self.files,
+            "blake2b": _digest(self.stream),
+            "batch_size": self.batch_size,
+            "length": self.length,
+            "seed": self.seed,
+        }
+
+
+def _files_of(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise ValueError(f"{path} does not exist.")
+    inside = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    text = [file for file in inside if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    if not text:
+        raise ValueError(f"The folder {path} holds no text: no *.txt or *.md file, in subfolders either.")
+    return sorted(text)
+
+
+def _read(path: Path) -> TextFile:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(
+            f"{path} is not UTF-8 text: byte 0 starts a UTF-16 byte-order mark; convert it to UTF-8."
+        )
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 text: byte {error.start} is {raw[error.start]:#04x} ({error.reason}); "
+            "convert it to UTF-8 or leave it out."
+        ) from None
+    if (offset := raw.find(0)) >= 0:
+        raise ValueError(f"{path} is not text: byte {offset} is NUL; leave it out.")
+    text = raw.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n")
+    if not text:
+        raise ValueError(f"{path} is empty.")
+    return TextFile(path, torch.frombuffer(bytearray(text), dtype=torch.uint8))
+
+
+def _split_one(file: TextFile) -> TextSplit:
+    cut = len(file.tokens) - len(file.tokens) // 10
+    while cut < len(file.tokens) and 0x80 <= int(file.tokens[cut]) < 0xC0:
+        cut += 1  # never inside a character of several bytes
+    held = file.tokens[cut:]
+    if len(held) < 2:
+        raise ValueError(
+            f"{file.path} is the only text and too short ({len(file.tokens)} bytes) to hold a tenth out."
+        )
+    return TextSplit(
+        [TextFile(file.path, file.tokens[:cut])],
+        [TextFile(file.path, held)],
+        f"There is only one text, {file.path.name}: its last tenth ({len(held):,} bytes) is held out.",
+    )
+
+
+def _names(files: Sequence[TextFile]) -> str:
+    shown = ", ".join(file.path.name for file in files[:5])
+    return shown if len(files) <= 5 else f"{shown} and {len(files) - 5} more"
+
+
+def _digest(tokens: Tensor) -> str:
+    return hashlib.blake2b(tokens.numpy().tobytes(), digest_size=16).hexdigest()

@@ -1,0 +1,11 @@
+"""Shared set-up: one thread a test, so that timings and memory are steady on small machines."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+torch.set_num_threads(1)
+sys.path.insert(0, str(Path(__file__).parent / "laws"))

@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from echo_ska.tasks import MultiQueryRecallGrid, accuracy
+from echo_ska.training import RecallData
+from echo_ska.training.data import step_seed
+
+TASK = MultiQueryRecallGrid(pairs=3, gap=4, vocab_size=32, num_keys=16, num_values=8)
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+    first, second = RecallData(TASK, 8, seed=1), RecallData(TASK, 8, seed=1)
+    second.batch(0)  # what was drawn before does not matter
+    for key, tensor in first.batch(7).items():
+        assert tensor.dtype == torch.int64
+        assert tensor.shape == (8, TASK.length)
+        assert torch.equal(tensor, second.batch(7)[key])
+
+
+def test_seeds_are_not_shifted_copies_of_one_another():
+    drawn = [RecallData(TASK, 8, seed).batch(step)["input_ids"] for seed in range(4) for step in range(4)]
+    assert len({tuple(tokens.flatten().tolist()) for tokens in drawn}) == 16
+    assert (
+        len({step_seed(p, s, t) & 0xFFFFFFFF for p in ("a", "b") for s in range(20) for t in range(20)})
+        == 800
+    )
+
+
+def test_length_and_labels_are_the_tasks():
+    data = RecallData(TASK, 8, seed=0, length=40)
+    batch = data.batch(0)
+    assert batch["input_ids"].shape == (8, 40)
+    answered = torch.nn.functional.one_hot(batch["labels"].clamp(min=0).roll(-1, 1), 32).float()
+    assert accuracy(answered, batch["labels"]) == (8 * 3, 8 * 3)
+    assert data.describe() == {
+        "task": "MultiQueryRecallGrid",
+        "pairs": 3,
+        "gap": 28,
+        "vocab_size": 32,
+        "num_keys": 16,
+        "num_values": 8,
+        "batch_size": 8,
+        "seed": 0,
+    }
+
+
+def test_impossible_requests_are_refused():
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        RecallData(TASK, 0, seed=0)
+    with pytest.raises(ValueError, match="length"):
+        RecallData(TASK, 1, seed=0, length=5)

@@ -1,0 +1,107 @@
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from tiny_model import CountingData, build, config, run
+
+from echo_ska.training import train
+
+
+def weights(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def read_log(directory):
+    return [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
+
+
+def test_it_learns_and_says_so():
+    model, record = run(None, steps=150)
+    assert record.figures["loss"] < 0.5
+    assert record.figures["accuracy"] > 0.9
+    assert record.figures["tokens_per_second"] > 0
+    assert record.figures["parameters"] == sum(p.numel() for p in model.parameters())
+    assert record.configuration["training"] == dataclasses.asdict(config(150))
+    assert record.configuration["data"]["task"] == "counting"
+    assert record.configuration["model"] == {"class": "TinyModel"}
+
+
+def test_the_seed_decides_everything():
+    assert torch.equal(weights(run(None)[0]), weights(run(None)[0]))
+    assert not torch.equal(weights(run(None)[0]), weights(run(None, seed=1)[0]))
+
+
+def test_evaluations_are_logged_and_change_nothing(tmp_path):
+    def evaluate(model, step):
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        torch.rand(5)  # randomness used here must not reach the training
+        return {"distance": float(step)}
+
+    model = build()
+    record = train(model, CountingData(), config(evaluate_every=15), evaluate=evaluate, directory=tmp_path)
+    assert torch.equal(weights(model), weights(run(None)[0]))
+    assert [entry for entry in read_log(tmp_path) if "evaluation" in entry] == [
+        {"step": step, "evaluation": {"distance": float(step)}} for step in (15, 30, 40)
+    ]
+    assert record.figures["distance"] == 40.0
+
+
+def test_the_reporter_is_told(tmp_path):
+    told = []
+
+    class Listener:
+        def update(self, step, steps, figures):
+            told.append((step, steps, set(figures)))
+
+    train(build(), CountingData(), config(5), reporter=Listener())
+    assert told[0] == (0, 5, set())
+    assert told[1:] == [(step, 5, {"loss", "accuracy", "tokens_per_second"}) for step in (3, 5)]
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_numbers_that_are_not_finite_stop_it(tmp_path, where):
+    model = build()
+
+    def poison(module, inputs, output):
+        if sum(1 for _ in (tmp_path / "checkpoints").glob("step-*")) == 2:
+            if where == "loss":
+                output.loss = output.loss * math.nan
+            else:
+                output.loss.register_hook(lambda gradient: gradient * math.inf)
+
+    model.register_forward_hook(poison)
+    with pytest.raises(FloatingPointError, match=r"at step 10, .* last good checkpoint is .*step-000010\.$"):
+        train(model, CountingData(), config(), directory=tmp_path)
+    assert torch.isfinite(weights(model)).all()
+
+
+def test_it_stops_without_a_checkpoint_too():
+    model = build()
+    with torch.no_grad():
+        model.norm.weight.fill_(math.nan)
+    with pytest.raises(
+        FloatingPointError, match=r"loss became nan at step 0.*no checkpoint has been written"
+    ):
+        train(model, CountingData(), config())
+
+
+def test_a_gpu_that_is_not_there_is_refused():
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ValueError, match="device is cuda, but torch finds no GPU"):
+        train(build(), CountingData(), config(device="cuda"))
+
+
+def test_bfloat16_is_used_when_asked_for():
+    seen = []
+    model = build()
+    model.recurrence.register_forward_hook(
+        lambda module, inputs, output: seen.append(torch.is_autocast_enabled("cpu"))
+    )
+    train(model, CountingData(), config(2, precision="bf16"))
+    train(model, CountingData(), config(1))  # the same process may then train in float32
+    assert seen == [True, True, False]
+    assert model.embedding.weight.dtype == torch.float32
