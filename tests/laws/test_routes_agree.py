@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 import torch
-
 from cases import IMPLEMENTATIONS, LENGTHS, READINGS, assert_same, make_case, outcome
 from definition import definition
+
 from echo_ska.algebra import SufficientStatistics
 from echo_ska.ops import spectral_koopman_attention
 
@@ -60,7 +60,8 @@ def test_gradcheck(implementation, reading, blend):
         )
         return output, state.statistics.gram, state.statistics.lag_moment, state.statistics.value_moment
 
-    torch.autograd.gradcheck(objective, (*case.tensors.values(), *(t.requires_grad_() for t in carried.values())), eps=1e-6, atol=1e-6)
+    inputs = (*case.tensors.values(), *(tensor.requires_grad_() for tensor in carried.values()))
+    torch.autograd.gradcheck(objective, inputs, eps=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

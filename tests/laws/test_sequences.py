@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from cases import CAUSAL_READINGS, IMPLEMENTATIONS, LENGTHS, READINGS, assert_same, make_case, outcome
+
 from echo_ska.algebra import concatenate
 
 SPLITS = [(1,), (64,), (1, 2, 3), (5, 40), (30, 31, 33, 100), (0, 7, 129)]

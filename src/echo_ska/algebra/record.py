@@ -9,7 +9,6 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 
-
 Record = TypeVar("Record", bound="TensorRecord")
 
 

@@ -85,4 +85,3 @@ class EchoCache(Cache):
                 f"past_key_values holds {len(self.layers)} layers and this model has {num_layers}: it is the cache of "
                 "another model"
             )
-

@@ -39,8 +39,6 @@ class EchoConfig(PreTrainedConfig):
         intermediate_size: the feed-forward layers' inner width; None = hidden_size * 8/3, rounded up to 64s.
         rope_theta: base of attention's rotary frequencies.
         norm_eps: epsilon of all norms.
-        initializer_range: standard deviation that embeddings start with. Linear layers start as torch starts them
-            (uniform within 1 / sqrt(fan in)), which suits every width.
         max_position_embeddings: the length that evaluation tools may use; no layer is limited by it.
 
     Raises:
@@ -72,7 +70,6 @@ class EchoConfig(PreTrainedConfig):
         intermediate_size: int | None = None,
         rope_theta: float = 10_000.0,
         norm_eps: float = 1e-5,
-        initializer_range: float = 0.02,
         max_position_embeddings: int = 1_048_576,
         tie_word_embeddings: bool = True,
         **kwargs: Any,
@@ -98,7 +95,6 @@ class EchoConfig(PreTrainedConfig):
         self.intermediate_size = intermediate_size
         self.rope_theta = rope_theta
         self.norm_eps = norm_eps
-        self.initializer_range = initializer_range
         self.max_position_embeddings = max_position_embeddings
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
         # Last, because the base class's own check of this field, at the end of its __init__, knows no SKA.
@@ -128,7 +124,9 @@ class EchoConfig(PreTrainedConfig):
                 "give head_dim"
             )
         if len(self.layer_types) != self.num_hidden_layers:
-            raise ValueError(f"layer_types names {len(self.layer_types)} layers, num_hidden_layers is {self.num_hidden_layers}")
+            raise ValueError(
+                f"layer_types names {len(self.layer_types)} layers, num_hidden_layers is {self.num_hidden_layers}"
+            )
         for index, name in enumerate(self.layer_types):
             if name not in registry.MIXERS:
                 raise ValueError(f"layer_types[{index}] is {name!r}: choose from {', '.join(registry.MIXERS)}")
@@ -150,7 +148,8 @@ def _layer_types(
             raise ValueError("give layer_types, or its shorthand ska_layers and attention_layers, not both")
         return ["full_attention" if name == "attention" else name for name in layer_types]
     names = ["mamba2"] * count
-    for name, field, layers in (("ska", "ska_layers", ska_layers), ("full_attention", "attention_layers", attention_layers)):
+    shorthand = (("ska", "ska_layers", ska_layers), ("full_attention", "attention_layers", attention_layers))
+    for name, field, layers in shorthand:
         for layer in layers or []:
             if not 0 <= layer < count:
                 raise ValueError(f"{field} names layer {layer}, but layers are counted from 0 to {count - 1}")

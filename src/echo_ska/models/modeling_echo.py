@@ -7,13 +7,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
-from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from echo_ska.models.cache_echo import EchoCache
 from echo_ska.models.configuration_echo import EchoConfig
 from echo_ska.nn import Block
+from echo_ska.nn.initialization import start_as
 from echo_ska.nn.registry import FEED_FORWARDS, MIXERS
+
+
+# The last projection of every mixer and feed-forward layer: what is added to the residual stream.
+RESIDUAL_PROJECTIONS = ("o_proj.weight", "out_proj.weight", "down_proj.weight", "readout_proj.weight")
+
+
+class ScaledEmbedding(nn.Embedding):
+    """An embedding whose rows are multiplied by sqrt(d) on the way in.
+
+    Its weights start with standard deviation 1 / sqrt(d): a head tied to them then gives logits of unit size, and
+    the residual stream still starts with unit-size tokens. With smaller ones, what the first mixers add drowns the
+    tokens' identity, and recall is learnt late or not at all (docs/method.md).
+    """
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=self.embedding_dim**-0.5)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """[B, T] int64 -> [B, T, d]."""
+        return super().forward(input_ids) * self.embedding_dim**0.5
 
 
 class EchoPreTrainedModel(PreTrainedModel):
@@ -27,11 +47,15 @@ class EchoPreTrainedModel(PreTrainedModel):
     _keep_in_fp32_modules_strict = ("raw_ridge", "gain", "blend_weight", "blend_bias", "A_log", "dt_bias", "D")
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Every module knows its own start (`reset_parameters`); embeddings start with `initializer_range`."""
-        if isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=self.config.initializer_range)
-        elif hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        """Every module knows its own start, `reset_parameters`; a block's children have run when its turn comes."""
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+        elif isinstance(module, Block):
+            # 2 N branches add to the residual stream: scaled by 1 / sqrt(2 N), their sum starts no larger than one.
+            shrink = (2 * self.config.num_hidden_layers) ** -0.5
+            for name, parameter in module.named_parameters():
+                if name.endswith(RESIDUAL_PROJECTIONS):
+                    start_as(parameter, shrink * parameter)
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -43,7 +67,7 @@ class EchoModel(EchoPreTrainedModel):
 
     def __init__(self, config: EchoConfig) -> None:
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = ScaledEmbedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             Block(config.hidden_size, MIXERS[name](config), FEED_FORWARDS[config.feed_forward](config), config.norm_eps)
             for name in config.layer_types
@@ -190,7 +214,8 @@ class EchoForCausalLM(EchoPreTrainedModel, GenerationMixin):
 
     def state_bytes(self, length: int) -> int:
         """Bytes of one sequence's states after `length` tokens, all layers together, as they are stored."""
-        return sum(block.mixer.state_bytes(length) for block in self.model.layers)
+        mixers = [block.mixer for block in self.model.layers if isinstance(block, Block)]
+        return sum(mixer.state_bytes(length) for mixer in mixers)
 
 
 def _padding_boundaries(attention_mask: Tensor | None, hidden_states: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -53,6 +53,8 @@ class KoopmanMLP(nn.Module):
         ValueError: `intermediate_size` is odd.
     """
 
+    _no_weight_decay = ("cosine", "sine")  # decay would pull every block towards forgetting
+
     def __init__(self, hidden_size: int, intermediate_size: int | None = None, *, gated: bool = False) -> None:
         super().__init__()
         inner = intermediate_size or default_intermediate_size(hidden_size)
@@ -63,8 +65,6 @@ class KoopmanMLP(nn.Module):
         self.readout_proj = nn.Linear(inner, hidden_size, bias=False)
         self.cosine = nn.Parameter(torch.empty(inner // 2))
         self.sine = nn.Parameter(torch.empty(inner // 2))
-        for parameter in (self.cosine, self.sine):
-            parameter._no_weight_decay = True  # type: ignore[attr-defined]
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
-def start_as(parameter: nn.Parameter, value: Tensor) -> None:
+def start_as(parameter: Tensor, value: Tensor) -> None:
     """Set `parameter` to `value`, unless it was loaded from a checkpoint.
 
     Hugging Face initialises a model again after loading it and marks what it has loaded; its guard covers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,9 @@ class SpectralKoopmanAttention(SequenceMixer):
         ValueError: the sizes do not fit, or settings exclude each other.
     """
 
+    # Zero has a meaning of its own for each of these, and is where none of them should drift.
+    _no_weight_decay = ("raw_ridge", "gain", "scale", "blend_weight", "blend_bias")
+
     def __init__(
         self,
         hidden_size: int,
@@ -84,7 +87,7 @@ class SpectralKoopmanAttention(SequenceMixer):
         super().__init__()
         if head_dim is None:
             if hidden_size % num_heads:
-                raise ValueError(f"hidden_size = {hidden_size} is not a multiple of num_heads = {num_heads}: give head_dim")
+                raise ValueError(f"hidden_size {hidden_size} is no multiple of num_heads {num_heads}: give head_dim")
             head_dim = hidden_size // num_heads
         if not initial_ridge > 0:
             raise ValueError(f"initial_ridge must be > 0, got {initial_ridge}")
@@ -111,9 +114,6 @@ class SpectralKoopmanAttention(SequenceMixer):
         self.norm = nn.RMSNorm(head_dim, eps=norm_eps) if output_norm else None
         self.scale = None if output_norm else nn.Parameter(torch.empty(num_heads))
         self.o_proj = nn.Linear(num_heads * head_dim, hidden_size, bias=False)
-        for parameter in (self.raw_ridge, self.gain, self.blend_weight, self.blend_bias, self.scale):
-            if parameter is not None:
-                parameter._no_weight_decay = True  # type: ignore[attr-defined]
         self.reset_parameters()
 
     @classmethod
@@ -193,14 +193,15 @@ class SpectralKoopmanAttention(SequenceMixer):
             cu_seqlens=cu_seqlens,
             output_state=output_state,
         )
-        query, key = self._normalised(query, key, cu_seqlens)
-        write_weight = None if self.gate_proj is None else torch.sigmoid(self.gate_proj(hidden_states).float())
+        precise = torch.promote_types(query.dtype, torch.float32)
+        query, key = self._normalised(query.to(precise), key.to(precise), cu_seqlens)
+        write_weight = None if self.gate_proj is None else torch.sigmoid(self.gate_proj(hidden_states).to(precise))
         if write_mask is not None:
             stored = write_mask.unsqueeze(-1).to(query.dtype)
             write_weight = stored.expand(query.shape[:3]) if write_weight is None else write_weight * stored
         blend = None
         if self.blend_weight is not None and self.blend_bias is not None:
-            blend = torch.sigmoid((query.float() * self.blend_weight.float()).sum(-1) + self.blend_bias.float())
+            blend = torch.sigmoid((query * self.blend_weight.to(precise)).sum(-1) + self.blend_bias.to(precise))
         output, recurrent = spectral_koopman_attention(
             query,
             key,
@@ -218,7 +219,7 @@ class SpectralKoopmanAttention(SequenceMixer):
             cu_seqlens=cu_seqlens,
         )
         if self.norm is not None:
-            output = self.norm(output)
+            output = self.norm(output.to(self.norm.weight.dtype))
         mixed = self.o_proj(output.flatten(-2))
         if tail is None or recurrent is None:
             return mixed, None
@@ -238,13 +239,13 @@ class SpectralKoopmanAttention(SequenceMixer):
 
     def _normalised(self, query: Tensor, key: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.normalisation == "token":
-            return F.normalize(query.float(), dim=-1), F.normalize(key.float(), dim=-1)
-        norms = key.float().norm(dim=-1, keepdim=True)  # [B, T, H, 1]
+            return F.normalize(query, dim=-1), F.normalize(key, dim=-1)
+        norms = key.norm(dim=-1, keepdim=True)  # [B, T, H, 1]
         if cu_seqlens is None:
             largest = norms.amax(dim=1, keepdim=True)
         else:
-            lengths: Any = cu_seqlens.diff().tolist()
-            parts = [part.amax(dim=1, keepdim=True).expand_as(part) for part in norms.split(lengths, dim=1) if part.shape[1]]
+            sequences = norms.split(cu_seqlens.diff().tolist(), dim=1)
+            parts = [part.amax(dim=1, keepdim=True).expand_as(part) for part in sequences if part.shape[1]]
             largest = torch.cat(parts, dim=1)
-        largest = largest.clamp_min(torch.finfo(torch.float32).tiny)
-        return query.float() / largest, key.float() / largest
+        largest = largest.clamp_min(torch.finfo(largest.dtype).tiny)
+        return query / largest, key / largest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 
 import torch
@@ -98,7 +99,7 @@ def check_arguments(
     """Check every input of the front door; each error is one sentence that says what to change."""
     if query.dim() != 4 or min(query.shape[2:]) < 1:
         raise ValueError(f"query must be [batch, time, heads, rank], got {list(query.shape)}")
-    batch, time, heads, rank = query.shape
+    batch, time, heads, _ = query.shape
     if key.shape != query.shape:
         raise ValueError(f"key must have the shape of query, {list(query.shape)}, got {list(key.shape)}")
     if value.dim() != 4 or value.shape[:3] != query.shape[:3] or value.shape[3] < 1:
@@ -159,7 +160,7 @@ def _boundaries(cu_seqlens: Tensor | None, batch: int, time: int) -> list[int] |
     bounds: list[int] = cu_seqlens.tolist()
     if bounds[0] != 0 or bounds[-1] != time:
         raise ValueError(f"cu_seqlens must run from 0 to {time}, the packed length, got {bounds[0]} to {bounds[-1]}")
-    if any(later < earlier for earlier, later in zip(bounds[:-1], bounds[1:], strict=True)):
+    if any(later < earlier for earlier, later in itertools.pairwise(bounds)):
         raise ValueError(f"cu_seqlens must not decrease, got {bounds}")
     return bounds
 

@@ -114,7 +114,9 @@ class _ReadChunks(torch.autograd.Function):
         output_grad = output_grad.contiguous()
         scale_grad = _sum_per_head(output_grad * unscaled)
         grad = scale * output_grad  # of the unscaled output
-        key_grad = previous_grad = value_grad = lag_grad = blend_grad = None
+        value_grad = lag_grad = blend_grad = None
+        key_grad: Tensor | float = 0.0
+        previous_grad: Tensor | float = 0.0
         readout_grad = grad.mT @ point
         point_grad = grad @ readout
         if chunk is not None:
@@ -149,12 +151,11 @@ class _ReadChunks(torch.autograd.Function):
             before = solved[0] if j == 1 else gain * solved[j - 1]
             lag_grad = lag_grad + right_grad.mT @ before
             point_grad = right_grad @ operator
-            if chunk is not None:
+            if chunk is not None and chunk.previous_key is not None:
                 scores = chunk.causal(right_grad @ chunk.key.mT)
                 point_grad = point_grad + scores @ chunk.previous_key
                 key_grad = key_grad + chunk.causal(before @ chunk.previous_key.mT).mT @ right_grad
-                step = scores.mT @ before
-                previous_grad = step if previous_grad is None else previous_grad + step
+                previous_grad = previous_grad + scores.mT @ before
 
         from_white = whitener.to(dtype)
         gram_grad = whitener.mT @ gram_grad.to(whitener.dtype) @ whitener
@@ -169,8 +170,8 @@ class _ReadChunks(torch.autograd.Function):
             scale_grad.to(whitener.dtype),
             None,
             blend_grad,
-            None if key_grad is None else key_grad @ from_white,
-            None if previous_grad is None else previous_grad @ from_white,
+            key_grad @ from_white if isinstance(key_grad, Tensor) else None,
+            previous_grad @ from_white if isinstance(previous_grad, Tensor) else None,
             value_grad,
         )
 

@@ -41,9 +41,7 @@ class ChunkLayout:
     def dense(cls, batch: int, time: int, chunk_size: int) -> ChunkLayout:
         """Every row cut from its first token on."""
         starts = [row * time for row in range(batch)]
-        return cls(
-            (batch, time), chunk_size, starts, [time] * batch, [0] * batch, [-(-time // chunk_size)] * batch
-        )
+        return cls((batch, time), chunk_size, starts, [time] * batch, [0] * batch, [-(-time // chunk_size)] * batch)
 
     @classmethod
     def ragged(cls, batch: int, time: int, chunk_size: int, bounds: list[int], offsets: list[int]) -> ChunkLayout:

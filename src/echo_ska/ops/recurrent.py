@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -19,10 +21,9 @@ def recurrent_attention(arguments: Arguments) -> tuple[Tensor, RecurrentState]:
     start = arguments.start()
     if arguments.cu_seqlens is None:
         return _run(arguments, start)
-    bounds = zip(arguments.cu_seqlens[:-1], arguments.cu_seqlens[1:], strict=True)
     runs = [
-        _run(arguments.tokens(begin, end), start.map(lambda tensor, row=row: tensor[row : row + 1]))
-        for row, (begin, end) in enumerate(bounds)
+        _run(arguments.tokens(begin, end), start.select_rows(torch.tensor([row])))
+        for row, (begin, end) in enumerate(itertools.pairwise(arguments.cu_seqlens))
     ]
     return torch.cat([output for output, _ in runs], dim=1), concatenate([state for _, state in runs])
 

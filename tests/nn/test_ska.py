@@ -1,0 +1,126 @@
+"""The SKA layer: its start, its settings, and that it is the op and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from echo_ska.nn import SpectralKoopmanAttention
+from echo_ska.ops import spectral_koopman_attention
+
+
+def layer(**settings):
+    torch.manual_seed(0)
+    return SpectralKoopmanAttention(32, **({"num_heads": 2, "rank": 8} | settings))
+
+
+def test_it_is_the_op_on_its_projections():
+    mixer = layer(conv_kernel=None)
+    hidden = torch.randn(2, 21, 32)
+    heads = (hidden @ projection.weight.T for projection in (mixer.qkv.q_proj, mixer.qkv.k_proj, mixer.qkv.v_proj))
+    query, key, value = (projected.unflatten(-1, (2, -1)) for projected in heads)
+    query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
+    read, _ = spectral_koopman_attention(
+        query,
+        key,
+        value,
+        torch.sigmoid(mixer.gate_proj(hidden)),
+        ridge=mixer.ridge,
+        power=2,
+        blend=torch.full((2, 21, 2), 0.5),
+        backend="recurrent",
+    )
+    expected = mixer.o_proj(mixer.norm(read).flatten(-2))
+    assert torch.allclose(mixer(hidden)[0], expected, atol=1e-5)
+
+
+def test_queries_start_as_keys_one_token_later():
+    """W_q = W_k and the delay: the query at t equals the key stored at t + 1, so a repeated cue finds its answer."""
+    mixer = layer()
+    query, key, value, _ = mixer.qkv(torch.randn(1, 10, 32))
+    assert torch.allclose(query[:, :-1], key[:, 1:], atol=1e-6)
+    assert (key[:, 0] == 0).all()
+    assert torch.equal(mixer.qkv.q_proj.weight, mixer.qkv.k_proj.weight)
+
+
+def test_recall_works_before_any_training():
+    """Cue, answer, ..., the cue again: the untrained layer's read is nearest to the answer's value."""
+    mixer = layer(power=0)
+    tokens = torch.randn(16, 32)  # 8 cues and 8 answers
+    stored = torch.arange(16)
+    asked = torch.arange(0, 16, 2)
+    hidden = tokens[torch.cat([stored, asked])].unsqueeze(0)
+    found = []
+    for position in range(16, 24):
+        read = mixer.qkv(hidden[:, : position + 1])
+        query, key = F.normalize(read[0], dim=-1), F.normalize(read[1], dim=-1)
+        output, _ = spectral_koopman_attention(query, key, read[2], ridge=1.0, power=0)
+        answers = read[2][0, 1:16:2].flatten(1)
+        found.append(int(F.cosine_similarity(output[0, -1].flatten(), answers).argmax()))
+    assert sum(a == b for a, b in zip(found, range(8), strict=True)) >= 6
+
+
+@pytest.mark.parametrize("initial_ridge", [1e-3, 1.0, 30.0])
+def test_the_ridge_starts_where_it_is_told(initial_ridge):
+    assert torch.allclose(layer(initial_ridge=initial_ridge).ridge, torch.full((2,), initial_ridge), rtol=1e-4)
+
+
+def test_the_paper_preset():
+    mixer = SpectralKoopmanAttention.paper(32, num_heads=2, rank=8)
+    assert (mixer.power, mixer.refresh_interval, mixer.normalisation) == (2, 64, "sequence-max")
+    assert torch.allclose(mixer.ridge, torch.full((2,), 1e-3), rtol=1e-4)
+    assert mixer.qkv.convolution is None
+    assert mixer.gate_proj is None
+    output, _ = mixer(torch.randn(2, 70, 32))
+    assert (output == 0).all(), "its output projection starts at zero"
+
+
+def test_the_paper_preset_reads_a_masked_prefix():
+    mixer = SpectralKoopmanAttention.paper(32, num_heads=2, rank=8, prefix_mask=True)
+    torch.nn.init.normal_(mixer.o_proj.weight)
+    hidden = torch.randn(1, 20, 32)
+    mask = torch.arange(20)[None] < 12
+    hidden[:, 12:] *= 0.1  # the largest key, which every token is divided by, lies inside the mask
+    before, _ = mixer(hidden, write_mask=mask)
+    hidden[:, 15:] *= 0.5
+    after, _ = mixer(hidden, write_mask=mask)
+    assert torch.allclose(before[:, :15], after[:, :15], atol=1e-6)
+    assert not torch.allclose(before[:, 15:], after[:, 15:], atol=1e-3)
+
+
+def test_a_layer_that_sees_the_future_has_no_state():
+    mixer = SpectralKoopmanAttention.paper(32, num_heads=2, rank=8)
+    with pytest.raises(ValueError, match="has no state: run it on whole sequences with use_cache=False"):
+        mixer(torch.randn(1, 5, 32), output_state=True)
+
+
+def test_sequence_max_normalisation_is_per_packed_sequence():
+    mixer = SpectralKoopmanAttention.paper(32, num_heads=2, rank=8)
+    torch.nn.init.normal_(mixer.o_proj.weight)
+    hidden = torch.randn(1, 200, 32)
+    packed, _ = mixer(hidden, cu_seqlens=torch.tensor([0, 80, 80, 200]))
+    separate = torch.cat([mixer(hidden[:, :80])[0], mixer(hidden[:, 80:])[0]], dim=1)
+    assert torch.allclose(packed, separate, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_heads": 3}, "hidden_size 32 is no multiple of num_heads 3: give head_dim"),
+        ({"initial_ridge": 0.0}, "initial_ridge must be > 0, got 0.0"),
+        ({"normalisation": "batch"}, "normalisation must be"),
+        ({"refresh_interval": 8, "causal": False}, "refresh_interval is for causal reading"),
+    ],
+)
+def test_settings_that_exclude_each_other(settings, message):
+    with pytest.raises(ValueError, match=message):
+        layer(**settings)
+
+
+def test_every_parameter_gets_a_gradient():
+    mixer = layer()
+    mixer(torch.randn(2, 30, 32))[0].square().sum().backward()
+    for name, parameter in mixer.named_parameters():
+        assert parameter.grad is not None, name
+        assert float(parameter.grad.abs().max()) > 0, name

@@ -1,0 +1,102 @@
+"""Bad input to the op: one clear sentence each."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from echo_ska.ops import set_value_checks, spectral_koopman_attention
+
+
+def call(**changes):
+    arguments = {
+        "query": torch.randn(2, 9, 3, 4),
+        "key": torch.randn(2, 9, 3, 4),
+        "value": torch.randn(2, 9, 3, 5),
+        "ridge": 1.0,
+    }
+    return spectral_koopman_attention(**(arguments | changes))
+
+
+def with_value(tensor, place, value):
+    tensor = tensor.clone()
+    tensor[place] = value
+    return tensor
+
+
+BAD = {
+    "query of 3 dimensions": ({"query": torch.randn(2, 9, 4)}, r"query must be \[batch, time, heads, rank\]"),
+    "key of another rank": ({"key": torch.randn(2, 9, 3, 5)}, r"key must have the shape of query, \[2, 9, 3, 4\]"),
+    "value of another length": ({"value": torch.randn(2, 8, 3, 5)}, r"value must be \[2, 9, 3, head_dim\]"),
+    "weights of another shape": ({"write_weight": torch.ones(2, 9)}, r"write_weight must be \[2, 9, 3\]"),
+    "integer keys": ({"key": torch.ones(2, 9, 3, 4, dtype=torch.int64)}, "key must be a floating-point tensor"),
+    "ridge of another number of heads": ({"ridge": torch.ones(2)}, r"ridge must be a number or .* \[3\], got \[2\]"),
+    "ridge of zero": ({"ridge": 0.0}, "ridge must be > 0, got 0"),
+    "a negative ridge in one head": ({"ridge": torch.tensor([1.0, -2.0, 1.0])}, "ridge must be > 0, got -2"),
+    "a ridge that is not a number": ({"ridge": float("nan")}, "ridge holds nan first at head 0"),
+    "negative power": ({"power": -1}, "power must be an integer >= 0, got -1"),
+    "fractional power": ({"power": 1.5}, "power must be an integer >= 0, got 1.5"),
+    "weights above 1": ({"write_weight": torch.full((2, 9, 3), 1.5)}, r"write_weight must lie in \[0, 1\]"),
+    "weights below 0": ({"write_weight": torch.full((2, 9, 3), -0.1)}, r"write_weight must lie in \[0, 1\]"),
+    "blend above 1": ({"blend": torch.full((2, 9, 3), 2.0)}, r"blend must lie in \[0, 1\]"),
+    "NaN in the values": (
+        {"value": with_value(torch.randn(2, 9, 3, 5), (1, 7, 2, 3), float("nan"))},
+        r"value holds nan first at batch 1, time 7, head 2, channel 3 \(1 of 270 not finite\)",
+    ),
+    "infinity in the keys": (
+        {"key": with_value(torch.randn(2, 9, 3, 4), (0, 2, 1, 0), float("inf"))},
+        "key holds inf first at batch 0, time 2, head 1, channel 0",
+    ),
+    "refresh without causality": ({"refresh_interval": 4, "causal": False}, "refresh_interval is for causal reading"),
+    "refresh of zero": ({"refresh_interval": 0}, "refresh_interval must be an integer >= 1 or None"),
+    "unknown backend": ({"backend": "cuda"}, "backend must be one of auto, recurrent, chunked, got 'cuda'"),
+    "chunk size of zero": ({"chunk_size": 0}, "chunk_size must be >= 1"),
+    "packing of two rows": ({"cu_seqlens": torch.tensor([0, 9])}, "cu_seqlens needs a packed batch of 1 row, got 2"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_with_a_sentence(name):
+    changes, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        call(**changes)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ([0, 5], "must run from 0 to 9, the packed length, got 0 to 5"),
+        ([1, 9], "must run from 0 to 9"),
+        ([0, 6, 4, 9], "must not decrease"),
+        ([9], "at least 2 boundaries"),
+    ],
+)
+def test_boundaries_that_do_not_fit(bounds, message):
+    packed = {"query": torch.randn(1, 9, 3, 4), "key": torch.randn(1, 9, 3, 4), "value": torch.randn(1, 9, 3, 5)}
+    with pytest.raises(ValueError, match=message):
+        call(**packed, cu_seqlens=torch.tensor(bounds))
+
+
+def test_a_state_of_another_model_is_refused():
+    _, state = call(output_final_state=True)
+    with pytest.raises(ValueError, match="initial_state is of another model or batch"):
+        call(value=torch.randn(2, 9, 3, 6), initial_state=state)
+    with pytest.raises(ValueError, match="made without a refresh_interval and is read with one"):
+        call(initial_state=state, refresh_interval=4)
+    with pytest.raises(ValueError, match="initial_state must be a RecurrentState, got dict"):
+        call(initial_state={})
+
+
+def test_large_finite_values_pass_the_cheap_check():
+    """Their float32 sum overflows; the exact search finds nothing wrong."""
+    output, _ = call(value=torch.full((2, 9, 3, 5), 3e38, dtype=torch.float64))
+    assert output.isfinite().all()
+
+
+def test_the_value_checks_can_be_switched_off():
+    assert set_value_checks(False) is True
+    try:
+        output, _ = call(value=torch.full((2, 9, 3, 5), float("nan")))
+        assert output.isnan().all()
+    finally:
+        set_value_checks(True)
