@@ -25,7 +25,7 @@ def test_it_is_the_op_on_its_projections():
         query,
         key,
         value,
-        torch.sigmoid(mixer.gate_proj(hidden)),
+        (1.1 * torch.sigmoid(mixer.gate_proj(hidden)) - 0.05).clamp(0, 1),
         ridge=mixer.ridge,
         power=2,
         blend=torch.full((2, 21, 2), 0.5),
@@ -116,6 +116,16 @@ def test_sequence_max_normalisation_is_per_packed_sequence():
 def test_settings_that_exclude_each_other(settings, message):
     with pytest.raises(ValueError, match=message):
         layer(**settings)
+
+
+def test_a_closed_gate_leaves_the_state_untouched():
+    mixer = layer()
+    _, state = mixer(torch.randn(2, 9, 32), output_state=True)
+    torch.nn.init.constant_(mixer.gate_proj.bias, -9.0)
+    _, after = mixer(torch.randn(2, 500, 32), state, output_state=True)
+    for name in ("gram", "lag_moment", "value_moment"):
+        kept = getattr(after.recurrent.statistics, name)
+        assert torch.equal(kept, getattr(state.recurrent.statistics, name)), name
 
 
 def test_every_parameter_gets_a_gradient():

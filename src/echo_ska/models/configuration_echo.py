@@ -118,6 +118,9 @@ class EchoConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
         if not isinstance(self.power, int) or self.power < 0:
             raise ValueError(f"power must be an integer >= 0, got {self.power!r}")
+        interval = self.refresh_interval
+        if interval is not None and (not isinstance(interval, int) or interval < 1):
+            raise ValueError(f"refresh_interval must be an integer >= 1 or None, got {interval!r}")
         if self.head_dim is None or self.head_dim < 1:
             raise ValueError(
                 f"hidden_size = {self.hidden_size} is not a multiple of num_heads = {self.num_heads}: change one, or "

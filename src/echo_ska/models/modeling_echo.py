@@ -17,7 +17,7 @@ from echo_ska.nn.registry import FEED_FORWARDS, MIXERS
 
 
 # The last projection of every mixer and feed-forward layer: what is added to the residual stream.
-RESIDUAL_PROJECTIONS = ("o_proj.weight", "out_proj.weight", "down_proj.weight", "readout_proj.weight")
+RESIDUAL_PROJECTIONS = ("o_proj", "out_proj", "down_proj", "readout_proj")
 
 
 class ScaledEmbedding(nn.Embedding):
@@ -47,15 +47,19 @@ class EchoPreTrainedModel(PreTrainedModel):
     _keep_in_fp32_modules_strict = ("raw_ridge", "gain", "blend_weight", "blend_bias", "A_log", "dt_bias", "D")
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Every module knows its own start, `reset_parameters`; a block's children have run when its turn comes."""
+        """Every module knows its own start, `reset_parameters`; residual projections start smaller."""
         if callable(reset := getattr(module, "reset_parameters", None)):
             reset()
-        elif isinstance(module, Block):
-            # 2 N branches add to the residual stream: scaled by 1 / sqrt(2 N), their sum starts no larger than one.
-            shrink = (2 * self.config.num_hidden_layers) ** -0.5
-            for name, parameter in module.named_parameters():
-                if name.endswith(RESIDUAL_PROJECTIONS):
-                    start_as(parameter, shrink * parameter)
+        if (scale := getattr(module, "start_scale", None)) is not None:
+            start_as(module.weight, scale * module.weight)
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """No: Hugging Face would then skip the start of modules that own no parameter themselves (W_q = W_k).
+
+        What that protects, parameters loaded from a file, `torch.nn.init` under its guard and `start_as` leave alone.
+        """
+        return False
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -72,6 +76,10 @@ class EchoModel(EchoPreTrainedModel):
             Block(config.hidden_size, MIXERS[name](config), FEED_FORWARDS[config.feed_forward](config), config.norm_eps)
             for name in config.layer_types
         )
+        for name, module in self.layers.named_modules():
+            if name.endswith(RESIDUAL_PROJECTIONS):
+                # 2 N branches add to the residual stream: with this factor, their sum starts no larger than one.
+                module.start_scale = (2 * config.num_hidden_layers) ** -0.5
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.gradient_checkpointing = False
         self.post_init()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from echo_ska.algebra.record import TensorRecord
 from echo_ska.nn.convolution import ShortConvolution
+from echo_ska.nn.initialization import start_as
 from echo_ska.nn.mixer import SequenceMixer
 
 # Measured on one CPU core, forward and backward, at T = 64 and at T = 4,096.
@@ -90,19 +91,18 @@ class Mamba2(SequenceMixer):
         # Decay would pull these towards a meaning of its own: rates to 1, steps to softplus(0), gains to zero.
         for parameter in (self.A_log, self.dt_bias, self.D, self.norm.weight):
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
-        self.reset_scan_parameters()
+        self.reset_parameters()
 
-    def reset_scan_parameters(self) -> None:
-        """The published start of A_log, dt_bias and D (the other parameters start as their modules start them)."""
-        with torch.no_grad():
-            # Rates uniform in [1, 16]: together with the steps below, memories of 1 / (A dt) = 0.6 to 1,000 tokens.
-            self.A_log.copy_(torch.empty_like(self.A_log).uniform_(1, 16).log())
-            # Steps log-uniform in [1e-3, 1e-1]: every scale of time gets as many heads. dt_bias is their inverse
-            # softplus, log(exp(dt) - 1), in the form that is exact for small dt.
-            step = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp()
-            self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))
-            # Each head starts by passing its input through, so a gradient flows before the state holds anything.
-            self.D.fill_(1)
+    def reset_parameters(self) -> None:
+        """The published start of A_log, dt_bias and D; the other parameters start as their modules start them."""
+        # Rates uniform in [1, 16]: with the steps below, a head's memory 1 / (A dt) is between 0.6 and 1,000 tokens.
+        start_as(self.A_log, torch.empty_like(self.A_log).uniform_(1, 16).log())
+        # Steps log-uniform in [1e-3, 1e-1], so that every scale of time gets as many heads. dt_bias is their
+        # inverse softplus, log(exp(dt) - 1), in the form that loses nothing for small dt.
+        step = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp()
+        start_as(self.dt_bias, step + torch.log(-torch.expm1(-step)))
+        # A head starts by passing its input through, so gradients flow before its state holds anything of use.
+        start_as(self.D, torch.ones_like(self.D))
 
     def forward(
         self,
@@ -236,7 +236,7 @@ def _step(
     x, dt, B, C = x[:, 0], dt[:, 0], B[:, 0], C[:, 0]  # [B, H, P], [B, H], [B, N], [B, N]
     write = (x * dt[..., None])[..., None] * B[:, None, None]  # [B, H, P, N]
     state = write if state is None else torch.addcmul(write, torch.exp(dt * A)[..., None, None], state.to(x.dtype))
-    return (state @ C[:, None, :, None])[None].movedim(0, 1).squeeze(-1), state
+    return (state @ C[:, None, :, None]).squeeze(-1)[:, None], state
 
 
 def _scan_chunks(

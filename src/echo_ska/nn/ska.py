@@ -16,6 +16,12 @@ from echo_ska.nn.projections import QueryKeyValue
 from echo_ska.ops import RecurrentState, spectral_koopman_attention
 
 
+# The write gate is a sigmoid stretched from (0, 1) to (-s, 1 + s) and cut to [0, 1] (the stretch of the hard concrete
+# distribution, Louizos et al., arXiv 1712.01312): what a head has learnt not to store is stored with a weight of exactly
+# 0. A plain sigmoid leaves a little of every token behind, and over a million tokens a little becomes all.
+GATE_STRETCH = 0.05
+
+
 @dataclasses.dataclass
 class SpectralKoopmanState(TensorRecord):
     """What an SKA layer carries, N rows (one a sequence).
@@ -47,7 +53,7 @@ class SpectralKoopmanAttention(SequenceMixer):
             a ridge far below the Gram matrix's eigenvalues does not learn.
         fixed_ridge: keep the ridge at its start.
         conv_kernel, key_delay: see `QueryKeyValue`.
-        write_gate: weigh each stored pair (key, value) by a sigmoid of the token, per head.
+        write_gate: weigh each stored pair (key, value) by a stretched sigmoid of the token, per head.
         output_norm: RMSNorm of each head's read (its size varies with how often a key was stored); False learns
             one scale per head instead.
         normalisation: "token" divides every key and query by its own norm; "sequence-max" by the largest key norm
@@ -195,7 +201,7 @@ class SpectralKoopmanAttention(SequenceMixer):
         )
         precise = torch.promote_types(query.dtype, torch.float32)
         query, key = self._normalised(query.to(precise), key.to(precise), cu_seqlens)
-        write_weight = None if self.gate_proj is None else torch.sigmoid(self.gate_proj(hidden_states).to(precise))
+        write_weight = self._write_weight(hidden_states, precise)
         if write_mask is not None:
             stored = write_mask.unsqueeze(-1).to(query.dtype)
             write_weight = stored.expand(query.shape[:3]) if write_weight is None else write_weight * stored
@@ -236,6 +242,13 @@ class SpectralKoopmanAttention(SequenceMixer):
 
     def state_bytes(self, length: int) -> int:
         return self.init_state(1, device="meta").nbytes
+
+    def _write_weight(self, hidden_states: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """[B, T, d] -> [B, T, H] in [0, 1]; exactly 0 below a sigmoid of about s, exactly 1 above about 1 - s."""
+        if self.gate_proj is None:
+            return None
+        gate = torch.sigmoid(self.gate_proj(hidden_states).to(dtype))
+        return ((1 + 2 * GATE_STRETCH) * gate - GATE_STRETCH).clamp(0, 1)
 
     def _normalised(self, query: Tensor, key: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.normalisation == "token":

@@ -1,0 +1,77 @@
+"""demo-seeds in small: records, resuming, the table and the picture."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+from rich.console import Console
+
+from echo_ska.experiments import EXPERIMENTS, demo_seeds
+from echo_ska.experiments.pool import Job
+from echo_ska.experiments.recall import recall_model
+
+TINY = demo_seeds.SeedSettings(replace(recall_model("ssm+ska"), steps=1, batch_size=2), {64: 2, 256: 1})
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Runs jobs here, for speed; returns the names of those run."""
+    names: list[str] = []
+
+    class Silent:
+        def update(self, step: int, steps: int, figures: dict[str, float]) -> None:
+            pass
+
+    def run_jobs(jobs: list[Job], console: Console, *, on_result: object) -> None:
+        for job in jobs:
+            names.append(job.name)
+            result = json.loads(json.dumps(job.function(lambda stage: Silent(), **job.arguments)))
+            on_result(job.name, result)  # type: ignore[operator]
+
+    monkeypatch.setattr(demo_seeds, "run_jobs", run_jobs)
+    return names
+
+
+def test_seeds_are_recorded_once_shown_and_drawn(tmp_path: Path, in_this_process: list[str]) -> None:
+    path, screen = tmp_path / "seeds.jsonl", io.StringIO()
+    console = Console(file=screen, width=100)
+    demo_seeds.run_seeds(console, TINY, 1, path)
+    records = demo_seeds.run_seeds(console, TINY, 2, path)
+    assert in_this_process == ["seed 0", "seed 1"]
+    assert [record.seed for record in records] == [0, 1]
+    assert len(path.read_text().splitlines()) == 2
+    assert records[0].figures["answers"] == {"64": 16, "256": 8}
+    assert set(records[0].figures["accuracy"]) == {"64", "256"}
+
+    other = replace(TINY, sequences={64: 1})
+    assert demo_seeds.recorded(other, 2, path) == {}
+
+    demo_seeds.print_table(console, records)
+    assert "lowest" in screen.getvalue()
+    demo_seeds.draw(records, tmp_path / "seeds.png")
+    assert imread(tmp_path / "seeds.png").shape[1] > 800
+
+
+def test_longest_counts_no_length_behind_a_failure() -> None:
+    assert demo_seeds.longest_at({64: 1.0, 256: 0.99, 1024: 0.5, 4096: 1.0}, 0.99) == 256
+    assert demo_seeds.longest_at({64: 0.5, 256: 1.0}, 0.99) is None
+
+
+def test_lengths_go_up_to_a_million() -> None:
+    assert list(demo_seeds.sequences_by_length(1_048_576)) == [64 * 4**k for k in range(8)]
+    assert demo_seeds.sequences_by_length(65_536)[65_536] == demo_seeds.MINIMUM_SEQUENCES
+
+
+def test_fewer_than_one_seed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        demo_seeds.run_seeds(Console(file=io.StringIO()), TINY, 0, tmp_path / "seeds.jsonl")
+
+
+def test_experiments_say_what_they_are() -> None:
+    assert EXPERIMENTS["demo-seeds"].run is demo_seeds.run
+    assert all(experiment.description.endswith(".") for experiment in EXPERIMENTS.values())

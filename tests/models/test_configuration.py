@@ -1,0 +1,60 @@
+"""EchoConfig: its shorthand, and what it refuses."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from echo_ska.models import EchoConfig
+
+
+def test_layer_types_and_their_shorthand():
+    config = EchoConfig(num_hidden_layers=5, ska_layers=[1, 3], attention_layers=[2])
+    assert config.layer_types == ["mamba2", "ska", "full_attention", "ska", "mamba2"]
+    spelled = EchoConfig(num_hidden_layers=5, layer_types=["mamba2", "ska", "attention", "ska", "mamba2"])
+    assert spelled.layer_types == config.layer_types
+
+
+def test_it_survives_saving(tmp_path):
+    config = EchoConfig(num_hidden_layers=3, ska_layers=[1], power=0, vocab_size=77, tie_word_embeddings=False)
+    config.save_pretrained(tmp_path)
+    loaded = EchoConfig.from_pretrained(tmp_path)
+    assert loaded.to_diff_dict() == config.to_diff_dict()
+    assert loaded.layer_types == ["mamba2", "ska", "mamba2"]
+    assert loaded.tie_word_embeddings is False
+
+
+def test_at_most_about_twenty_fields_of_its_own():
+    own = set(inspect.signature(EchoConfig.__init__).parameters) - {"self", "kwargs", "ska_layers", "attention_layers"}
+    assert len(own) <= 21
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rnak": 3}, "EchoConfig has no field rnak"),
+        ({"ska_layers": [0]}, "layer 0 of 4 is SKA: the first and the last layer are not, unless ska_at_ends=True"),
+        ({"ska_layers": [3]}, "layer 3 of 4 is SKA"),
+        ({"ska_layers": [4]}, "ska_layers names layer 4, but layers are counted from 0 to 3"),
+        ({"ska_layers": [-1]}, "ska_layers names layer -1"),
+        ({"ska_layers": [1], "attention_layers": [1]}, "layer 1 is named twice"),
+        ({"ska_layers": [1], "layer_types": ["mamba2"] * 4}, "not both"),
+        ({"layer_types": ["mamba2"] * 3}, "layer_types names 3 layers, num_hidden_layers is 4"),
+        ({"layer_types": ["mamba2", "mamba3", "ska", "mamba2"]}, r"layer_types\[1\] is 'mamba3': choose from mamba2"),
+        ({"hidden_size": 130}, "hidden_size = 130 is not a multiple of num_heads = 4"),
+        ({"num_heads": 0}, "num_heads must be an integer >= 1, got 0"),
+        ({"rank": 2.5}, "rank must be an integer >= 1, got 2.5"),
+        ({"power": -1}, "power must be an integer >= 0, got -1"),
+        ({"feed_forward": "relu"}, "feed_forward is 'relu': choose from swiglu"),
+        ({"vocab_size": 0}, "vocab_size must be an integer >= 1"),
+        ({"refresh_interval": 0}, "refresh_interval must be an integer >= 1 or None, got 0"),
+    ],
+)
+def test_what_cannot_be_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        EchoConfig(**fields)
+
+
+def test_ska_at_the_ends_on_request():
+    assert EchoConfig(num_hidden_layers=2, ska_layers=[0, 1], ska_at_ends=True).layer_types == ["ska", "ska"]

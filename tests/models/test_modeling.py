@@ -1,0 +1,184 @@
+"""EchoForCausalLM as a Hugging Face model, over its kinds of layers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from echo_ska.models import EchoCache, EchoConfig, EchoForCausalLM
+
+KINDS = {
+    "ssm": {},
+    "ssm+attention": {"attention_layers": [1]},
+    "ssm+ska": {"ska_layers": [1]},
+    "refresh": {"ska_layers": [1], "refresh_interval": 8},
+    "koopman": {"ska_layers": [1], "feed_forward": "koopman-gated"},
+}
+
+
+@pytest.fixture(params=KINDS)
+def model(request):
+    torch.manual_seed(0)
+    return tiny(**KINDS[request.param]).eval()
+
+
+def tiny(**fields):
+    sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_heads": 2, "rank": 8, "state_size": 8}
+    return EchoForCausalLM(EchoConfig(**(sizes | fields)))
+
+
+def ids(batch, time):
+    return torch.randint(0, 50, (batch, time), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("cuts", [(1,), (2, 9, 30), (39,)], ids=str)
+def test_cached_equals_uncached(model, cuts):
+    tokens = ids(2, 40)
+    whole = model(tokens, use_cache=False)
+    assert whole.past_key_values is None
+    logits, cache = [], None
+    for begin, end in zip((0, *cuts), (*cuts, 40), strict=True):
+        output = model(tokens[:, begin:end], past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        logits.append(output.logits)
+    assert torch.allclose(torch.cat(logits, dim=1), whole.logits, atol=1e-5)
+    assert cache.get_seq_length() == 40
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing(model, side):
+    tokens = ids(2, 20)
+    mask = torch.ones(2, 20, dtype=torch.long)
+    where = slice(0, 7) if side == "left" else slice(13, 20)
+    mask[0, where] = 0
+    output = model(tokens, attention_mask=mask, use_cache=True)
+    alone = model(tokens[:1, mask[0].bool()], use_cache=True)
+    assert torch.allclose(output.logits[0, mask[0].bool()], alone.logits[0], atol=1e-5)
+    assert torch.allclose(output.logits[1], model(tokens[1:]).logits[0], atol=1e-5)
+    follow = model(ids(2, 1), past_key_values=output.past_key_values, attention_mask=torch.ones(2, 21))
+    follow_alone = model(ids(2, 1)[:1], past_key_values=alone.past_key_values)
+    assert torch.allclose(follow.logits[0], follow_alone.logits[0], atol=1e-5)
+
+
+def test_packed_documents_do_not_bleed(model):
+    tokens = ids(1, 30)
+    packed = model(tokens, cu_seqlens=torch.tensor([0, 11, 30])).logits
+    separate = torch.cat([model(tokens[:, :11]).logits, model(tokens[:, 11:]).logits], dim=1)
+    assert torch.allclose(packed, separate, atol=1e-5)
+
+
+def test_save_and_load(model, tmp_path):
+    tokens = ids(2, 12)
+    model.save_pretrained(tmp_path)
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".json", ".safetensors"}
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "echo_ska"
+    for loader in (EchoForCausalLM, AutoModelForCausalLM):
+        loaded = loader.from_pretrained(tmp_path)
+        assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+
+
+def test_untied_heads_survive_saving(tmp_path):
+    model = tiny(tie_word_embeddings=False)
+    assert model.lm_head.weight.data_ptr() != model.model.embed_tokens.weight.data_ptr()
+    model.save_pretrained(tmp_path)
+    loaded = EchoForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+    assert not torch.equal(loaded.lm_head.weight, loaded.model.embed_tokens.weight)
+
+
+def test_loading_overwrites_no_trained_parameter(tmp_path):
+    """Hugging Face initialises again after loading; parameters far from any start must survive it."""
+    model = tiny(ska_layers=[1], feed_forward="koopman")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) + 3)
+    model.save_pretrained(tmp_path)
+    loaded = EchoForCausalLM.from_pretrained(tmp_path)
+    for (name, found), expected in zip(loaded.named_parameters(), model.parameters(), strict=True):
+        assert torch.equal(found, expected), name
+
+
+def test_the_residual_stream_starts_with_unit_size_tokens():
+    torch.manual_seed(0)
+    model = tiny(ska_layers=[1], hidden_size=64, vocab_size=500)
+    embedded = model.model.embed_tokens(torch.arange(500)).detach()
+    assert float(embedded.square().mean().sqrt()) == pytest.approx(1.0, abs=0.05)
+    out = model.model.layers[0].mixer.out_proj.weight
+    assert float(out.std()) == pytest.approx((3 * 128) ** -0.5 / 6**0.5, rel=0.05)
+    assert torch.equal(
+        model.model.layers[1].mixer.qkv.q_proj.weight, model.model.layers[1].mixer.qkv.k_proj.weight
+    )
+
+
+def test_loss_is_the_shifted_cross_entropy(model):
+    tokens = ids(2, 15)
+    labels = tokens.clone()
+    labels[0, 3:9] = -100
+    output = model(tokens, labels=labels)
+    expected = torch.nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    assert torch.allclose(output.loss, expected, atol=1e-6)
+
+
+def test_the_forward_options(model):
+    tokens = ids(2, 10)
+    whole = model(tokens, output_hidden_states=True)
+    assert len(whole.hidden_states) == 4
+    assert torch.allclose(model(tokens, logits_to_keep=1).logits[:, 0], whole.logits[:, -1], atol=1e-6)
+    assert torch.equal(model(tokens, return_dict=False)[0], whole.logits)
+    embedded = model(inputs_embeds=model.get_input_embeddings()(tokens))
+    assert torch.allclose(embedded.logits, whole.logits, atol=1e-6)
+
+
+def test_gradient_checkpointing_changes_no_gradient(model):
+    tokens = ids(2, 20)
+    model.train()
+    model(tokens, labels=tokens).loss.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model.gradient_checkpointing_enable()
+    model(tokens, labels=tokens).loss.backward()
+    for name, parameter in model.named_parameters():
+        if name in expected:
+            assert torch.allclose(parameter.grad, expected[name], atol=1e-6), name
+
+
+def test_state_bytes_are_those_of_the_live_cache(model):
+    for length in (1, 33):
+        cache = model(ids(1, length), use_cache=True).past_key_values
+        assert cache.nbytes == model.state_bytes(length)
+
+
+def test_greedy_generation_equals_the_uncached_argmax(model):
+    prompt = ids(2, 9)
+    found = model.generate(prompt, max_new_tokens=12, do_sample=False)
+    tokens = prompt
+    for _ in range(12):
+        tokens = torch.cat([tokens, model(tokens, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(found, tokens)
+
+
+def test_half_precision_keeps_steering_parameters_in_float32(tmp_path):
+    model = tiny(ska_layers=[1])
+    model.save_pretrained(tmp_path)
+    loaded = EchoForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert loaded.model.layers[0].mixer.A_log.dtype is torch.float32
+    assert loaded.model.layers[1].mixer.raw_ridge.dtype is torch.float32
+    assert loaded.lm_head.weight.dtype is torch.bfloat16
+    assert loaded(ids(1, 20)).logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "give either input_ids or inputs_embeds"),
+        ({"input_ids": ids(2, 5), "attention_mask": torch.ones(2, 4)}, r"attention_mask must be \[2, 5\]"),
+        ({"input_ids": ids(2, 5), "past_key_values": EchoCache(7)}, "it is the cache of another model"),
+        ({"input_ids": ids(2, 5), "past_key_values": ()}, "past_key_values must be an EchoCache, got tuple"),
+    ],
+)
+def test_inputs_that_do_not_fit(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tiny()(**arguments)
