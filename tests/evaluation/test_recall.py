@@ -12,12 +12,11 @@ from echo_ska.tasks import MultiQueryRecall, MultiQueryRecallGrid, RecallTask, a
 # Few values, so that an untrained model is right often enough for its accuracy to tell two readings apart.
 GRID = MultiQueryRecallGrid(pairs=3, gap=0, vocab_size=8, num_keys=4, num_values=2)
 ZOOLOGY = MultiQueryRecall(vocab_size=8, length=12, pairs=3)
-SEQUENCES = 100
+SEQUENCES = 40
 
 
 @pytest.fixture(scope="module", params=["ska", "full_attention", "mamba2"])
 def model(request: pytest.FixtureRequest) -> EchoForCausalLM:
-    torch.manual_seed(0)
     config = EchoConfig(
         vocab_size=8,
         hidden_size=16,
@@ -26,25 +25,28 @@ def model(request: pytest.FixtureRequest) -> EchoForCausalLM:
         num_heads=2,
         rank=4,
         state_size=4,
-        initializer_range=1.0,
         tie_word_embeddings=False,  # tied, an untrained model would repeat its input
     )
-    return EchoForCausalLM(config)
+    torch.manual_seed(0)
+    model = EchoForCausalLM(config)
+    with torch.no_grad():
+        # It guesses between the two values of the grid, mostly, by what it has read.
+        model.lm_head.weight[4:6] = torch.tensor([[5.0], [-5.0]]) * torch.randn(16)
+        model.lm_head.weight[[0, 1, 2, 3, 6, 7]] = 0
+    return model
 
 
 @pytest.mark.parametrize("task", [GRID, ZOOLOGY], ids=["grid", "zoology"])
 def test_segments_and_batches_change_nothing(model: EchoForCausalLM, task: RecallTask) -> None:
     length = 40
     generator = torch.Generator().manual_seed(5)
-    correct = total = 0
-    model.eval()
-    for _ in range(SEQUENCES):
-        batch = task.with_length(length).sample(1, generator)
-        with torch.no_grad():
-            right, asked = accuracy(model(input_ids=batch.input_ids).logits, batch.labels)
-        correct, total = correct + right, total + asked
-    assert 0.02 < correct / total < 0.98
-    for segment_length, token_budget in ((40, 40), (4096, 16_384), (39, 100), (7, 1), (16, 16 * 33)):
+    drawn = [task.with_length(length).sample(1, generator) for _ in range(SEQUENCES)]
+    labels = torch.cat([batch.labels for batch in drawn])
+    with torch.no_grad():
+        logits = model.eval()(input_ids=torch.cat([batch.input_ids for batch in drawn])).logits
+    correct, total = accuracy(logits, labels)
+    assert 0.1 < correct / total < 0.9
+    for segment_length, token_budget in ((4096, 16_384), (40, 40), (39, 800), (7, 7 * 15)):
         found = recall_accuracy(model, task, length, SEQUENCES, 5, segment_length, token_budget=token_budget)
         assert found == pytest.approx(correct / total, abs=1.5 / total)  # one near-tie may fall either way
 
@@ -92,12 +94,6 @@ def test_the_model_keeps_its_training_flag(model: EchoForCausalLM) -> None:
     model.train()
     recall_accuracy(model, GRID, 12, 1, 0)
     assert model.training
-
-
-def test_more_sequences_begin_with_the_same_ones(model: EchoForCausalLM) -> None:
-    one = recall_accuracy(model, GRID, 12, 1, 9)
-    two = recall_accuracy(model, GRID, 12, 2, 9)
-    assert 2 * two - one in (0, 1 / 3, 2 / 3, 1) or 0 <= 2 * two - one <= 1
 
 
 @pytest.mark.parametrize("name", ["sequences", "segment_length", "token_budget"])

@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from in_process import run_here
 from matplotlib.image import imread
 from rich.console import Console
 
+from echo_ska.experiments import demo as demo_module
 from echo_ska.experiments.demo import DemoSettings, run_demo
 from echo_ska.experiments.figures import percent, short_bytes, short_number
 from echo_ska.experiments.recall import RECALL_MODELS
@@ -38,7 +40,11 @@ TINY = DemoSettings(
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path, str]:
     folder, screen = tmp_path_factory.mktemp("demo"), io.StringIO()
     console = Console(file=screen, width=80)
-    result = run_demo(output=folder / "out", json_path=folder / "made" / "demo.json", console=console, settings=TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_module, "run_jobs", lambda jobs, console: run_here(jobs))
+        result = run_demo(
+            output=folder / "out", json_path=folder / "made" / "demo.json", console=console, settings=TINY
+        )
     return result, folder, screen.getvalue()
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from in_process import run_here
 from matplotlib.image import imread
 from rich.console import Console
 
-from echo_ska.experiments import EXPERIMENTS, demo_seeds
+from echo_ska.experiments import EXPERIMENTS, demo_rates, demo_seeds
+from echo_ska.experiments import recorded as recorded_runs
 from echo_ska.experiments.pool import Job
 from echo_ska.experiments.recall import recall_model
+from echo_ska.experiments.recorded import RecordedRun, recorded
 
 TINY = demo_seeds.SeedSettings(replace(recall_model("ssm+ska"), steps=1, batch_size=2), {64: 2, 256: 1})
 
@@ -23,17 +28,12 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Runs jobs here, for speed; returns the names of those run."""
     names: list[str] = []
 
-    class Silent:
-        def update(self, step: int, steps: int, figures: dict[str, float]) -> None:
-            pass
+    def run_jobs(jobs: list[Job], console: Console, *, on_result: Callable[[str, object], None]) -> None:
+        names.extend(job.name for job in jobs)
+        for name, result in run_here(jobs).items():
+            on_result(name, json.loads(json.dumps(result)))
 
-    def run_jobs(jobs: list[Job], console: Console, *, on_result: object) -> None:
-        for job in jobs:
-            names.append(job.name)
-            result = json.loads(json.dumps(job.function(lambda stage: Silent(), **job.arguments)))
-            on_result(job.name, result)  # type: ignore[operator]
-
-    monkeypatch.setattr(demo_seeds, "run_jobs", run_jobs)
+    monkeypatch.setattr(recorded_runs, "run_jobs", run_jobs)
     return names
 
 
@@ -49,7 +49,8 @@ def test_seeds_are_recorded_once_shown_and_drawn(tmp_path: Path, in_this_process
     assert set(records[0].figures["accuracy"]) == {"64", "256"}
 
     other = replace(TINY, sequences={64: 1})
-    assert demo_seeds.recorded(other, 2, path) == {}
+    run = RecordedRun(Job("seed 0", demo_seeds.run_seed), 0, other.configuration(0))
+    assert recorded(demo_seeds.NAME, [run], path) == [None]
 
     demo_seeds.print_table(console, records)
     assert "lowest" in screen.getvalue()
@@ -64,7 +65,7 @@ def test_longest_counts_no_length_behind_a_failure() -> None:
 
 def test_lengths_go_up_to_a_million() -> None:
     assert list(demo_seeds.sequences_by_length(1_048_576)) == [64 * 4**k for k in range(8)]
-    assert demo_seeds.sequences_by_length(65_536)[65_536] == demo_seeds.MINIMUM_SEQUENCES
+    assert demo_seeds.sequences_by_length(1_048_576)[1_048_576] == demo_seeds.MINIMUM_SEQUENCES
 
 
 def test_fewer_than_one_seed_is_refused(tmp_path: Path) -> None:
@@ -73,5 +74,27 @@ def test_fewer_than_one_seed_is_refused(tmp_path: Path) -> None:
 
 
 def test_experiments_say_what_they_are() -> None:
-    assert EXPERIMENTS["demo-seeds"].run is demo_seeds.run
-    assert all(experiment.description.endswith(".") for experiment in EXPERIMENTS.values())
+    assert EXPERIMENTS["demo-seeds"].description.endswith(".")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_run_their_module(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        import_module(EXPERIMENTS[name].module), "run", lambda console, **options: asked.append(options)
+    )
+    EXPERIMENTS[name].run(Console(file=io.StringIO()), seeds=3, quick=True)
+    assert asked == [{"seeds": 3, "quick": True}]
+
+
+def test_rates_are_recorded_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_rates, "SEQUENCES", {64: 2, 128: 1})
+    runs = [demo_rates.rate_run(replace(TINY.model, learning_rate=rate), 0) for rate in (1e-3, 1e-2)]
+    stream = io.StringIO()
+    console = Console(file=stream, width=120)
+    records = recorded_runs.run_missing(console, demo_rates.NAME, runs, tmp_path / "rates.jsonl")
+    again = recorded_runs.run_missing(console, demo_rates.NAME, runs, tmp_path / "rates.jsonl")
+    assert again == records
+    assert "2 of 2 runs are recorded" in stream.getvalue()
+    demo_rates.print_table(console, records)
+    assert "0.001" in stream.getvalue()

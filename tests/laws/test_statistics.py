@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import IMPLEMENTATIONS, assert_same, make_case
 from sklearn.linear_model import Ridge
 
-from cases import IMPLEMENTATIONS, assert_same, make_case
 from echo_ska.algebra import KoopmanOperator, RidgeFactor, SufficientStatistics
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -80,13 +81,22 @@ def test_save_and_load(model, tmp_path):
         assert torch.equal(loaded(tokens).logits, model(tokens).logits)
 
 
-def test_untied_heads_survive_saving(tmp_path):
-    model = tiny(tie_word_embeddings=False)
-    assert model.lm_head.weight.data_ptr() != model.model.embed_tokens.weight.data_ptr()
+@pytest.mark.parametrize("tied", [False, True])
+def test_heads_survive_saving_tied_or_not(tied, tmp_path):
+    model = tiny(tie_word_embeddings=tied)
     model.save_pretrained(tmp_path)
     loaded = EchoForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
-    assert not torch.equal(loaded.lm_head.weight, loaded.model.embed_tokens.weight)
+    for each in (model, loaded):
+        assert (each.lm_head.weight.data_ptr() == each.model.embed_tokens.weight.data_ptr()) == tied
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_untrained_model_is_near_a_uniform_guess(tied):
+    torch.manual_seed(0)
+    model = tiny(tie_word_embeddings=tied, ska_layers=[1], hidden_size=128)
+    tokens = ids(4, 60)
+    assert float(model(tokens, labels=tokens).loss.detach()) == pytest.approx(math.log(50), abs=0.4)
 
 
 def test_loading_overwrites_no_trained_parameter(tmp_path):
@@ -108,9 +118,7 @@ def test_the_residual_stream_starts_with_unit_size_tokens():
     assert float(embedded.square().mean().sqrt()) == pytest.approx(1.0, abs=0.05)
     out = model.model.layers[0].mixer.out_proj.weight
     assert float(out.std()) == pytest.approx((3 * 128) ** -0.5 / 6**0.5, rel=0.05)
-    assert torch.equal(
-        model.model.layers[1].mixer.qkv.q_proj.weight, model.model.layers[1].mixer.qkv.k_proj.weight
-    )
+    assert torch.equal(model.model.layers[1].mixer.qkv.q_proj.weight, model.model.layers[1].mixer.qkv.k_proj.weight)
 
 
 def test_loss_is_the_shifted_cross_entropy(model):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -73,7 +75,7 @@ def test_packing_equals_separate_sequences(mixer, continued):
         state = concatenate([mixer(warm_up[:, :n], output_state=True)[1] for n in (5, 5, 5, 5)])
     packed, final = mixer(hidden, state, cu_seqlens=torch.tensor(bounds), output_state=True)
     outputs = []
-    for n, (begin, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for n, (begin, end) in enumerate(itertools.pairwise(bounds)):
         own = None if state is None else row(state, n)
         output, last = mixer(hidden[:, begin:end], own, output_state=True)
         outputs.append(output)

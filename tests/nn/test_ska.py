@@ -38,7 +38,7 @@ def test_it_is_the_op_on_its_projections():
 def test_queries_start_as_keys_one_token_later():
     """W_q = W_k and the delay: the query at t equals the key stored at t + 1, so a repeated cue finds its answer."""
     mixer = layer()
-    query, key, value, _ = mixer.qkv(torch.randn(1, 10, 32))
+    query, key, _, _ = mixer.qkv(torch.randn(1, 10, 32))
     assert torch.allclose(query[:, :-1], key[:, 1:], atol=1e-6)
     assert (key[:, 0] == 0).all()
     assert torch.equal(mixer.qkv.q_proj.weight, mixer.qkv.k_proj.weight)

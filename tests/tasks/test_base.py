@@ -86,9 +86,7 @@ def test_a_predictor_that_reads_only_the_cue_scores_at_chance(task: RecallTask) 
 
 
 def test_logits_are_scored_one_position_before_the_label() -> None:
-    labels = torch.tensor(
-        [[IGNORED, 2, IGNORED, 1], [3, IGNORED, 0, IGNORED]]
-    )  # the 3 has no logits before it
+    labels = torch.tensor([[IGNORED, 2, IGNORED, 1], [3, IGNORED, 0, IGNORED]])  # the 3 has no logits before it
     rows, positions = answer_positions(labels)
     assert rows.tolist() == [0, 0, 1]
     assert positions.tolist() == [1, 3, 2]

@@ -44,9 +44,7 @@ def test_every_query_is_answered_by_the_value_stored_with_its_key(task: MultiQue
 
 def test_the_docstring_draws_a_true_sequence() -> None:
     assert mqar.__doc__ is not None
-    rows = {
-        line.split()[0]: line.split()[1:] for line in mqar.__doc__.splitlines() if line.startswith("    ")
-    }
+    rows = {line.split()[0]: line.split()[1:] for line in mqar.__doc__.splitlines() if line.startswith("    ")}
     assert rows["position"] == [str(position) for position in range(16)]
     inputs = [int(token) for token in rows["input"]]
     labels = [int(label) for label in rows["label"]]
@@ -64,9 +62,7 @@ def slot_counts(task: MultiQueryRecall, rows: int) -> torch.Tensor:
     stored = 2 * task.pairs
     asked = batch.labels[:, stored + 1 :: 2] != IGNORED  # [B, slots]
     cues = torch.where(asked, batch.input_ids[:, stored::2], -1)
-    return torch.stack(
-        [(cues == batch.input_ids[:, [2 * pair]]).sum(0) for pair in range(task.pairs)]
-    ).double()
+    return torch.stack([(cues == batch.input_ids[:, [2 * pair]]).sum(0) for pair in range(task.pairs)]).double()
 
 
 def assert_chi_square(observed: torch.Tensor, probability: torch.Tensor) -> None:
@@ -81,9 +77,7 @@ def test_slots_follow_the_power_law_without_replacement() -> None:
     observed = slot_counts(task, 100_000)
     first = torch.arange(1, 31, dtype=torch.float64) ** -0.99
     first /= first.sum()
-    second = first * (
-        (first / (1 - first)).sum() - first / (1 - first)
-    )  # sum over the first key's other slots
+    second = first * ((first / (1 - first)).sum() - first / (1 - first))  # sum over the first key's other slots
     assert observed.sum(1).tolist() == [100_000, 100_000]
     assert_chi_square(observed[0], first)
     assert_chi_square(observed[1], second)

@@ -127,9 +127,7 @@ def test_a_finished_run_is_not_repeated(tmp_path, undisturbed):
     assert torch.equal(model.embedding.weight, run(None)[0].embedding.weight)
 
 
-@pytest.mark.parametrize(
-    "name", [checkpoints.MODEL, checkpoints.OPTIMIZER, checkpoints.TRAINER, checkpoints.SUMS]
-)
+@pytest.mark.parametrize("name", [checkpoints.MODEL, checkpoints.OPTIMIZER, checkpoints.TRAINER, checkpoints.SUMS])
 @pytest.mark.parametrize("harm", ["flip a bit", "cut off", "delete"])
 def test_a_damaged_file_is_refused_and_nothing_is_touched(tmp_path, undisturbed, name, harm):
     directory = tmp_path / "run"
@@ -142,9 +140,7 @@ def test_a_damaged_file_is_refused_and_nothing_is_touched(tmp_path, undisturbed,
     else:
         path.write_bytes(data if harm == "flip a bit" else data[:-1])
     before = snapshot(directory)
-    with pytest.raises(
-        ValueError, match=r"^The checkpoint file .* is damaged .* delete the folder .*step-000040"
-    ):
+    with pytest.raises(ValueError, match=r"^The checkpoint file .* is damaged .* delete the folder .*step-000040"):
         run(directory)
     assert snapshot(directory) == before
     shutil.rmtree(final(directory))
@@ -155,9 +151,7 @@ def test_a_damaged_file_is_refused_and_nothing_is_touched(tmp_path, undisturbed,
 def test_other_settings_are_refused_by_name(undisturbed):
     before = snapshot(undisturbed)
     other = config(learning_rate=1e-3, seed=1, log_every=7)
-    with pytest.raises(
-        ValueError, match=r"another data.seed, another training.learning_rate, another training.seed:"
-    ):
+    with pytest.raises(ValueError, match=r"another data.seed, another training.learning_rate, another training.seed:"):
         train(build(), CountingData(seed=1), other, directory=undisturbed)
     with pytest.raises(ValueError, match=r"of another model: .*embedding.weight"):
         train(build(width=8), CountingData(), config(), directory=undisturbed)

@@ -20,10 +20,7 @@ def test_a_batch_is_a_function_of_seed_and_step():
 def test_seeds_are_not_shifted_copies_of_one_another():
     drawn = [RecallData(TASK, 8, seed).batch(step)["input_ids"] for seed in range(4) for step in range(4)]
     assert len({tuple(tokens.flatten().tolist()) for tokens in drawn}) == 16
-    assert (
-        len({step_seed(p, s, t) & 0xFFFFFFFF for p in ("a", "b") for s in range(20) for t in range(20)})
-        == 800
-    )
+    assert len({step_seed(p, s, t) & 0xFFFFFFFF for p in ("a", "b") for s in range(20) for t in range(20)}) == 800
 
 
 def test_length_and_labels_are_the_tasks():

@@ -82,9 +82,7 @@ def test_it_stops_without_a_checkpoint_too():
     model = build()
     with torch.no_grad():
         model.norm.weight.fill_(math.nan)
-    with pytest.raises(
-        FloatingPointError, match=r"loss became nan at step 0.*no checkpoint has been written"
-    ):
+    with pytest.raises(FloatingPointError, match=r"loss became nan at step 0.*no checkpoint has been written"):
         train(model, CountingData(), config())
 
 
@@ -98,9 +96,7 @@ def test_a_gpu_that_is_not_there_is_refused():
 def test_bfloat16_is_used_when_asked_for():
     seen = []
     model = build()
-    model.recurrence.register_forward_hook(
-        lambda module, inputs, output: seen.append(torch.is_autocast_enabled("cpu"))
-    )
+    model.recurrence.register_forward_hook(lambda module, inputs, output: seen.append(torch.is_autocast_enabled("cpu")))
     train(model, CountingData(), config(2, precision="bf16"))
     train(model, CountingData(), config(1))  # the same process may then train in float32
     assert seen == [True, True, False]

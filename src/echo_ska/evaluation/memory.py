@@ -156,7 +156,8 @@ def formula_bytes_by_kind(model: EchoForCausalLM, tokens: int) -> dict[str, int]
     """Bytes of one sequence's state after `tokens` tokens by kind of mixer, as the mixers compute them."""
     sizes: Counter[str] = Counter()
     for kind, block in zip(model.config.layer_types, model.model.layers, strict=True):
-        sizes[kind] += block.mixer.state_bytes(tokens)
+        mixer: Any = block.mixer
+        sizes[kind] += mixer.state_bytes(tokens)
     return dict(sizes)
 
 

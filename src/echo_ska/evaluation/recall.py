@@ -69,7 +69,8 @@ def recall_accuracy(
         for first in range(0, sequences, rows):
             drawn = [task.sample(1, generator) for _ in range(min(rows, sequences - first))]
             batch = RecallBatch(
-                torch.cat([sequence.input_ids for sequence in drawn]), torch.cat([sequence.labels for sequence in drawn])
+                torch.cat([sequence.input_ids for sequence in drawn]),
+                torch.cat([sequence.labels for sequence in drawn]),
             ).to(device)
             right, asked = _count_correct(model, batch, segment_length, count)
             correct, total = correct + right, total + asked

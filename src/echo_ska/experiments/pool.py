@@ -43,12 +43,13 @@ class Job:
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
-class JobError(RuntimeError):
-    """A job failed: one sentence that names it. `details` is the traceback in its process, if there was one."""
+class JobError(ChildProcessError):
+    """A job failed: one sentence that names it. Tracebacks show, as a note, where in its process."""
 
     def __init__(self, sentence: str, details: str = "") -> None:
         super().__init__(sentence)
-        self.details = details
+        if details:
+            self.add_note(details)
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _work(job: Job, threads: int, messages: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends us
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # however it ended
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(threads)
     try:
         result = job.function(lambda stage: QueueReporter(messages, f"{job.name}: {stage}"), **job.arguments)
@@ -152,6 +153,12 @@ def _work(job: Job, threads: int, messages: Any) -> None:
         messages.put(_Outcome(job.name, error=sentence, details=traceback.format_exc()))
     else:
         messages.put(_Outcome(job.name, result))
+
+
+def _end_with(parent: Any) -> None:
+    """End this process when `parent` has ended, in whatever way: a killed one cannot end its children."""
+    parent.join()
+    os._exit(1)
 
 
 def _start(process: SpawnProcess) -> None:

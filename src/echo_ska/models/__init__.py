@@ -5,9 +5,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from echo_ska.models.cache_echo import EchoCache
 from echo_ska.models.configuration_echo import EchoConfig
 from echo_ska.models.modeling_echo import EchoForCausalLM, EchoModel
+from echo_ska.models.presets import PRESETS, preset
 
 AutoConfig.register(EchoConfig.model_type, EchoConfig, exist_ok=True)
 AutoModel.register(EchoConfig, EchoModel, exist_ok=True)
 AutoModelForCausalLM.register(EchoConfig, EchoForCausalLM, exist_ok=True)
 
-__all__ = ["EchoCache", "EchoConfig", "EchoForCausalLM", "EchoModel"]
+__all__ = ["PRESETS", "EchoCache", "EchoConfig", "EchoForCausalLM", "EchoModel", "preset"]

@@ -40,6 +40,7 @@ class EchoConfig(PreTrainedConfig):
         rope_theta: base of attention's rotary frequencies.
         norm_eps: epsilon of all norms.
         max_position_embeddings: the length that evaluation tools may use; no layer is limited by it.
+        tie_word_embeddings: share the embedding with the head, which saves vocab_size * hidden_size parameters.
 
     Raises:
         ValueError: a field is unknown, or sizes do not fit; the message says what to change.
@@ -71,7 +72,7 @@ class EchoConfig(PreTrainedConfig):
         rope_theta: float = 10_000.0,
         norm_eps: float = 1e-5,
         max_position_embeddings: int = 1_048_576,
-        tie_word_embeddings: bool = True,
+        tie_word_embeddings: bool = False,
         **kwargs: Any,
     ) -> None:
         unknown = sorted(name for name in set(kwargs) - _inherited_names() if not name.startswith("_"))

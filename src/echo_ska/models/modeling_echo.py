@@ -15,7 +15,6 @@ from echo_ska.nn import Block
 from echo_ska.nn.initialization import start_as
 from echo_ska.nn.registry import FEED_FORWARDS, MIXERS
 
-
 # The last projection of every mixer and feed-forward layer: what is added to the residual stream.
 RESIDUAL_PROJECTIONS = ("o_proj", "out_proj", "down_proj", "readout_proj")
 
@@ -50,8 +49,9 @@ class EchoPreTrainedModel(PreTrainedModel):
         """Every module knows its own start, `reset_parameters`; residual projections start smaller."""
         if callable(reset := getattr(module, "reset_parameters", None)):
             reset()
-        if (scale := getattr(module, "start_scale", None)) is not None:
-            start_as(module.weight, scale * module.weight)
+        scale, weight = getattr(module, "start_scale", 1.0), getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and scale != 1.0:
+            start_as(weight, scale * weight)
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -81,6 +81,9 @@ class EchoModel(EchoPreTrainedModel):
                 # 2 N branches add to the residual stream: with this factor, their sum starts no larger than one.
                 module.start_scale = (2 * config.num_hidden_layers) ** -0.5
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        if config.tie_word_embeddings:
+            # A token's logit for itself is then about sqrt(d) times its others'; this starts it at 1.
+            self.norm.start_scale = config.hidden_size**-0.5
         self.gradient_checkpointing = False
         self.post_init()
 

@@ -2,12 +2,12 @@
 
 | family | layers | width | SKA at | heads, rank | Mamba-2 state | feed-forward | vocabulary | parameters |
 |---|---|---|---|---|---|---|---|---|
-| echo-1m | 4 | 128 | 1, 2 | 4, 24 | 16 | SwiGLU | 128 | 0.94 M |
+| echo-1m | 4 | 128 | 1, 2 | 4, 24 | 16 | SwiGLU | 128 | 0.95 M |
 | echo-50m | 16 | 448 | 3, 7, 11 | 7, 56 | 64 | Koopman MLP | 32,000 | 50.6 M |
 | echo-180m | 24 | 768 | 8, 16 | 12, 48 | 64 | Koopman MLP | 32,000 | 185.0 M |
 
 32,000 is the vocabulary of the Llama 2 and Mistral tokenizers, the published size that brings both totals nearest to
-their names. Embeddings are tied to the output layer. Sizes are those of docs/method.md, section 6.
+their names. Both tie their embeddings to the output layer. Sizes are those of docs/method.md, section 6.
 
 State of echo-180m, as it is stored: SKA 1.54 MB (0.79 MB counted in float32; its sums are kept in float64, see
 docs/numerics.md), Mamba-2 9.1 MB. Mamba-2's state is the larger part at every usual size, and a size of 128 instead
@@ -74,6 +74,7 @@ _FIFTY = {
     "rank": 56,
     "state_size": 64,
     "feed_forward": "koopman",
+    "tie_word_embeddings": True,
 }
 _HUNDRED_EIGHTY = {
     "vocab_size": 32_000,
@@ -84,6 +85,7 @@ _HUNDRED_EIGHTY = {
     "rank": 48,
     "state_size": 64,
     "feed_forward": "koopman",
+    "tie_word_embeddings": True,
 }
 
 

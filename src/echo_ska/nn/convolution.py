@@ -72,7 +72,7 @@ class ShortConvolution(nn.Module):
         """Convolve along time, in float32 or finer whatever autocast says.
 
         Args:
-            x: [B, T, C] with T >= 1, or [1, T, C] with `cu_seqlens`.
+            x: [B, T, C], or [1, T, C] with `cu_seqlens`.
             state: [N, kernel_size - 1, C], the inputs before the first token, oldest first; None means zeros.
             cu_seqlens: [N + 1] boundaries of packed sequences (some may be empty); N = B without it.
             output_state: whether to return the last kernel_size - 1 inputs of each sequence.
@@ -108,6 +108,8 @@ class ShortConvolution(nn.Module):
 
     def _convolve(self, padded: Tensor) -> Tensor:
         """[B, kernel_size - 1 + T, C] -> [B, T, C]."""
+        if padded.shape[1] < self.kernel_size:  # T = 0, which conv2d refuses
+            return padded[:, :0]
         dtype = torch.promote_types(padded.dtype, torch.float32)
         # [B, L, C] in memory IS an image of height 1 stored channels-last, so nothing has to be transposed. On one
         # CPU core this takes half the time, or less, of conv1d or of a sum of shifted products.

@@ -15,10 +15,9 @@ from echo_ska.nn.mixer import SequenceMixer
 from echo_ska.nn.projections import QueryKeyValue
 from echo_ska.ops import RecurrentState, spectral_koopman_attention
 
-
 # The write gate is a sigmoid stretched from (0, 1) to (-s, 1 + s) and cut to [0, 1] (the stretch of the hard concrete
-# distribution, Louizos et al., arXiv 1712.01312): what a head has learnt not to store is stored with a weight of exactly
-# 0. A plain sigmoid leaves a little of every token behind, and over a million tokens a little becomes all.
+# distribution, Louizos et al., arXiv 1712.01312): what a head has learnt not to store gets a weight of exactly 0. A
+# plain sigmoid leaves a little of every token behind, and over a million tokens a little becomes all.
 GATE_STRETCH = 0.05
 
 
@@ -103,7 +102,7 @@ class SpectralKoopmanAttention(SequenceMixer):
             raise ValueError("refresh_interval is for causal reading: leave it None with causal=False")
         self.num_heads, self.rank, self.head_dim, self.power = num_heads, rank, head_dim, power
         self.initial_ridge, self.normalisation, self.zero_output = initial_ridge, normalisation, zero_output
-        self.refresh_interval, self.causal = refresh_interval, causal
+        self.refresh_interval, self.causal, self.gate_stretch = refresh_interval, causal, GATE_STRETCH
         self.qkv = QueryKeyValue(
             hidden_size,
             num_heads=num_heads,
@@ -248,7 +247,7 @@ class SpectralKoopmanAttention(SequenceMixer):
         if self.gate_proj is None:
             return None
         gate = torch.sigmoid(self.gate_proj(hidden_states).to(dtype))
-        return ((1 + 2 * GATE_STRETCH) * gate - GATE_STRETCH).clamp(0, 1)
+        return ((1 + 2 * self.gate_stretch) * gate - self.gate_stretch).clamp(0, 1)
 
     def _normalised(self, query: Tensor, key: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.normalisation == "token":

@@ -100,8 +100,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> tuple[int, int]:
     """
     if logits.dim() != 3 or logits.shape[:2] != labels.shape:
         raise ValueError(
-            f"logits must be [B, T, V] over the labels' [B, T], got {tuple(logits.shape)} and "
-            f"{tuple(labels.shape)}."
+            f"logits must be [B, T, V] over the labels' [B, T], got {tuple(logits.shape)} and {tuple(labels.shape)}."
         )
     rows, positions = answer_positions(labels)
     predicted = logits[rows, positions - 1].argmax(dim=-1)  # [N]

@@ -50,9 +50,7 @@ def bits_per_byte(
     tokens = tokens[:max_bytes]
     total = len(tokens)
     if total < 2 or segment_length < 1:
-        raise ValueError(
-            f"Need at least 2 bytes and a segment_length of at least 1, got {total} and {segment_length}."
-        )
+        raise ValueError(f"Need at least 2 bytes and a segment_length of at least 1, got {total} and {segment_length}.")
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -63,9 +61,7 @@ def bits_per_byte(
             following = tokens[start + 1 : start + segment_length + 1].to(device, torch.int64)
             output = model(input_ids=segment[None], past_key_values=cache, use_cache=True)
             cache = output.past_key_values
-            logits = output.logits[
-                0, : len(following)
-            ].float()  # the text's last byte has no successor to score
+            logits = output.logits[0, : len(following)].float()  # the text's last byte has no successor to score
             nats += F.cross_entropy(logits, following, reduction="none").double().sum().item()
             if progress is not None:
                 progress(start + len(segment), total)

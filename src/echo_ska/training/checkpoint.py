@@ -122,12 +122,9 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
         ValueError: if names, shapes or dtypes differ from the model's; nothing is changed then.
     """
     targets, saved = _model_tensors(model), load_file(checkpoint.path / MODEL)
-    if differing := [
-        name for name in targets.keys() | saved.keys() if not _alike(targets.get(name), saved.get(name))
-    ]:
+    if differing := [name for name in targets.keys() | saved.keys() if not _alike(targets.get(name), saved.get(name))]:
         raise ValueError(
-            f"The checkpoint {checkpoint.path} is of another model: {_some(differing)} "
-            "differ in name, shape or dtype."
+            f"The checkpoint {checkpoint.path} is of another model: {_some(differing)} differ in name, shape or dtype."
         )
     moments = load_file(checkpoint.path / OPTIMIZER)
     parameters = dict(model.named_parameters())
@@ -186,11 +183,7 @@ def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _alike(target: Tensor | None, saved: Tensor | None) -> bool:
-    return (
-        target is not None
-        and saved is not None
-        and (target.shape, target.dtype) == (saved.shape, saved.dtype)
-    )
+    return target is not None and saved is not None and (target.shape, target.dtype) == (saved.shape, saved.dtype)
 
 
 def _damaged(path: Path, what: str) -> ValueError:

@@ -54,9 +54,7 @@ class RecallData:
 
     def describe(self) -> dict[str, Any]:
         """The task's name and settings, the batch size and the seed."""
-        settings: dict[str, Any] = (
-            dataclasses.asdict(self.task) if dataclasses.is_dataclass(self.task) else {}
-        )
+        settings: dict[str, Any] = dataclasses.asdict(self.task) if dataclasses.is_dataclass(self.task) else {}
         return {
             "task": type(self.task).__name__,
             **settings,

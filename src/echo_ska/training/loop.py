@@ -39,9 +39,7 @@ from echo_ska.training.reporter import Reporter
 Evaluation = Callable[[nn.Module, int], dict[str, Any]]
 """Called with the model, in eval mode and without gradients, and the steps done; returns figures (JSON)."""
 
-BOOKKEEPING = {
-    f"training.{name}" for name in ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints")
-}
+BOOKKEEPING = {f"training.{name}" for name in ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints")}
 """Settings that may change between a checkpoint and its resumption, for they do not touch the weights."""
 
 
@@ -50,9 +48,7 @@ class Progress:
     """What the loop carries from step to step beside model and optimiser; JSON, kept in checkpoints."""
 
     seconds: float = 0.0  # of training, over all sessions, evaluations and checkpoints included
-    figures: dict[str, Any] = dataclasses.field(
-        default_factory=dict
-    )  # the latest of the log and the evaluation
+    figures: dict[str, Any] = dataclasses.field(default_factory=dict)  # the latest of the log and the evaluation
     # Since the last line of the log:
     steps: int = 0
     loss_sum: float = 0.0
@@ -144,9 +140,7 @@ def train(
     for step in range(first_step, config.steps):
         step_started = time.perf_counter()
         torch.manual_seed(step_seed("model", config.seed, step))
-        factor = learning_rate_factor(
-            step, config.steps, config.warmup_steps, config.final_learning_rate_fraction
-        )
+        factor = learning_rate_factor(step, config.steps, config.warmup_steps, config.final_learning_rate_fraction)
         set_learning_rate(optimizer, factor)
         batch = {key: value.to(device, non_blocking=True) for key, value in data.batch(step).items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):

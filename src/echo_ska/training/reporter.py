@@ -46,9 +46,7 @@ class ProgressReporter:
 class LineReporter:
     """A line of text every `seconds` seconds and at the end, for logs and pipes."""
 
-    def __init__(
-        self, stream: IO[str] | None = None, description: str = "training", seconds: float = 10.0
-    ) -> None:
+    def __init__(self, stream: IO[str] | None = None, description: str = "training", seconds: float = 10.0) -> None:
         self.stream = stream
         self.description = description
         self.seconds = seconds

@@ -72,11 +72,7 @@ def split_by_file(files: Sequence[TextFile], held_out: Iterable[str | Path] | No
         chosen = [file for file in files if file.path.resolve() in named]
         rest = [file for file in files if file.path.resolve() not in named]
         if not chosen or not rest:
-            what = (
-                "none of the texts given"
-                if not chosen
-                else "every text given, which leaves nothing to train on"
-            )
+            what = "none of the texts given" if not chosen else "every text given, which leaves nothing to train on"
             raise ValueError(f"The texts to hold out are {what}.")
         return TextSplit(rest, chosen, f"Held out as asked: {_names(chosen)}.")
     digests = [_digest(file.tokens) for file in files]
@@ -160,9 +156,7 @@ def _read(path: Path) -> TextFile:
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise ValueError(
-            f"{path} is not UTF-8 text: byte 0 starts a UTF-16 byte-order mark; convert it to UTF-8."
-        )
+        raise ValueError(f"{path} is not UTF-8 text: byte 0 starts a UTF-16 byte-order mark; convert it to UTF-8.")
     try:
         raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -184,9 +178,7 @@ def _split_one(file: TextFile) -> TextSplit:
         cut += 1  # never inside a character of several bytes
     held = file.tokens[cut:]
     if len(held) < 2:
-        raise ValueError(
-            f"{file.path} is the only text and too short ({len(file.tokens)} bytes) to hold a tenth out."
-        )
+        raise ValueError(f"{file.path} is the only text and too short ({len(file.tokens)} bytes) to hold a tenth out.")
     return TextSplit(
         [TextFile(file.path, file.tokens[:cut])],
         [TextFile(file.path, held)],

@@ -1,0 +1,252 @@
+"""The command line, `echo-ska`: what the commands take. What they do stands in `echo_ska.commands`.
+
+torch and transformers are imported inside the commands, so that `--help` and a bad path answer at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from echo_ska import __version__
+from echo_ska.commands.errors import OneSentenceErrors
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    cls=OneSentenceErrors,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write the printed figures to FILE as JSON.")
+]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"echo-ska {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Echo: recall without a KV cache. Spectral Koopman Attention (SKA) for PyTorch.
+
+    Start with **echo-ska demo**, which trains three small models side by side and shows what each remembers
+    and what it keeps for that. Every command has its own --help, with examples.
+
+    An error is one sentence; set ECHO_SKA_DEBUG=1 to see where it came from.
+    """
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Where the plot and the runs are kept.")
+    ] = Path("echo-demo"),
+    json_file: JsonFile = None,
+) -> None:
+    """Train three small models side by side and show what they recall, and in how many bytes.
+
+    A state space model, one with softmax attention and one with SKA, of equal size, learn to recall key-value
+    pairs in 64 tokens and are asked in up to 4,096. Then a small Echo reads a novel. About ten minutes on two CPU
+    cores.
+
+    **Example:** `echo-ska demo --json demo.json`
+    """
+    from echo_ska.commands.files import require_folder, require_writable
+
+    require_writable(json_file, "--json")
+    require_folder(output, "--output")
+    from echo_ska.commands.run import start_demo
+
+    start_demo(output, json_file, _console())
+
+
+@app.command()
+def models(json_file: JsonFile = None) -> None:
+    """List the presets: layers, parameters, and the state after 1k and 1M tokens by kind of layer.
+
+    Every Echo has two twins of the same size: **-ssm**, all Mamba-2, and **-ssm-attention**, with softmax attention
+    where Echo has SKA. Train one with `echo-ska train --model NAME`.
+
+    **Example:** `echo-ska models --json models.json`
+    """
+    from echo_ska.commands.files import require_writable
+
+    require_writable(json_file, "--json")
+    from echo_ska.commands.show import show_models
+
+    show_models(json_file, _console())
+
+
+@app.command()
+def memory(
+    presets: Annotated[
+        list[str] | None, typer.Argument(metavar="[PRESET]...", help="Names from `echo-ska models`.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="What the models run in: fp32 or bf16.")] = "fp32",
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw bytes against tokens.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Compare what a model keeps with its attention twin's KV cache, from 1k to 1M tokens.
+
+    Without a PRESET: echo-180m. The first rows are summed from a live state and checked against the formula that
+    gives the others. A ratio of 100x says that the twin keeps a hundred times as many bytes.
+
+    **Examples:** `echo-ska memory` · `echo-ska memory echo-1m echo-180m --plot memory.png --json memory.json`
+    """
+    from echo_ska.commands.files import require_writable
+
+    require_writable(json_file, "--json")
+    require_writable(plot, "--plot", suffix=".png")
+    from echo_ska.commands.show import show_memory
+
+    show_memory(presets or ["echo-180m"], dtype, plot, json_file, _console())
+
+
+@app.command()
+def reproduce(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="The experiment; leave it out for a list.")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="How many seeds to run; the experiment's own number else.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The small version, about ten minutes on two cores.")] = False,
+) -> None:
+    """Run an experiment behind a table or figure, and draw it from its records.
+
+    **Examples:** `echo-ska reproduce` lists the experiments · `echo-ska reproduce NAME --quick --seeds 1`
+    """
+    from echo_ska.commands.run import start_experiment
+
+    start_experiment(name, seeds, quick, _console())
+
+
+@app.command()
+def train(
+    text: Annotated[
+        list[str] | None,
+        typer.Option("--text", metavar="PATH", help="A text file or folder (*.txt, *.md) to learn; may be repeated."),
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="A recall task to learn: mqar or mqar-grid.")] = None,
+    more_text: Annotated[
+        list[str] | None, typer.Argument(metavar="[PATH]...", help="More paths of text, after --text.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option(metavar="PRESET", help="What to train, a name from `echo-ska models`.")
+    ] = "echo-1m",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Another value for a field of the model; may be repeated."),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 500,
+    batch_size: Annotated[int, typer.Option(help="Sequences in a step.")] = 32,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens in a sequence. Default: 256 bytes of text, or the task's own.")
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(help="The peak, after a warm-up over a tenth of the steps.")] = 3e-3,
+    seed: Annotated[int, typer.Option(help="Of the model's start, the data and the samples.")] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Where to keep checkpoints, log, model and record."),
+    ] = None,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
+    precision: Annotated[str, typer.Option(help="fp32, bf16, or auto: bf16 on a GPU that has it.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU if there is one.")] = "auto",
+    held_out: Annotated[
+        list[str] | None,
+        typer.Option("--held-out", metavar="PATH", help="Text: hold these out, instead of about a tenth of the files."),
+    ] = None,
+    score_bytes: Annotated[
+        int, typer.Option(help="Text: read at most so many bytes of each held-out file to score it.")
+    ] = 65_536,
+    samples: Annotated[int, typer.Option(min=0, help="Text: samples to print at the end.")] = 2,
+    sample_bytes: Annotated[int, typer.Option(min=0, help="Text: bytes in a sample.")] = 200,
+    temperature: Annotated[float, typer.Option(help="Text: of the samples; 0 takes the likeliest byte.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Text: sample from the so many likeliest bytes.")] = None,
+    pairs: Annotated[int | None, typer.Option(help="Task: key-value pairs in a sequence.")] = None,
+    gap: Annotated[int | None, typer.Option(help="Task mqar-grid: fillers between pairs and queries.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="Task: token ids.")] = None,
+    num_keys: Annotated[int | None, typer.Option(help="Task mqar-grid: keys to draw from.")] = None,
+    num_values: Annotated[int | None, typer.Option(help="Task mqar-grid: values to draw from.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Train a model on your own text (byte by byte) or on a recall task.
+
+    Text is split by file into training and held-out; bits per byte on the held-out part are reported before and
+    after, and samples are printed. A recall task reports its accuracy at 1, 2, 4 and 8 times the training length.
+
+    With --output DIR a run that was stopped, at any moment, goes on when the same command is given again; a DIR that
+    holds another run is refused. The model in DIR/model loads with `AutoModelForCausalLM.from_pretrained`.
+
+    **Examples**
+
+    `echo-ska train --text books/ --output runs/books`
+
+    `echo-ska train --text novel.txt diary.md --model echo-1m-ssm --steps 1000 --seed 1`
+
+    `echo-ska train --task mqar-grid --pairs 8 --gap 32 --set rank=16 --batch-size 64`
+    """
+    from echo_ska.commands.files import require_folder, require_writable
+
+    require_writable(json_file, "--json")
+    require_folder(output, "--output")
+    from echo_ska.commands.goals import TrainRequest
+    from echo_ska.commands.train import train_command
+
+    train_command(
+        TrainRequest(
+            text=(text or []) + (more_text or []),
+            task=task,
+            model=model,
+            settings=settings or [],
+            steps=steps,
+            batch_size=batch_size,
+            length=length,
+            learning_rate=learning_rate,
+            seed=seed,
+            output=output,
+            checkpoint_every=checkpoint_every,
+            precision=precision,
+            device=device,
+            held_out=held_out,
+            score_bytes=score_bytes,
+            samples=samples,
+            sample_bytes=sample_bytes,
+            temperature=temperature,
+            top_k=top_k,
+            task_settings={
+                "pairs": pairs,
+                "gap": gap,
+                "vocab_size": vocab_size,
+                "num_keys": num_keys,
+                "num_values": num_values,
+            },
+        ),
+        json_file,
+        _console(),
+    )
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()

@@ -1,0 +1,1 @@
+"""What the commands of `echo-ska` do; `echo_ska.cli` says how they are called."""

@@ -1,0 +1,61 @@
+"""Errors as one sentence: nobody should have to read a traceback to learn that a file is missing."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+EXPECTED = (ValueError, OSError, ArithmeticError, MemoryError)
+"""What the library raises when input, files or numbers are not as they must be. Anything else is a bug of ours, and
+keeps its traceback."""
+
+INTERRUPTED = 130
+"""The exit code of a program that Ctrl-C ended, as shells have it."""
+
+
+class OneSentenceErrors(TyperGroup):
+    """A group of commands whose expected errors end in a red sentence on stderr and exit code 1.
+
+    With ECHO_SKA_DEBUG=1 in the environment they keep their tracebacks.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # The reader of our output went away, as `head` does. Python would complain once more when it flushes.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+        except EXPECTED as error:
+            if os.environ.get("ECHO_SKA_DEBUG") == "1":
+                raise
+            _say(sentence(error), "red")
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt as interrupt:
+            _say(str(interrupt) or "Stopped.", "yellow")
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def sentence(error: BaseException) -> str:
+    """The error's message in one line: with a capital, a full stop, and no error number."""
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    else:
+        text = " ".join(str(error).split()) or type(error).__name__
+    # A path or an option at the start keeps its spelling.
+    first = text.split()[0]
+    if first.isalpha():
+        text = text[0].upper() + text[1:]
+    return text if text.endswith((".", "!", "?")) else text + "."
+
+
+def _say(text: str, colour: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, soft_wrap=True).print(Text(text, style=colour))

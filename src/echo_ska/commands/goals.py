@@ -1,0 +1,208 @@
+"""What `echo-ska train` can learn: real text, or a recall task; and how it says how well it was learnt."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+from echo_ska.evaluation.memory_plot import format_bytes
+from echo_ska.evaluation.recall import recall_accuracy
+from echo_ska.evaluation.sampling import printable, sample_text
+from echo_ska.models import EchoForCausalLM
+from echo_ska.tasks import TASKS, RecallTask
+from echo_ska.training import DataSource, RecallData, TextData, TextFile, bits_per_byte, load_text, split_by_file
+from echo_ska.training.text import VOCAB_SIZE
+
+TEXT_LENGTH = 256
+PROMPT_BYTES = 64
+EVALUATED_AT = (1, 2, 4, 8)  # times the training length
+EVALUATED_TOKENS = 32_768  # at each of them, about
+EVALUATION_SEED = 1_000_003
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What was asked for; the options of `echo-ska train`, which documents them."""
+
+    text: list[str]
+    task: str | None
+    model: str
+    settings: list[str]
+    steps: int
+    batch_size: int
+    length: int | None
+    learning_rate: float
+    seed: int
+    output: Path | None
+    checkpoint_every: int
+    precision: str
+    device: str
+    held_out: list[str] | None
+    score_bytes: int
+    samples: int
+    sample_bytes: int
+    temperature: float
+    top_k: int | None
+    task_settings: dict[str, int | None]
+
+
+class Goal(Protocol):
+    """What to learn, and how to say how well it was learnt."""
+
+    name: str
+    data: DataSource
+    vocab_size: int
+
+    def introduce(self, console: Console) -> None:
+        """Say what will be learnt."""
+        ...
+
+    def evaluate(self, model: nn.Module, step: int) -> dict[str, Any]:
+        """Figures of the model after `step` steps."""
+        ...
+
+    def report(
+        self, model: EchoForCausalLM, untrained: EchoForCausalLM, figures: dict[str, Any], console: Console
+    ) -> None:
+        """Print what was learnt, and add to `figures` what the training did not measure."""
+        ...
+
+
+class LearnText:
+    """Bytes of real text, some of it held out and scored in bits per byte."""
+
+    name = "train-text"
+    vocab_size = VOCAB_SIZE
+
+    def __init__(self, request: TrainRequest) -> None:
+        if given := [name for name, value in request.task_settings.items() if value is not None]:
+            raise ValueError(f"{_options(given)} is for --task: text has no such setting.")
+        if request.score_bytes < 2:
+            raise ValueError(f"--score-bytes must be at least 2, got {request.score_bytes}.")
+        self.request = request
+        self.split = split_by_file(load_text(request.text), request.held_out)
+        self.data: DataSource = TextData(
+            self.split.training,
+            request.batch_size,
+            TEXT_LENGTH if request.length is None else request.length,
+            request.seed,
+        )
+
+    def introduce(self, console: Console) -> None:
+        """See `Goal`."""
+        size = sum(len(file.tokens) for file in self.split.training)
+        say(console, f"Learning {size:,} bytes of text. {self.split.description}")
+
+    def evaluate(self, model: nn.Module, step: int) -> dict[str, Any]:
+        """Bits per byte of the held-out text, and the state's bytes after the longest file read."""
+        return _score(model, self.split.held_out, self.request.score_bytes)
+
+    def report(
+        self, model: EchoForCausalLM, untrained: EchoForCausalLM, figures: dict[str, Any], console: Console
+    ) -> None:
+        """See `Goal`."""
+        request = self.request
+        before = _score(untrained, self.split.held_out, request.score_bytes)["bits_per_byte"]
+        figures["bits_per_byte_before"] = before
+        figures["samples"] = []
+        say(
+            console,
+            f"Held-out text: {before:.3f} bits per byte before, {figures['bits_per_byte']:.3f} after; "
+            f"{format_bytes(figures['state_bytes'])} of state while reading it.",
+        )
+        for number in range(request.samples):
+            file = self.split.held_out[number % len(self.split.held_out)]
+            prompt = bytes(file.tokens[:PROMPT_BYTES].tolist()).decode("utf-8", errors="ignore") or "\n"
+            written = sample_text(
+                model,
+                prompt,
+                request.sample_bytes,
+                temperature=request.temperature,
+                top_k=request.top_k,
+                seed=request.seed + number,
+            )
+            figures["samples"].append({"prompt": prompt, "text": written})
+            console.print(Text(f"\nSample {number + 1}, from {file.path.name} up to the bar:", style="bold"))
+            console.print(Text(printable(prompt) + "|", style="dim") + Text(written), soft_wrap=True)
+
+
+class LearnRecall:
+    """A recall task, asked at several lengths afterwards."""
+
+    def __init__(self, request: TrainRequest) -> None:
+        if request.held_out:
+            raise ValueError("--held-out is for --text: a task draws new sequences to ask.")
+        self.name = f"train-{request.task}"
+        self.task = _task(request)
+        self.data: DataSource = RecallData(self.task, request.batch_size, request.seed)
+        self.vocab_size = self.task.vocab_size
+
+    def introduce(self, console: Console) -> None:
+        """See `Goal`."""
+        say(console, f"Learning {self.task}: {self.task.length} tokens a sequence, chance {self.task.chance:.1%}.")
+
+    def evaluate(self, model: nn.Module, step: int) -> dict[str, Any]:
+        """`recall`: the accuracy by length."""
+        recall = {}
+        for times in EVALUATED_AT:
+            length = times * self.task.length
+            sequences = min(256, max(8, EVALUATED_TOKENS // length))
+            recall[str(length)] = recall_accuracy(model, self.task, length, sequences, EVALUATION_SEED)
+        return {"recall": recall}
+
+    def report(
+        self, model: EchoForCausalLM, untrained: EchoForCausalLM, figures: dict[str, Any], console: Console
+    ) -> None:
+        """See `Goal`."""
+        figures["state_bytes"] = {length: model.state_bytes(int(length)) for length in figures["recall"]}
+        table = Table("tokens", "accuracy", "state")
+        for length, accuracy in figures["recall"].items():
+            table.add_row(f"{int(length):,}", f"{accuracy:.1%}", format_bytes(figures["state_bytes"][length]))
+        console.print(table)
+
+
+def _score(model: nn.Module, files: Sequence[TextFile], most: int) -> dict[str, Any]:
+    """Bits per byte over all of `files`, each read from its start, and the largest state that was left."""
+    bits, scored, state = 0.0, 0, 0
+    for file in files:
+        if len(file.tokens) < 2:  # its only byte has nothing before it to be predicted from
+            continue
+        score = bits_per_byte(model, file.tokens, max_bytes=most)
+        bits += score.bits_per_byte * score.bytes_scored
+        scored += score.bytes_scored
+        state = max(state, score.cache.nbytes)
+    if scored == 0:
+        raise ValueError("The held-out texts are of one byte each: there is nothing to score.")
+    return {"bits_per_byte": bits / scored, "bytes_scored": scored, "state_bytes": state}
+
+
+def _task(request: TrainRequest) -> RecallTask:
+    if request.task not in TASKS:
+        raise ValueError(f"There is no task {request.task!r}: choose from {', '.join(TASKS)}.")
+    kind: Any = TASKS[request.task]
+    fields = {field.name for field in dataclasses.fields(kind)}
+    given: dict[str, int] = {name: value for name, value in request.task_settings.items() if value is not None}
+    if foreign := sorted(given.keys() - fields):
+        raise ValueError(f"{_options(foreign)} is not a setting of {request.task}.")
+    if request.length is None or "length" in fields:
+        return kind(**given | ({} if request.length is None else {"length": request.length}))
+    if "gap" in given:
+        raise ValueError("Give --length or --gap: each follows from the other.")
+    return kind(**given).with_length(request.length)
+
+
+def _options(names: Sequence[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)
+
+
+def say(console: Console, line: str) -> None:
+    """Print a line that may hold anything, paths and brackets included."""
+    console.print(Text(line), soft_wrap=True)

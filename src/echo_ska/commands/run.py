@@ -1,0 +1,27 @@
+"""`echo-ska demo` and `echo-ska reproduce`: both only start what stands in `echo_ska.experiments`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from echo_ska.experiments import EXPERIMENTS
+from echo_ska.experiments.demo import run_demo
+
+
+def start_demo(output: Path, json_file: Path | None, console: Console) -> None:
+    """Run the demo; see `run_demo`."""
+    run_demo(output=output, json_path=json_file, console=console)
+
+
+def start_experiment(name: str | None, seeds: int | None, quick: bool, console: Console) -> None:
+    """Run an experiment, or list them all for None; ValueError if it is unknown."""
+    if name is None:
+        for known, experiment in EXPERIMENTS.items():
+            console.print(Text(f"{known}: {experiment.description}"), soft_wrap=True)
+        return
+    if name not in EXPERIMENTS:
+        raise ValueError(f"There is no experiment {name!r}: choose from {', '.join(EXPERIMENTS)}.")
+    EXPERIMENTS[name].run(console, seeds=seeds, quick=quick)

@@ -1,0 +1,120 @@
+"""`echo-ska train`: a preset learns real text or a recall task; what came of it is printed and kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers.utils import logging
+
+from echo_ska.commands.files import write_json
+from echo_ska.commands.goals import Goal, LearnRecall, LearnText, TrainRequest, say
+from echo_ska.models import EchoConfig, EchoForCausalLM
+from echo_ska.models.presets import preset
+from echo_ska.training import RunRecord, TrainingConfig, console_reporter, train
+from echo_ska.training.checkpoint import list_checkpoints
+from echo_ska.training.records import append, read
+
+
+def train_command(request: TrainRequest, json_file: Path | None, console: Console) -> None:
+    """Train, print and keep what was asked for.
+
+    Raises:
+        ValueError: settings, texts or the output folder do not fit; nothing was overwritten.
+        FloatingPointError: the loss or a gradient stopped being finite.
+        KeyboardInterrupt: Ctrl-C; the message says how to go on.
+    """
+    if bool(request.text) == bool(request.task):
+        raise ValueError("Say what to learn: either --text PATH, or --task mqar or mqar-grid.")
+    config = TrainingConfig(
+        steps=request.steps,
+        learning_rate=request.learning_rate,
+        seed=request.seed,
+        precision=request.precision,
+        device=request.device,
+        checkpoint_every=request.checkpoint_every,
+    )
+    goal: Goal = LearnText(request) if request.text else LearnRecall(request)
+    model_config = _model_config(request, goal.vocab_size)
+    model = _untrained(model_config, request.seed)
+    _require_own_folder(request.output)
+    goal.introduce(console)
+    say(
+        console,
+        f"{request.model}: {model.num_parameters():,} parameters, layers {', '.join(model_config.layer_types)}.",
+    )
+    if request.output is not None and (found := list_checkpoints(request.output)):
+        say(console, f"Going on from {found[-1]}.")
+    try:
+        with console_reporter("training", console) as reporter:
+            record = train(
+                model,
+                goal.data,
+                config,
+                evaluate=goal.evaluate,
+                directory=request.output,
+                reporter=reporter,
+                name=goal.name,
+            )
+        untrained = _untrained(model_config, request.seed).to(next(model.parameters()).device)
+        figures = dict(record.figures)
+        goal.report(model, untrained, figures, console)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_how_to_resume(request.output)) from None
+    record = dataclasses.replace(record, figures=figures)
+    if request.output is not None:
+        _keep(record, model, request.output)
+        say(console, f"Kept in {request.output}: model, checkpoints, log.jsonl, records.jsonl.")
+    write_json(json_file, dataclasses.asdict(record))
+
+
+def _model_config(request: TrainRequest, vocab_size: int) -> EchoConfig:
+    overrides: dict[str, Any] = {}
+    for setting in request.settings:
+        name, equals, value = setting.partition("=")
+        if not (name and equals):
+            raise ValueError(f"--set takes FIELD=VALUE, as in --set rank=16, got {setting!r}.")
+        if name == "vocab_size":
+            raise ValueError("The vocabulary follows from what is learnt: use --vocab-size with a task, and no --set.")
+        try:
+            overrides[name] = json.loads(value)
+        except json.JSONDecodeError:
+            overrides[name] = value
+    try:
+        return preset(request.model, **overrides, vocab_size=vocab_size)
+    except TypeError as error:  # a word where a number belongs, or a number where a list does
+        raise ValueError(f"A value given by --set does not fit its field: {error}.") from None
+
+
+def _untrained(config: EchoConfig, seed: int) -> EchoForCausalLM:
+    torch.manual_seed(seed)
+    return EchoForCausalLM(config)
+
+
+def _require_own_folder(output: Path | None) -> None:
+    """A folder without checkpoints may hold nothing that the end of a run would overwrite."""
+    if output is not None and (output / "model").exists() and not list_checkpoints(output):
+        raise ValueError(f"{output / 'model'} exists and is not of a run that could go on: train in another directory.")
+
+
+def _keep(record: RunRecord, model: EchoForCausalLM, output: Path) -> None:
+    """Save the model and append the record, unless the same run was recorded when it was finished before."""
+    logging.disable_progress_bar()
+    model.save_pretrained(output / "model")
+    path = output / "records.jsonl"
+    settings = json.loads(json.dumps(record.configuration))
+    if not path.exists() or all(old.configuration != settings for old in read(path)):
+        append(record, path)
+
+
+def _how_to_resume(output: Path | None) -> str:
+    if output is None:
+        return "Stopped; nothing was kept, for there was no --output."
+    found = list_checkpoints(output)
+    if not found:
+        return f"Stopped before the first checkpoint in {output}: the same command starts again."
+    return f"Stopped; give the same command again to go on from {found[-1]}."

@@ -1,0 +1,87 @@
+"""How the experiments draw: colours that colour-blind readers tell apart, labels at the lines, powers of two."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+COLOURS = {"ssm": "#595959", "ssm+attention": "#D55E00", "ssm+ska": "#0072B2"}
+"""Okabe and Ito's vermilion and blue, and a grey."""
+
+MARKERS = {"ssm": "s", "ssm+attention": "^", "ssm+ska": "o"}
+
+
+def length_axis(axes: Axes, lengths: Sequence[int], label: str = "tokens in the sequence") -> None:
+    """A logarithmic axis of lengths with a tick at each, and room at its right for the lines' labels."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths, [short_number(length) for length in lengths])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel(label)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def label_lines(axes: Axes, ends: Mapping[str, tuple[float, float]], colours: Mapping[str, str]) -> None:
+    """Write each line's label behind its right end (x, y), moved up or down until no two touch.
+
+    Call it when the axes have their limits.
+    """
+    height = 13.0  # points between two labels
+    placed = sorted(((axes.transData.transform(end)[1], name) for name, end in ends.items()))
+    dots_a_point = axes.figure.dpi / 72
+    heights = [position / dots_a_point for position, _ in placed]
+    for _ in range(100):  # push touching neighbours apart by equal amounts, until none is
+        for lower in range(len(heights) - 1):
+            overlap = height - (heights[lower + 1] - heights[lower])
+            if overlap > 1e-3:
+                heights[lower] -= overlap / 2
+                heights[lower + 1] += overlap / 2
+    for (position, name), wanted in zip(placed, heights, strict=True):
+        offset = (8, wanted - position / dots_a_point)
+        axes.annotate(
+            name,
+            ends[name],
+            xytext=offset,
+            textcoords="offset points",
+            color=colours[name],
+            va="center",
+            fontsize=10,
+            annotation_clip=False,
+        )
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG in one step, so that nobody finds half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    options: dict[str, Any] = {"format": "png", "dpi": 160, "bbox_inches": "tight"}
+    figure.savefig(partial, **options)
+    partial.replace(path)
+
+
+def short_number(number: float) -> str:
+    """64, 2k, 64k, 1M: in units of 1,024."""
+    for size, suffix in ((1 << 20, "M"), (1 << 10, "k")):
+        if number >= size and number % size == 0:
+            return f"{number / size:g}{suffix}"
+    return f"{number:,g}"
+
+
+def percent(fraction: float) -> str:
+    """One decimal, rounded down, so that 100.0 means all."""
+    return f"{math.floor(1000 * fraction + 1e-9) / 10:.1f}"
+
+
+def short_bytes(number: float) -> str:
+    """38.7 kB, 2.12 MB: three digits, in units of 1,000."""
+    for size, suffix in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= size:
+            return f"{number / size:.3g} {suffix}"
+    return f"{number:.0f} B"

@@ -1,0 +1,63 @@
+"""Runs that are recorded: what is in the file already is not run again, what ends is appended at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from echo_ska.experiments.pool import Job, run_jobs
+from echo_ska.training import RunRecord
+from echo_ska.training.records import append, read
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """One run of an experiment.
+
+    Attributes:
+        job: its function returns a `RunRecord` as plain data.
+        seed: the record's seed.
+        configuration: the record's configuration, known before the run, in the types that JSON gives.
+    """
+
+    job: Job
+    seed: int
+    configuration: dict[str, Any]
+
+    def matches(self, record: RunRecord) -> bool:
+        """Whether `record` is of this run, whenever it was made."""
+        return record.seed == self.seed and record.configuration == self.configuration
+
+
+def run_missing(console: Console, name: str, runs: Sequence[RecordedRun], path: Path) -> list[RunRecord]:
+    """Run what `path` has no record of; returns the newest record of every run, in the order of `runs`.
+
+    Args:
+        console: where to show.
+        name: the experiment's, which its records bear.
+        runs: the longest first.
+        path: a file of JSON lines; each record is appended as soon as its run ends.
+
+    Raises:
+        ValueError: the records cannot be read.
+        JobError: a run failed; those that ended before it are recorded.
+    """
+    found = recorded(name, runs, path)
+    missing = [run.job for run, record in zip(runs, found, strict=True) if record is None]
+    if len(missing) < len(runs):
+        done = f"{len(runs) - len(missing)} of {len(runs)} runs are recorded in {path}."
+        console.print(done, markup=False, highlight=False)
+    if missing:
+        run_jobs(missing, console, on_result=lambda _, result: append(RunRecord(**result), path))
+        found = recorded(name, runs, path)
+    return [record for record in found if record is not None]
+
+
+def recorded(name: str, runs: Sequence[RecordedRun], path: Path) -> list[RunRecord | None]:
+    """The newest record of each run in `path`, or None where there is none."""
+    records = [record for record in read(path) if record.name == name] if path.exists() else []
+    return [next((record for record in reversed(records) if run.matches(record)), None) for run in runs]

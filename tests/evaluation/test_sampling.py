@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from echo_ska.evaluation.sampling import printable, sample, sample_text
+from echo_ska.models import EchoForCausalLM
+from echo_ska.models.presets import preset
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = EchoForCausalLM(preset("echo-1m", vocab_size=256, hidden_size=32, num_heads=2, rank=4, state_size=4))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))  # untrained models hardly tell tokens apart
+    return model
+
+
+PROMPT = torch.tensor([72, 101, 108, 108, 111])
+
+
+def test_greedy_equals_reading_everything_again(model):
+    drawn = sample(model, PROMPT, 12, temperature=0)
+    tokens = PROMPT
+    with torch.no_grad():
+        for _ in range(12):
+            following = model.eval()(tokens[None], use_cache=False).logits[0, -1].argmax()
+            tokens = torch.cat([tokens, following[None]])
+    assert torch.equal(drawn, tokens[len(PROMPT) :])
+
+
+def test_the_seed_decides(model):
+    first = sample(model, PROMPT, 20, seed=1)
+    assert torch.equal(first, sample(model, PROMPT, 20, seed=1))
+    assert not torch.equal(first, sample(model, PROMPT, 20, seed=2))
+    assert first.dtype == torch.int64
+    assert len(first) == 20
+
+
+def test_top_1_is_greedy_and_a_low_temperature_nearly(model):
+    greedy = sample(model, PROMPT, 8, temperature=0)
+    assert torch.equal(sample(model, PROMPT, 8, top_k=1), greedy)
+    assert torch.equal(sample(model, PROMPT, 8, temperature=1e-300), greedy)
+    assert len(sample(model, PROMPT, 8, top_k=10_000)) == 8
+
+
+def test_it_stops_before_the_stop_token(model):
+    greedy = sample(model, PROMPT, 8, temperature=0)
+    first = greedy.tolist().index(int(greedy[3]))
+    assert torch.equal(sample(model, PROMPT, 8, temperature=0, stop_token=int(greedy[3])), greedy[:first])
+
+
+def test_the_model_stays_in_its_training_state(model):
+    model.train()
+    sample(model, PROMPT, 1)
+    assert model.training
+
+
+def test_text_cannot_command_the_terminal(model):
+    assert isinstance(sample_text(model, "héllo", 30), str)
+    assert printable("a\x1b[31mb\n\tc\x00é") == "a�[31mb\n\tc�é"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "message"),
+    [
+        (PROMPT[:0], {}, "at least one token"),
+        (PROMPT[None], {}, r"got shape \[1, 5\]"),
+        (PROMPT, {"temperature": -1}, "temperature must be"),
+        (PROMPT, {"temperature": float("nan")}, "temperature must be"),
+        (PROMPT, {"top_k": 0}, "top_k must be at least 1"),
+        (PROMPT, {"new_tokens": -1}, "new_tokens must be at least 0"),
+    ],
+)
+def test_what_is_refused(model, prompt, settings, message):
+    with pytest.raises(ValueError, match=message):
+        sample(model, prompt, **({"new_tokens": 3} | settings))

@@ -1,0 +1,289 @@
+import json
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+import echo_ska
+from echo_ska import experiments
+from echo_ska.cli import app
+from echo_ska.commands import train as train_module
+from echo_ska.commands.errors import sentence
+from echo_ska.commands.files import write_json
+from echo_ska.experiments.pool import JobError
+from echo_ska.models.presets import PRESETS
+
+TINY = [
+    f"--set={field}" for field in ("hidden_size=16", "num_heads=2", "rank=4", "state_size=4", "intermediate_size=16")
+]
+SHORT = ["--steps=4", "--batch-size=2", "--checkpoint-every=2"]
+TEXT = [*TINY, *SHORT, "--length=16", "--score-bytes=64", "--samples=1", "--sample-bytes=5"]
+
+
+@pytest.fixture
+def run():
+    def run(*arguments):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"ECHO_SKA_DEBUG": "0"})
+
+    return run
+
+
+@pytest.fixture
+def texts(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in ("first", "second", "third"):
+        (folder / f"{name}.txt").write_text(f"The {name} of three texts [red]. " * 20)
+    return folder
+
+
+@pytest.fixture
+def refused(run):
+    """Runs a command that must end in one sentence with these words, and returns that."""
+
+    def refused(words, *arguments, code=1):
+        result = run(*arguments)
+        assert result.exit_code == code, result.output
+        assert words in result.stderr
+        assert result.stderr.count("\n") == 1
+        assert "Traceback" not in result.output
+        return result.stderr
+
+    return refused
+
+
+def test_help_and_version(run):
+    assert run("--version").stdout == f"echo-ska {echo_ska.__version__}\n"
+    listed = run("--help").stdout
+    for command in ("demo", "models", "memory", "train", "reproduce"):
+        assert command in listed
+        assert "echo-ska" in run(command, "--help").stdout
+
+
+def test_help_needs_no_torch():
+    code = "import sys, echo_ska.cli; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"
+
+
+def test_models(run, tmp_path):
+    result = run("models", "--json", tmp_path / "models.json")
+    assert result.exit_code == 0
+    assert all(name in result.stdout for name in PRESETS)
+    listed = json.loads((tmp_path / "models.json").read_text())["models"]
+    assert [entry["name"] for entry in listed] == list(PRESETS)
+    assert all(entry["parameters"] > 0 and set(entry["state_bytes"]) == {"1024", "1048576"} for entry in listed)
+    assert f"{listed[0]['parameters']:,}" in result.stdout
+
+
+def test_memory(run, tmp_path):
+    result = run("memory", "echo-1m", "--plot", tmp_path / "m.png", "--json", tmp_path / "m.json")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
+    (comparison,) = json.loads((tmp_path / "m.json").read_text())["comparisons"]
+    assert comparison["model"]["measured_at"] == [1024, 2048]
+    assert comparison["ratio"]["1048576"] > 10_000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.json", "m.png"]
+
+
+def test_text_is_learnt_kept_and_resumed(run, texts, tmp_path, monkeypatch):
+    output, figures = tmp_path / "run", tmp_path / "figures.json"
+    command = [
+        "train",
+        "--text",
+        texts / "first.txt",
+        texts / "second.txt",
+        *TEXT,
+        "--output",
+        output,
+        "--json",
+        figures,
+    ]
+    real = train_module.train
+
+    def stopped(model, data, config, **settings):
+        class Interrupting:
+            def batch(self, step):
+                if step == 3:
+                    raise KeyboardInterrupt
+                return data.batch(step)
+
+            describe = data.describe
+
+        return real(model, Interrupting(), config, **settings)
+
+    monkeypatch.setattr(train_module, "train", stopped)
+    result = run(*command)
+    assert result.exit_code == 130
+    assert "give the same command again to go on" in result.stderr
+    assert "step-000002" in result.stderr
+    assert not figures.exists()
+
+    monkeypatch.setattr(train_module, "train", real)
+    result = run(*command)
+    assert result.exit_code == 0, result.output
+    assert "Going on from" in result.stdout
+    assert "Sample 1" in result.stdout
+    record = json.loads(figures.read_text())
+    assert {"bits_per_byte", "bits_per_byte_before", "state_bytes", "parameters", "samples"} <= set(record["figures"])
+    assert f"{record['figures']['bits_per_byte']:.3f}" in result.stdout
+    resumed = AutoModelForCausalLM.from_pretrained(output / "model").state_dict()
+
+    assert run(*command[:-4], "--output", tmp_path / "whole").exit_code == 0
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole" / "model").state_dict()
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+    assert run(*command).exit_code == 0  # finished already: nothing is recorded twice
+    assert len((output / "records.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_folder_of_another_run_is_refused(run, refused, texts, tmp_path):
+    command = ["train", "--text", texts, *TEXT, "--output", tmp_path / "run"]
+    assert run(*command).exit_code == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    refused("another training.seed", *command, "--seed=7")
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    model = tmp_path / "run" / "checkpoints" / "step-000004" / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-9] + b"damaged!!")
+    refused("is damaged", *command)
+    (tmp_path / "other" / "model").mkdir(parents=True)
+    refused("train in another directory", *command[:-1], tmp_path / "other")
+
+
+@pytest.mark.parametrize("task", ["mqar", "mqar-grid"])
+def test_a_task_is_learnt(run, tmp_path, monkeypatch, task):
+    monkeypatch.setattr("echo_ska.commands.goals.EVALUATED_TOKENS", 64)
+    result = run(
+        "train",
+        "--task",
+        task,
+        "--pairs=2",
+        "--length=16",
+        "--vocab-size=128",
+        *TINY,
+        *SHORT,
+        "--json",
+        tmp_path / "f.json",
+    )
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "f.json").read_text())
+    assert list(record["figures"]["recall"]) == list(record["figures"]["state_bytes"]) == ["16", "32", "64", "128"]
+    assert record["configuration"]["data"]["pairs"] == 2
+    assert record["configuration"]["model"]["rank"] == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments"),
+    [
+        ("either --text PATH, or --task", []),
+        ("either --text PATH, or --task", ["--task=mqar", "--text=x"]),
+        ("no task 'sorting': choose from mqar, mqar-grid", ["--task=sorting"]),
+        ("--gap is not a setting of mqar", ["--task=mqar", "--gap=3"]),
+        ("--length or --gap", ["--task=mqar-grid", "--gap=3", "--length=64"]),
+        ("need a length of at least", ["--task=mqar", "--pairs=40"]),
+        ("--held-out is for --text", ["--task=mqar", "--held-out=x"]),
+        ("No preset", ["--task=mqar", "--model=echo-9m"]),
+        ("EchoConfig has no field wibble", ["--task=mqar", "--set=wibble=1"]),
+        ("--set takes FIELD=VALUE", ["--task=mqar", "--set=rank"]),
+        ("does not fit its field", ["--task=mqar", "--set=ska_layers=1"]),
+        ("use --vocab-size", ["--task=mqar", "--set=vocab_size=9"]),
+        ("steps must be", ["--task=mqar", "--steps=0"]),
+        ("device must be one of", ["--task=mqar", "--device=abacus"]),
+        ("does not exist", ["--text=absent.txt"]),
+    ],
+)
+def test_training_that_cannot_be(refused, words, arguments):
+    said = refused("", "train", *arguments)
+    assert words.lower() in said.lower()
+
+
+def test_text_that_cannot_be(refused, texts, tmp_path):
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "latin.txt").write_bytes("déjà".encode("latin-1"))
+    (tmp_path / "bare").mkdir()
+    for words, path in (("is empty", "empty.txt"), ("byte 1 is 0xe9", "latin.txt"), ("holds no text", "bare")):
+        refused(words, "train", "--text", tmp_path / path)
+    refused("--pairs is for --task", "train", "--text", texts, "--pairs=2")
+    refused("--score-bytes must be at least 2", "train", "--text", texts, "--score-bytes=1")
+    refused("less than one window", "train", "--text", texts, "--length=100000", *TINY)
+
+
+def test_numbers_that_are_not_finite_end_in_a_sentence(refused, texts, monkeypatch):
+    def diverge(*arguments, **settings):
+        raise FloatingPointError("The loss became nan at step 3.")
+
+    monkeypatch.setattr(train_module, "train", diverge)
+    refused("loss became nan", "train", "--text", texts, *TEXT)
+
+
+@pytest.mark.parametrize("command", [["models"], ["memory", "echo-1m"], ["demo"], ["train", "--task=mqar"]])
+def test_json_is_refused_before_any_work(refused, tmp_path, command):
+    refused("is a folder", *command, "--json", tmp_path)
+    refused("does not exist", *command, "--json", tmp_path / "absent" / "figures.json")
+
+
+def test_other_paths_and_names(refused, tmp_path):
+    (tmp_path / "file").touch()
+    for command in (["train", "--task=mqar"], ["demo"]):
+        refused("is a file", *command, "--output", tmp_path / "file" / "below")
+    refused("must end in .png", "memory", "--plot", tmp_path / "m.pdf")
+    refused("There is no preset 'nope': choose from echo-1m", "memory", "nope")
+    refused("Dtype must be one of", "memory", "echo-1m", "--dtype=fp8")
+
+
+def test_usage_errors_have_their_own_code(run):
+    assert run("train", "--steps=many").exit_code == 2
+    assert run("juggle").exit_code == 2
+
+
+def test_demo_and_reproduce_start_what_they_name(run, refused, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("echo_ska.commands.run.run_demo", lambda **settings: calls.append(settings))
+    assert run("demo", "--output", tmp_path / "d", "--json", tmp_path / "d.json").exit_code == 0
+    assert calls[0]["output"] == tmp_path / "d"
+    assert calls[0]["json_path"] == tmp_path / "d.json"
+
+    def start(console, **options):
+        calls.append(options)
+        if options["quick"]:
+            raise JobError("The job failed.")
+
+    monkeypatch.setitem(experiments.EXPERIMENTS, "juggling", types.SimpleNamespace(description="[Balls].", run=start))
+    assert "juggling: [Balls]." in run("reproduce").stdout
+    assert run("reproduce", "juggling", "--seeds=2").exit_code == 0
+    assert calls[1] == {"seeds": 2, "quick": False}
+    refused("The job failed.", "reproduce", "juggling", "--quick")
+    refused("no experiment 'nope': choose from", "reproduce", "nope")
+
+
+def test_sentences():
+    assert sentence(FileNotFoundError(2, "No such file", "x.txt")) == "x.txt: No such file."
+    assert sentence(ValueError("two\nlines")) == "Two lines."
+    assert sentence(ValueError("--json x is bad.")) == "--json x is bad."
+    assert sentence(MemoryError()) == "MemoryError."
+
+
+def test_json_is_whole_or_absent(tmp_path):
+    path = tmp_path / "f.json"
+    write_json(path, {"a": float("nan"), "b": [1.5]})
+    assert json.loads(path.read_text()) == {"a": None, "b": [1.5]}
+    with pytest.raises(TypeError):
+        write_json(path, {"a": 2, (1, 2): 3})
+    assert json.loads(path.read_text())["b"] == [1.5]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_program_itself(tmp_path):
+    program = [sys.executable, "-c", "from echo_ska.cli import main; main()"]
+    command = [*program, "models", "--json", str(tmp_path / "absent" / "m.json")]
+    environment = os.environ | {"ECHO_SKA_DEBUG": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment | {"ECHO_SKA_DEBUG": "1"})
+    assert done.stderr.startswith("Traceback")
+    assert done.stderr.rstrip().endswith("does not exist.")
