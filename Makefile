@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_OPTIONS ?=
 
-.PHONY: venv demo test check clean
+.PHONY: venv demo test check tables clean
 
 venv: $(VENV)/.installed
 
@@ -25,6 +25,10 @@ check: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_layering.py
+
+# Write the tables in README.md and docs/ anew from results/.
+tables: venv
+	$(BIN)/python -m echo_ska.experiments.tables
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

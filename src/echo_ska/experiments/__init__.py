@@ -41,6 +41,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         "The demo's SSM+SKA from ten seeds: accuracy at up to 1,048,576 tokens after training on 64.",
         "echo_ska.experiments.demo_seeds",
     ),
+    "recipe": Experiment(
+        "What each part of SKA's recipe is worth: one taken away at a time, three seeds.",
+        "echo_ska.experiments.recipe",
+    ),
 }
 """By the name that the command line and the files in results/ use."""
 

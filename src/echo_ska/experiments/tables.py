@@ -1,0 +1,164 @@
+"""The tables in README.md and docs/, written from results/.
+
+`python -m echo_ska.experiments.tables` fills every Markdown file of the checkout between the lines
+
+    <!-- table: NAME -->
+    <!-- end -->
+
+and leaves the rest as it is; `--check` only says which files are out of date.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from echo_ska.experiments.figures import percent, short_number
+from echo_ska.training import RunRecord
+from echo_ska.training.records import read
+
+RESULTS = Path("results")
+MARKED = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of a header and rows."""
+    header, *body = rows
+    lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *body)]
+    return "\n".join(lines) + "\n"
+
+
+def demo() -> str:
+    """What the recorded demo printed: accuracy and state bytes by length."""
+    result = json.loads((RESULTS / "demo.json").read_text(encoding="utf-8"))
+    models = result["models"]
+    header = ["tokens"]
+    for model in models:
+        header += [model["name"], "state, bytes"]
+    rows = [header]
+    for length in models[0]["accuracy"]:
+        cells = [f"{int(length):,}"]
+        for model in models:
+            cells += [f"{percent(model['accuracy'][length])} %", f"{model['state_bytes'][length]:,}"]
+        rows.append(cells)
+    text, hardware = result["text"], result["hardware"]
+    sizes = " / ".join(f"{model['parameters']:,}" for model in models)
+    return (
+        markdown(rows)
+        + f"\nParameters: {sizes}; chance {100 * result['chance']:.1f} %. Text: {text['bits_per_byte_before']:.2f} bits "
+        f"per byte on an unseen novel before training, {text['bits_per_byte_after']:.2f} after, with "
+        f"{text['state_bytes']:,} bytes of state at its end. Measured in {result['seconds'] / 60:.1f} minutes on "
+        f"{hardware['cores']} cores ({hardware['cpu']}), commit {str(result['commit'])[:8]}.\n"
+    )
+
+
+def demo_seeds() -> str:
+    """Accuracy of every seed by length."""
+    records = sorted(_records("demo-seeds"), key=lambda record: record.seed)
+    lengths = list(records[0].figures["accuracy"])
+    rows = [["seed", *(short_number(int(length)) for length in lengths)]]
+    rows += [
+        [str(record.seed), *(percent(record.figures["accuracy"][length]) for length in lengths)] for record in records
+    ]
+    rows.append(["answers a seed", *(f"{records[0].figures['answers'][length]:,}" for length in lengths)])
+    return markdown(rows)
+
+
+def demo_rates() -> str:
+    """Accuracy by model and learning rate."""
+    rows = [["model", "learning rate", "at 64", "at 4,096"]]
+    for record in sorted(_records("demo-rates"), key=lambda r: (r.figures["model"], r.figures["learning_rate"])):
+        figures = record.figures
+        accuracies = [f"{percent(value)} %" for value in figures["accuracy"].values()]
+        rows.append([figures["model"], f"{figures['learning_rate']:g}", *accuracies])
+    return markdown(rows)
+
+
+def recipe() -> str:
+    """What each part of the recipe is worth."""
+    from echo_ska.experiments.recipe import table_rows
+
+    return markdown(table_rows(sorted(_records("recipe"), key=lambda record: record.seed)))
+
+
+def memory() -> str:
+    """State against the KV cache for the largest preset, measured while the table is made."""
+    from echo_ska.evaluation.memory import compare_with_control
+    from echo_ska.evaluation.memory_plot import format_bytes
+
+    comparison = compare_with_control("echo-180m", lengths=[1 << 10, 1 << 13, 1 << 17, 1 << 20])
+    rows = [["tokens", "echo-180m: SKA", "Mamba-2", "twin with attention: KV cache", "Mamba-2", "twin : Echo"]]
+    for row, other, (tokens, ratio, _) in zip(
+        comparison.model.rows, comparison.control.rows, comparison.ratios(), strict=True
+    ):
+        kinds = [row.by_kind["ska"], row.by_kind["mamba2"], other.by_kind["full_attention"], other.by_kind["mamba2"]]
+        rows.append([f"{tokens:,}", *(format_bytes(size) for size in kinds), f"{ratio:,.1f}"])
+    return markdown(rows)
+
+
+def accuracy() -> str:
+    """Error of float32 inputs against float64 by kind of keys and ridge."""
+    records = {record.configuration["tokens"]: record for record in _records("accuracy")}
+    first = next(iter(records.values())).figures
+    rows = [["tokens", "keys", *(f"ridge {ridge}" for ridge in next(iter(first.values())))]]
+    for tokens, record in sorted(records.items()):
+        for kind, errors in record.figures.items():
+            rows.append([f"{tokens:,}", kind, *(f"{error:.0e}" for error in errors.values())])
+    return markdown(rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "demo": demo,
+    "demo-seeds": demo_seeds,
+    "demo-rates": demo_rates,
+    "recipe": recipe,
+    "memory": memory,
+    "accuracy": accuracy,
+}
+
+
+def fill(text: str) -> str:
+    """`text` with every marked table written anew.
+
+    Raises:
+        ValueError: a mark names no known table.
+    """
+
+    def render(found: re.Match[str]) -> str:
+        name = found["name"]
+        if name not in TABLES:
+            raise ValueError(f"there is no table {name!r}: choose from {', '.join(TABLES)}")
+        return f"{found[1]}\n{TABLES[name]()}\n{found[3]}"
+
+    return MARKED.sub(render, text)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Fill, or with `--check` compare, README.md and docs/*.md; returns the number of files out of date."""
+    check = "--check" in arguments
+    stale = 0
+    for path in [Path("README.md"), *sorted(Path("docs").glob("*.md"))]:
+        text = path.read_text(encoding="utf-8")
+        filled = fill(text)
+        if filled != text:
+            stale += 1
+            print(f"{path}: {'out of date' if check else 'written'}")
+            if not check:
+                path.write_text(filled, encoding="utf-8")
+    return stale if check else 0
+
+
+def _records(name: str) -> list[RunRecord]:
+    """The newest record of each configuration and seed."""
+    newest: dict[Any, RunRecord] = {}
+    for record in read(RESULTS / f"{name}.jsonl"):
+        newest[json.dumps([record.configuration, record.seed], sort_keys=True)] = record
+    return list(newest.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
