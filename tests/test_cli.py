@@ -14,9 +14,9 @@ from echo_ska import experiments
 from echo_ska.cli import app
 from echo_ska.commands import train as train_module
 from echo_ska.commands.errors import sentence
-from echo_ska.commands.files import write_json
 from echo_ska.experiments.pool import JobError
 from echo_ska.models.presets import PRESETS
+from echo_ska.training.records import write_json
 
 TINY = [
     f"--set={field}" for field in ("hidden_size=16", "num_heads=2", "rank=4", "state_size=4", "intermediate_size=16")

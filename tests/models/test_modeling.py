@@ -183,7 +183,10 @@ def test_half_precision_keeps_steering_parameters_in_float32(tmp_path):
     [
         ({}, "give either input_ids or inputs_embeds"),
         ({"input_ids": ids(2, 5), "attention_mask": torch.ones(2, 4)}, r"attention_mask must be \[2, 5\]"),
-        ({"input_ids": ids(2, 5), "past_key_values": EchoCache(7)}, "it is the cache of another model"),
+        (
+            {"input_ids": ids(2, 5), "past_key_values": EchoCache(EchoConfig(hidden_size=32, num_heads=2, rank=9))},
+            "the cache of another model: layer_types .* rank 9 there, 8 here",
+        ),
         ({"input_ids": ids(2, 5), "past_key_values": ()}, "past_key_values must be an EchoCache, got tuple"),
     ],
 )

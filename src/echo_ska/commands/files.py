@@ -1,12 +1,9 @@
-"""Files that commands write: their paths are checked before any work, and they are whole or absent."""
+"""Paths that commands write to, checked before any work (and before anything slow is imported)."""
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from pathlib import Path
-from typing import Any
 
 
 def require_writable(path: Path | None, option: str, suffix: str | None = None) -> None:
@@ -32,27 +29,3 @@ def require_folder(path: Path | None, option: str) -> None:
             if not part.is_dir():
                 raise ValueError(f"{option} {path} cannot be a folder: {part} is a file.")
             return
-
-
-def write_json(path: Path | None, value: Any) -> None:
-    """Write `value` to `path` in one piece, beside it first; numbers that are not finite become null."""
-    if path is None:
-        return
-    text = json.dumps(_finite(value), indent=2, allow_nan=False, default=str) + "\n"
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from echo_ska.commands.files import write_json
 from echo_ska.evaluation.memory import MemoryComparison, StateBytes, compare_with_control, model_memory
 from echo_ska.evaluation.memory_plot import draw_memory, format_bytes, format_tokens
 from echo_ska.models.presets import PRESETS, preset
+from echo_ska.training.records import write_json
 
 SHORT, LONG = 1 << 10, 1 << 20
 KINDS = {"mamba2": "Mamba-2", "ska": "SKA", "full_attention": "attention"}

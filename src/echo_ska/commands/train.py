@@ -11,13 +11,12 @@ import torch
 from rich.console import Console
 from transformers.utils import logging
 
-from echo_ska.commands.files import write_json
 from echo_ska.commands.goals import Goal, LearnRecall, LearnText, TrainRequest, say
 from echo_ska.models import EchoConfig, EchoForCausalLM
 from echo_ska.models.presets import preset
 from echo_ska.training import RunRecord, TrainingConfig, console_reporter, train
 from echo_ska.training.checkpoint import list_checkpoints
-from echo_ska.training.records import append, read
+from echo_ska.training.records import append, read, write_json
 
 
 def train_command(request: TrainRequest, json_file: Path | None, console: Console) -> None:

@@ -184,7 +184,7 @@ def _measure(config: EchoConfig, lengths: list[int], dtype: torch.dtype) -> dict
         settings.pop(passing, None)
     slice_config = EchoConfig(**settings)
     model = EchoForCausalLM(slice_config).to(dtype).eval()
-    cache = EchoCache(len(layers))
+    cache = EchoCache(slice_config)
     measured: dict[int, dict[str, int]] = {}
     tokens = 0
     for length in lengths:

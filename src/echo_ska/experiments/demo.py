@@ -7,7 +7,6 @@ to 4,096 (`experiments.recall`), and a small byte-level Echo learns from one boo
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,7 +26,7 @@ from echo_ska.experiments.recall import (
     train_recall_model,
 )
 from echo_ska.experiments.text import TextModel, run_text_part
-from echo_ska.training.records import checkout_state, describe_hardware, describe_versions
+from echo_ska.training.records import checkout_state, describe_hardware, describe_versions, write_json
 
 MINIMUM_SEQUENCES = 64
 TOKENS_A_LENGTH = 65_536
@@ -113,8 +112,8 @@ def run_demo(
     picture = output / "recall.png"
     demo_report.draw(result, picture)
     console.print(f"Picture: {picture}", markup=False, highlight=False, soft_wrap=True)
+    write_json(json_path, result)
     if json_path is not None:
-        write_json(json_path, result)
         console.print(f"Figures: {json_path}", markup=False, highlight=False, soft_wrap=True)
     return result
 
@@ -134,13 +133,6 @@ def run_recall_part(stage: Stage, *, model: RecallModel, sequences: dict[int, in
         "training_loss": record.figures["loss"],
         "training_seconds": record.seconds,
     }
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` beside `path`, then rename it there: whoever reads `path` finds a whole file."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def _require_writable(output: Path, json_path: Path | None) -> None:

@@ -49,8 +49,8 @@ def demo() -> str:
     sizes = " / ".join(f"{model['parameters']:,}" for model in models)
     return (
         markdown(rows)
-        + f"\nParameters: {sizes}; chance {100 * result['chance']:.1f} %. Text: {text['bits_per_byte_before']:.2f} bits "
-        f"per byte on an unseen novel before training, {text['bits_per_byte_after']:.2f} after, with "
+        + f"\nParameters: {sizes}; chance {100 * result['chance']:.1f} %. Text: {text['bits_per_byte_before']:.2f} "
+        f"bits per byte on an unseen novel before training, {text['bits_per_byte_after']:.2f} after, with "
         f"{text['state_bytes']:,} bytes of state at its end. Measured in {result['seconds'] / 60:.1f} minutes on "
         f"{hardware['cores']} cores ({hardware['cpu']}), commit {str(result['commit'])[:8]}.\n"
     )

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from echo_ska.algebra import TensorRecord
+from echo_ska.models.configuration_echo import EchoConfig
 
 
 class EchoCacheLayer(CacheLayerMixin):
@@ -65,23 +66,43 @@ class EchoCache(Cache):
     """All states of an Echo model between two calls: pass it as `past_key_values`.
 
     Args:
-        num_layers: layers of the model.
+        config: of the model whose states it holds.
     """
 
     layers: list[EchoCacheLayer]
 
-    def __init__(self, num_layers: int) -> None:
-        super().__init__(layers=[EchoCacheLayer() for _ in range(num_layers)])
+    def __init__(self, config: EchoConfig) -> None:
+        super().__init__(layers=[EchoCacheLayer() for _ in config.layer_types])
+        self.shape = state_shape(config)
 
     @property
     def nbytes(self) -> int:
         """Bytes of every live state, all rows of the batch together."""
         return sum(layer.state.nbytes for layer in self.layers if layer.state is not None)
 
-    def require_layers(self, num_layers: int) -> None:
-        """Raise a ValueError unless this cache belongs to a model of that many layers."""
-        if len(self.layers) != num_layers:
-            raise ValueError(
-                f"past_key_values holds {len(self.layers)} layers and this model has {num_layers}: it is the cache of "
-                "another model"
-            )
+    def require_shape_of(self, config: EchoConfig) -> None:
+        """Raise a ValueError, naming what differs, unless a model of that configuration can go on from here."""
+        wanted = state_shape(config)
+        different = [
+            f"{name} {self.shape[name]} there, {wanted[name]} here"
+            for name in wanted
+            if self.shape[name] != wanted[name]
+        ]
+        if different:
+            raise ValueError(f"past_key_values is the cache of another model: {'; '.join(different)}")
+
+
+def state_shape(config: EchoConfig) -> dict[str, Any]:
+    """The fields of a configuration that the shapes and the meaning of its states depend on."""
+    names = (
+        "layer_types",
+        "hidden_size",
+        "num_heads",
+        "rank",
+        "head_dim",
+        "state_size",
+        "expand",
+        "conv_kernel",
+        "refresh_interval",
+    )
+    return {name: getattr(config, name) for name in names}

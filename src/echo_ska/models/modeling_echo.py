@@ -124,11 +124,11 @@ class EchoModel(EchoPreTrainedModel):
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         cache = past_key_values
         if cache is None and use_cache:
-            cache = EchoCache(self.config.num_hidden_layers)
+            cache = EchoCache(self.config)
         if cache is not None:
             if not isinstance(cache, EchoCache):
                 raise ValueError(f"past_key_values must be an EchoCache, got {type(cache).__name__}")
-            cache.require_layers(self.config.num_hidden_layers)
+            cache.require_shape_of(self.config)
         new_tokens = hidden_states.shape[1]
         padded = _padding_boundaries(attention_mask, hidden_states)
         if padded is not None:

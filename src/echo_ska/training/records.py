@@ -143,6 +143,22 @@ def peak_memory_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kibibytes
 
 
+def write_json(path: Path | None, value: Any) -> None:
+    """Write `value` to `path` in one piece, beside it first; numbers that are not finite become null. None: nothing."""
+    if path is None:
+        return
+    text = json.dumps(_finite(value), indent=2, allow_nan=False, default=str) + "\n"
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
