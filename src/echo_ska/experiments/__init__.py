@@ -42,7 +42,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "echo_ska.experiments.demo_seeds",
     ),
     "recipe": Experiment(
-        "What each part of SKA's recipe is worth: one taken away at a time, three seeds.",
+        "What each part of SKA's recipe is worth: one taken away at a time, two seeds.",
         "echo_ska.experiments.recipe",
     ),
 }

@@ -37,7 +37,7 @@ NAME = "demo-seeds"
 
 SEEDS, QUICK_SEEDS = 10, 2
 LONGEST, QUICK_LONGEST = 1_048_576, 65_536
-TOKENS_A_LENGTH = 524_288
+TOKENS_A_LENGTH = 262_144
 MINIMUM_SEQUENCES = 4
 """Each length is asked in TOKENS_A_LENGTH tokens, or in MINIMUM_SEQUENCES sequences (of 8 answers) if that is more."""
 

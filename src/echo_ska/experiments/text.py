@@ -42,7 +42,7 @@ class TextModel:
     length: int = 128
     learning_rate: float = 5e-3
     segment_length: int = 2048
-    bytes_before: int | None = 65_536
+    bytes_before: int | None = None
     bytes_after: int | None = None
     seed: int = 0
 
