@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from echo_ska.nn import SpectralKoopmanAttention
+from echo_ska.nn.ska import unit_norm
 from echo_ska.ops import spectral_koopman_attention
 
 
@@ -20,7 +21,7 @@ def test_it_is_the_op_on_its_projections():
     hidden = torch.randn(2, 21, 32)
     heads = (hidden @ projection.weight.T for projection in (mixer.qkv.q_proj, mixer.qkv.k_proj, mixer.qkv.v_proj))
     query, key, value = (projected.unflatten(-1, (2, -1)) for projected in heads)
-    query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
+    query, key = unit_norm(query), unit_norm(key)
     read, _ = spectral_koopman_attention(
         query,
         key,
@@ -116,6 +117,14 @@ def test_sequence_max_normalisation_is_per_packed_sequence():
 def test_settings_that_exclude_each_other(settings, message):
     with pytest.raises(ValueError, match=message):
         layer(**settings)
+
+
+def test_gradients_start_small():
+    """The first key of every sequence starts at 0, where a plain norm has no derivative."""
+    mixer = layer()
+    mixer(torch.randn(8, 30, 32))[0].square().mean().backward()
+    norms = {name: float(parameter.grad.norm()) for name, parameter in mixer.named_parameters()}
+    assert max(norms.values()) < 10, norms
 
 
 def test_a_closed_gate_leaves_the_state_untouched():

@@ -91,8 +91,8 @@ class RecallModel:
         return RecallData(TASK, self.batch_size, seed)
 
 
-# The best rate of demo-rates for each: by accuracy at the training length, then by training loss. The SSM is at chance
-# with all four.
+# Each model's best of the four rates in demo-rates, by accuracy at the training length, then by training loss. The SSM
+# is at chance with all of them and has Echo's.
 RECALL_MODELS = (
     RecallModel("ssm", ("mamba2", "mamba2", "mamba2"), learning_rate=1e-2, intermediate_size=128),
     RecallModel("ssm+attention", ("mamba2", "full_attention", "mamba2"), learning_rate=3e-3, intermediate_size=144),

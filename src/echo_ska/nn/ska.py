@@ -21,6 +21,18 @@ from echo_ska.ops import RecurrentState, spectral_koopman_attention
 GATE_STRETCH = 0.05
 
 
+NORM_EPS = 0.1
+
+
+def unit_norm(vectors: Tensor) -> Tensor:
+    """y / sqrt(|y|^2 + eps^2) of every vector [..., r]: of unit norm where |y| is well above eps = 0.1, 0 at 0.
+
+    Smooth, because zeros do occur: delayed by one token, the first key of every sequence starts at 0, and there the
+    derivative of y / |y| is as large as its guard against dividing by 0 lets it be.
+    """
+    return vectors * (vectors.square().sum(dim=-1, keepdim=True) + NORM_EPS**2).rsqrt()
+
+
 @dataclasses.dataclass
 class SpectralKoopmanState(TensorRecord):
     """What an SKA layer carries, N rows (one a sequence).
@@ -251,7 +263,7 @@ class SpectralKoopmanAttention(SequenceMixer):
 
     def _normalised(self, query: Tensor, key: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.normalisation == "token":
-            return F.normalize(query, dim=-1), F.normalize(key, dim=-1)
+            return unit_norm(query), unit_norm(key)
         norms = key.norm(dim=-1, keepdim=True)  # [B, T, H, 1]
         if cu_seqlens is None:
             largest = norms.amax(dim=1, keepdim=True)
