@@ -190,7 +190,7 @@ def test_a_task_is_learnt(run, tmp_path, monkeypatch, task):
         ("No preset", ["--task=mqar", "--model=echo-9m"]),
         ("EchoConfig has no field wibble", ["--task=mqar", "--set=wibble=1"]),
         ("--set takes FIELD=VALUE", ["--task=mqar", "--set=rank"]),
-        ("does not fit its field", ["--task=mqar", "--set=ska_layers=1"]),
+        ("must be a list of layers", ["--task=mqar", "--set=ska_layers=1"]),
         ("use --vocab-size", ["--task=mqar", "--set=vocab_size=9"]),
         ("steps must be", ["--task=mqar", "--steps=0"]),
         ("device must be one of", ["--task=mqar", "--device=abacus"]),
@@ -287,3 +287,31 @@ def test_the_program_itself(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment | {"ECHO_SKA_DEBUG": "1"})
     assert done.stderr.startswith("Traceback")
     assert done.stderr.rstrip().endswith("does not exist.")
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments"),
+    [
+        ("Top_k must be at least 1, got 0.", ["--top-k=0"]),
+        ("Temperature must be a number of at least 0, got -1.0.", ["--temperature=-1"]),
+        ("Intermediate_size must be an integer >= 1 or None, got -4.", ["--set=intermediate_size=-4"]),
+        ("Norm_eps must be a positive number, got 'abc'.", ["--set=norm_eps=abc"]),
+        ("conv_kernel must be an integer >= 2, got 1.", ["--set=conv_kernel=1"]),
+        ("ska_layers must be a list of layers, got 5.", ["--set=ska_layers=5"]),
+        ("EchoConfig has no field _foo.", ["--set=_foo=1"]),
+        ("does not fit its field", ["--set=dtype=foo"]),
+        ("has no state, so the model cannot be scored", ['--set=layer_types=["mamba2","ska-paper","mamba2","mamba2"]']),
+    ],
+)
+def test_settings_are_refused_before_training(refused, texts, monkeypatch, words, arguments):
+    monkeypatch.setattr(train_module, "train", lambda *_, **__: pytest.fail("training began"))
+    said = refused("", "train", "--text", texts, *TINY, *SHORT, *arguments)
+    assert words.lower() in said.lower()
+
+
+def test_somebody_elses_log_is_left_alone(refused, texts, tmp_path):
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / "log.jsonl").write_text("my precious log\n")
+    refused("was not written by a training", "train", "--text", texts, *TEXT, "--output", output)
+    assert (output / "log.jsonl").read_text() == "my precious log\n"

@@ -190,7 +190,8 @@ def train(
     after, and samples are printed. A recall task reports its accuracy at 1, 2, 4 and 8 times the training length.
 
     With --output DIR a run that was stopped, at any moment, goes on when the same command is given again; a DIR that
-    holds another run is refused. The model in DIR/model loads with `AutoModelForCausalLM.from_pretrained`.
+    holds another run is refused. After `import echo_ska.models`,
+    `AutoModelForCausalLM.from_pretrained` loads the model in DIR/model.
 
     **Examples**
 

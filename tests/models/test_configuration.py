@@ -48,6 +48,13 @@ def test_at_most_about_twenty_fields_of_its_own():
         ({"power": -1}, "power must be an integer >= 0, got -1"),
         ({"feed_forward": "relu"}, "feed_forward is 'relu': choose from swiglu"),
         ({"vocab_size": 0}, "vocab_size must be an integer >= 1"),
+        ({"intermediate_size": -4}, "intermediate_size must be an integer >= 1 or None, got -4"),
+        ({"conv_kernel": 1}, "conv_kernel must be an integer >= 2, got 1"),
+        ({"norm_eps": "abc"}, "norm_eps must be a positive number, got 'abc'"),
+        ({"rope_theta": 0}, "rope_theta must be a positive number, got 0"),
+        ({"blended": "no"}, "blended must be true or false, got 'no'"),
+        ({"power": True}, "power must be an integer >= 0, got True"),
+        ({"ska_layers": 1}, "ska_layers must be a list of layers, got 1"),
         ({"refresh_interval": 0}, "refresh_interval must be an integer >= 1 or None, got 0"),
     ],
 )

@@ -193,3 +193,61 @@ def test_half_precision_keeps_steering_parameters_in_float32(tmp_path):
 def test_inputs_that_do_not_fit(arguments, message):
     with pytest.raises(ValueError, match=message):
         tiny()(**arguments)
+
+
+def test_a_call_that_fails_leaves_the_cache_as_it_was():
+    model = tiny(ska_layers=[1]).eval()
+    cache = model(ids(1, 6)).past_key_values
+    before = [layer.state.clone() for layer in cache.layers]
+    broken = model.get_input_embeddings()(ids(1, 3)).detach()
+    broken[0, 1] = float("nan")
+    with pytest.raises(ValueError, match="holds nan first at batch 0, time"):
+        model(inputs_embeds=broken, past_key_values=cache)
+    assert cache.get_seq_length() == 6
+    for layer, state in zip(cache.layers, before, strict=True):
+        assert all(torch.equal(state.tensors()[name], tensor) for name, tensor in layer.state.tensors().items())
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.ones(2, 9), r"attention_mask must be \[2, 5\], got \[2, 9\]"),
+        (torch.zeros(2, 5).masked_fill(torch.arange(5) < 2, -1e9), "an additive mask is not read"),
+    ],
+)
+def test_masks_of_another_kind_are_refused(mask, message):
+    with pytest.raises(ValueError, match=message):
+        tiny()(ids(2, 5), attention_mask=mask)
+
+
+def test_restarting_positions_without_boundaries_are_refused():
+    model = tiny().eval()
+    positions = torch.tensor([[0, 1, 2, 0, 1]])
+    with pytest.raises(ValueError, match="position_ids restart inside a row: give the boundaries"):
+        model(ids(1, 5), position_ids=positions)
+    model(ids(1, 5), position_ids=positions, cu_seqlens=torch.tensor([0, 3, 5]))
+    model(ids(1, 5), position_ids=torch.arange(5)[None])
+
+
+def test_a_model_with_the_paper_layer_runs_without_a_cache():
+    model = tiny(layer_types=["mamba2", "ska-paper", "mamba2"]).eval()
+    assert not model.has_state
+    assert model(ids(1, 70)).past_key_values is None
+    with pytest.raises(ValueError, match="has no state: run it on whole sequences with use_cache=False"):
+        model(ids(1, 5), use_cache=True)
+    with pytest.raises(ValueError, match="has no state, and so no bytes"):
+        model.state_bytes(5)
+
+
+def test_reentrant_gradient_checkpointing_runs():
+    model = tiny(ska_layers=[1]).train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    model.enable_input_require_grads()
+    model(ids(2, 9), labels=ids(2, 9)).loss.backward()
+    assert model.model.layers[0].mixer.in_proj.weight.grad is not None
+
+
+def test_use_cache_of_the_configuration_is_honoured():
+    model = tiny(use_cache=False).eval()
+    assert model(ids(1, 5)).past_key_values is None
+    assert model(ids(1, 5), use_cache=True).past_key_values is not None

@@ -133,3 +133,31 @@ def test_autocast_runs(mixer):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output, _ = mixer(hidden)
     assert torch.allclose(output.float(), mixer(hidden)[0], atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ([0, 5], "must run from 0 to 9"),
+        ([2, 5, 9], "must run from 0 to 9"),
+        ([0, 6, 3, 9], "must not decrease"),
+        ([9], "at least 2 boundaries"),
+    ],
+)
+def test_boundaries_that_do_not_fit_are_refused(mixer, bounds, message):
+    with pytest.raises(ValueError, match=message):
+        mixer(torch.randn(1, 9, 32, dtype=torch.float64), cu_seqlens=torch.tensor(bounds))
+
+
+def test_a_state_of_another_layer_or_batch_is_refused(mixer):
+    hidden = torch.randn(2, 5, 32, dtype=torch.float64)
+    _, state = mixer(hidden, output_state=True)
+    with pytest.raises(ValueError, match=r"state is of another layer or batch: its convolution is \[2, "):
+        mixer(hidden[:1], state)
+    with pytest.raises(ValueError, match=r"state must be a \w+State, got dict"):
+        mixer(hidden, {})
+    if isinstance(mixer, SpectralKoopmanAttention):
+        other = SpectralKoopmanAttention(32, num_heads=4, rank=4).double()
+        _, foreign = other(hidden, output_state=True)
+        with pytest.raises(ValueError, match="state is of another layer"):
+            mixer(hidden, foreign)

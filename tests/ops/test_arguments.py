@@ -100,3 +100,53 @@ def test_the_value_checks_can_be_switched_off():
         assert output.isnan().all()
     finally:
         set_value_checks(True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"query": [[1.0]]}, "query must be a torch tensor, got list"),
+        ({"key": None}, "key must be a torch tensor, got NoneType"),
+        ({"write_weight": 0.5}, "write_weight must be a torch tensor or None, got float"),
+        ({"ridge": None}, "ridge must be a number or a tensor, got None"),
+        ({"ridge": True}, "ridge must be a number or a tensor, got True"),
+        ({"ridge": torch.tensor(1j)}, "ridge must be real, got torch.complex64"),
+    ],
+)
+def test_arguments_of_another_type(changes, message):
+    with pytest.raises(ValueError, match=message):
+        call(**changes)
+
+
+def test_boundaries_must_be_an_integer_tensor():
+    packed = {"query": torch.randn(1, 9, 3, 4), "key": torch.randn(1, 9, 3, 4), "value": torch.randn(1, 9, 3, 5)}
+    with pytest.raises(ValueError, match="cu_seqlens must be a 1-D integer tensor, got list"):
+        call(**packed, cu_seqlens=[0, 9])
+    with pytest.raises(ValueError, match="at least 2 boundaries"):
+        call(**packed, cu_seqlens=torch.tensor([False, True]))
+
+
+def test_a_state_frozen_at_another_interval_is_refused():
+    _, state = call(refresh_interval=4, output_final_state=True)
+    call(refresh_interval=4, initial_state=state)
+    with pytest.raises(ValueError, match="frozen at another refresh_interval than 3: use the same"):
+        call(refresh_interval=3, initial_state=state)
+
+
+def test_a_batch_of_no_rows_gives_none():
+    empty = {"query": torch.randn(0, 9, 3, 4), "key": torch.randn(0, 9, 3, 4), "value": torch.randn(0, 9, 3, 5)}
+    output, state = call(**empty, output_final_state=True)
+    assert output.shape == (0, 9, 3, 5)
+    assert state.statistics.gram.shape == (0, 3, 4, 4)
+
+
+def test_auto_says_once_what_it_chose(caplog):
+    from echo_ska.ops.attention import _say_once
+
+    _say_once.cache_clear()
+    with caplog.at_level("INFO", logger="echo_ska.ops.attention"):
+        call()
+        call()
+    assert [record.message for record in caplog.records] == [
+        'spectral_koopman_attention: backend "auto" is "chunked" for several tokens'
+    ]

@@ -48,7 +48,8 @@ class RidgeFactor:
             place = ", ".join(f"{name} {index}" for name, index in zip(names, first, strict=True))
             raise ArithmeticError(
                 f"the Gram matrix plus the ridge is not positive definite in {self.lower.dtype} at {place} "
-                f"({int((self.info != 0).sum())} of {self.info.numel()} failed): raise the ridge"
+                f"({int((self.info != 0).sum())} of {self.info.numel()} failed): raise the ridge, or look for keys "
+                "that are not finite"
             )
         return self
 

@@ -114,6 +114,11 @@ class SufficientStatistics(TensorRecord):
 
     def __add__(self, other: Self) -> Self:
         """The statistics of these tokens followed by those of `other`."""
+        if self.value_moment.shape != other.value_moment.shape:
+            raise ValueError(
+                f"cannot add statistics of [batch, heads, head_dim, rank] {list(self.value_moment.shape)} and "
+                f"{list(other.value_moment.shape)}: they are of another model or batch"
+            )
         other_empty = (other.count == 0)[:, None, None]
         return dataclasses.replace(
             self,

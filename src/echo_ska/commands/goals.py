@@ -15,7 +15,7 @@ from torch import nn
 
 from echo_ska.evaluation.memory_plot import format_bytes
 from echo_ska.evaluation.recall import recall_accuracy
-from echo_ska.evaluation.sampling import printable, sample_text
+from echo_ska.evaluation.sampling import check_sampling, printable, sample_text
 from echo_ska.models import EchoForCausalLM
 from echo_ska.tasks import TASKS, RecallTask
 from echo_ska.training import DataSource, RecallData, TextData, TextFile, bits_per_byte, load_text, split_by_file
@@ -85,6 +85,7 @@ class LearnText:
     def __init__(self, request: TrainRequest) -> None:
         if given := [name for name, value in request.task_settings.items() if value is not None]:
             raise ValueError(f"{_options(given)} is for --task: text has no such setting.")
+        check_sampling(request.sample_bytes, request.temperature, request.top_k)
         if request.score_bytes < 2:
             raise ValueError(f"--score-bytes must be at least 2, got {request.score_bytes}.")
         self.request = request

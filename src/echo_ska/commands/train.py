@@ -40,6 +40,8 @@ def train_command(request: TrainRequest, json_file: Path | None, console: Consol
     goal: Goal = LearnText(request) if request.text else LearnRecall(request)
     model_config = _model_config(request, goal.vocab_size)
     model = _untrained(model_config, request.seed)
+    if not model.has_state:
+        raise ValueError("A layer of ska-paper has no state, so the model cannot be scored in segments: use ska.")
     _require_own_folder(request.output)
     goal.introduce(console)
     say(
@@ -83,19 +85,26 @@ def _model_config(request: TrainRequest, vocab_size: int) -> EchoConfig:
             overrides[name] = json.loads(value)
         except json.JSONDecodeError:
             overrides[name] = value
+        if name.startswith("_"):
+            raise ValueError(f"--set {setting}: EchoConfig has no field {name}.")
     try:
         return preset(request.model, **overrides, vocab_size=vocab_size)
-    except TypeError as error:  # a word where a number belongs, or a number where a list does
+    except (TypeError, AttributeError) as error:  # a word where a number belongs, or a number where a list does
         raise ValueError(f"A value given by --set does not fit its field: {error}.") from None
 
 
 def _untrained(config: EchoConfig, seed: int) -> EchoForCausalLM:
     torch.manual_seed(seed)
-    return EchoForCausalLM(config)
+    try:
+        return EchoForCausalLM(config)
+    except RuntimeError as error:  # torch's own words for a size that no memory holds run over several lines
+        raise ValueError(f"A model of these sizes cannot be built here: {str(error).splitlines()[0]}") from None
 
 
 def _require_own_folder(output: Path | None) -> None:
     """A folder without checkpoints may hold nothing that the end of a run would overwrite."""
+    if output is not None and (output / "records.jsonl").exists():
+        read(output / "records.jsonl")  # raises before any work, not after it
     if output is not None and (output / "model").exists() and not list_checkpoints(output):
         raise ValueError(f"{output / 'model'} exists and is not of a run that could go on: train in another directory.")
 

@@ -41,12 +41,7 @@ def sample(
     """
     if prompt.dim() != 1 or len(prompt) == 0:
         raise ValueError(f"the prompt must be a row of at least one token, got shape {list(prompt.shape)}")
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature must be a number of at least 0, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}")
-    if new_tokens < 0:
-        raise ValueError(f"new_tokens must be at least 0, got {new_tokens}")
+    check_sampling(new_tokens, temperature, top_k)
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     following, cache = prompt.to(torch.int64), None
@@ -65,6 +60,16 @@ def sample(
     finally:
         model.train(was_training)
     return torch.tensor(drawn, dtype=torch.int64)
+
+
+def check_sampling(new_tokens: int, temperature: float, top_k: int | None) -> None:
+    """Raise a ValueError for a setting of `sample` that is out of range."""
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be a number of at least 0, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    if new_tokens < 0:
+        raise ValueError(f"new_tokens must be at least 0, got {new_tokens}")
 
 
 def sample_text(

@@ -104,5 +104,6 @@ def state_shape(config: EchoConfig) -> dict[str, Any]:
         "expand",
         "conv_kernel",
         "refresh_interval",
+        "rope_theta",
     )
     return {name: getattr(config, name) for name in names}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -84,8 +85,9 @@ class EchoConfig(PreTrainedConfig):
         self.ska_at_ends = ska_at_ends
         self.num_heads = num_heads
         self.rank = rank
-        divides = num_heads > 0 and hidden_size % num_heads == 0
-        self.head_dim = hidden_size // num_heads if head_dim is None and divides else head_dim
+        if head_dim is None and isinstance(num_heads, int) and num_heads > 0 and hidden_size % num_heads == 0:
+            head_dim = hidden_size // num_heads
+        self.head_dim = head_dim
         self.power = power
         self.blended = blended
         self.refresh_interval = refresh_interval
@@ -98,6 +100,8 @@ class EchoConfig(PreTrainedConfig):
         self.norm_eps = norm_eps
         self.max_position_embeddings = max_position_embeddings
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        if "use_cache" in kwargs:  # the base class drops it
+            self.use_cache = kwargs["use_cache"]
         # Last, because the base class's own check of this field, at the end of its __init__, knows no SKA.
         self.layer_types = _layer_types(num_hidden_layers, layer_types, ska_layers, attention_layers)
         self._check()
@@ -113,16 +117,31 @@ class EchoConfig(PreTrainedConfig):
         self._check()
 
     def _check(self) -> None:
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_heads", "rank", "state_size", "expand"):
+        optional = (
+            name for name in ("head_dim", "intermediate_size", "refresh_interval") if getattr(self, name) is not None
+        )
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_heads",
+            "rank",
+            "state_size",
+            "expand",
+            "max_position_embeddings",
+            *optional,
+        ):
+            _require_whole(name, getattr(self, name), least=1)
+        _require_whole("power", self.power, least=0)
+        _require_whole("conv_kernel", self.conv_kernel, least=2)  # two taps hold the delay of one token
+        for name in ("rope_theta", "norm_eps"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
-        if not isinstance(self.power, int) or self.power < 0:
-            raise ValueError(f"power must be an integer >= 0, got {self.power!r}")
-        interval = self.refresh_interval
-        if interval is not None and (not isinstance(interval, int) or interval < 1):
-            raise ValueError(f"refresh_interval must be an integer >= 1 or None, got {interval!r}")
-        if self.head_dim is None or self.head_dim < 1:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a positive number, got {value!r}")
+        for name in ("blended", "ska_at_ends"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        if self.head_dim is None:
             raise ValueError(
                 f"hidden_size = {self.hidden_size} is not a multiple of num_heads = {self.num_heads}: change one, or "
                 "give head_dim"
@@ -144,6 +163,12 @@ class EchoConfig(PreTrainedConfig):
             raise ValueError(f"feed_forward is {self.feed_forward!r}: choose from {', '.join(registry.FEED_FORWARDS)}")
 
 
+def _require_whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        optional = " or None" if name in ("refresh_interval", "intermediate_size", "head_dim") else ""
+        raise ValueError(f"{name} must be an integer >= {least}{optional}, got {value!r}")
+
+
 def _layer_types(
     count: int, layer_types: list[str] | None, ska_layers: list[int] | None, attention_layers: list[int] | None
 ) -> list[str]:
@@ -154,6 +179,8 @@ def _layer_types(
     names = ["mamba2"] * count
     shorthand = (("ska", "ska_layers", ska_layers), ("full_attention", "attention_layers", attention_layers))
     for name, field, layers in shorthand:
+        if layers is not None and not isinstance(layers, list | tuple):
+            raise ValueError(f"{field} must be a list of layers, got {layers!r}")
         for layer in layers or []:
             if not 0 <= layer < count:
                 raise ValueError(f"{field} names layer {layer}, but layers are counted from 0 to {count - 1}")

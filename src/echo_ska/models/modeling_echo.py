@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from echo_ska.models.cache_echo import EchoCache
 from echo_ska.models.configuration_echo import EchoConfig
-from echo_ska.nn import Block
+from echo_ska.nn import Block, SequenceMixer
 from echo_ska.nn.initialization import start_as
 from echo_ska.nn.registry import FEED_FORWARDS, MIXERS
 
@@ -87,6 +88,16 @@ class EchoModel(EchoPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @property
+    def mixers(self) -> list[SequenceMixer]:
+        """The mixer of each layer."""
+        return [block.mixer for block in self.layers if isinstance(block, Block)]
+
+    @property
+    def has_state(self) -> bool:
+        """Whether every layer can go on from a state."""
+        return all(mixer.has_state for mixer in self.mixers)
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -96,6 +107,7 @@ class EchoModel(EchoPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         cu_seqlens: Tensor | None = None,
+        position_ids: Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast | tuple:
@@ -106,8 +118,11 @@ class EchoModel(EchoPreTrainedModel):
             attention_mask: [B, T] (with a cache, the last T columns count): 0 marks padding, which is removed before
                 the blocks, so that it changes nothing.
             past_key_values: what an earlier call returned; updated in place, as Hugging Face caches are.
-            use_cache: whether to return the states; the default is yes in evaluation, no in training.
+            use_cache: whether to return the states; the default is yes in evaluation (unless the configuration or a
+                layer without a state says no) and no in training.
             cu_seqlens: [N + 1] boundaries of sequences packed into one row; each starts from an empty state.
+            position_ids: not needed, since states know their positions; refused where they restart inside a row that
+                `cu_seqlens` does not divide. Other keywords that Hugging Face's tools pass are not used.
 
         Returns:
             `last_hidden_state` [B, T, d] and `past_key_values` (an `EchoCache` or None).
@@ -120,7 +135,8 @@ class EchoModel(EchoPreTrainedModel):
         return_dict = self.config.return_dict if return_dict is None else return_dict
         keep_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if use_cache is None:
-            use_cache = not self.training
+            asked = getattr(self.config, "use_cache", None)
+            use_cache = self.has_state and not self.training and asked is not False
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         cache = past_key_values
         if cache is None and use_cache:
@@ -130,26 +146,31 @@ class EchoModel(EchoPreTrainedModel):
                 raise ValueError(f"past_key_values must be an EchoCache, got {type(cache).__name__}")
             cache.require_shape_of(self.config)
         new_tokens = hidden_states.shape[1]
-        padded = _padding_boundaries(attention_mask, hidden_states)
+        cached = 0 if cache is None else cache.get_seq_length()
+        padded = _padding_boundaries(attention_mask, hidden_states, cached)
         if padded is not None:
             if cu_seqlens is not None:
                 raise ValueError("give cu_seqlens or an attention_mask with padding, not both")
             cu_seqlens, columns = padded
             hidden_states = hidden_states[columns].unsqueeze(0)
+        elif cu_seqlens is None and position_ids is not None and bool((position_ids.diff(dim=-1) < 0).any()):
+            raise ValueError("position_ids restart inside a row: give the boundaries of packed sequences as cu_seqlens")
 
-        all_hidden_states = []
+        all_hidden_states, states = [], []
         for index, block in enumerate(self.layers):
             if keep_all:
                 all_hidden_states.append(hidden_states)
             state = None if cache is None else cache.layers[index].state
+            run = functools.partial(block.__call__, cu_seqlens=cu_seqlens, output_state=use_cache)
             if self.gradient_checkpointing and self.training:
-                hidden_states, state = self._gradient_checkpointing_func(
-                    block.__call__, hidden_states, state, cu_seqlens=cu_seqlens, output_state=use_cache
-                )
+                hidden_states, state = self._gradient_checkpointing_func(run, hidden_states, state)
             else:
-                hidden_states, state = block(hidden_states, state, cu_seqlens=cu_seqlens, output_state=use_cache)
-            if cache is not None and use_cache:
-                cache.layers[index].store(state, new_tokens)
+                hidden_states, state = run(hidden_states, state)
+            states.append(state)
+        if cache is not None and use_cache:
+            # Only now: a layer that raises leaves the cache as it was.
+            for layer, state in zip(cache.layers, states, strict=True):
+                layer.store(state, new_tokens)
         hidden_states = self.norm(hidden_states)
         all_hidden_states.append(hidden_states)
         if padded is not None:
@@ -188,6 +209,7 @@ class EchoForCausalLM(EchoPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         cu_seqlens: Tensor | None = None,
+        position_ids: Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
@@ -204,6 +226,7 @@ class EchoForCausalLM(EchoPreTrainedModel, GenerationMixin):
         """
         return_dict = self.config.return_dict if return_dict is None else return_dict
         output = self.model(
+            position_ids=position_ids,
             input_ids=input_ids,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
@@ -225,20 +248,29 @@ class EchoForCausalLM(EchoPreTrainedModel, GenerationMixin):
 
     def state_bytes(self, length: int) -> int:
         """Bytes of one sequence's states after `length` tokens, all layers together, as they are stored."""
-        mixers = [block.mixer for block in self.model.layers if isinstance(block, Block)]
-        return sum(mixer.state_bytes(length) for mixer in mixers)
+        return sum(mixer.state_bytes(length) for mixer in self.model.mixers)
+
+    @property
+    def has_state(self) -> bool:
+        """Whether every layer can go on from a state; without that, there is no cache and no generation."""
+        return self.model.has_state
 
 
-def _padding_boundaries(attention_mask: Tensor | None, hidden_states: Tensor) -> tuple[Tensor, Tensor] | None:
+def _padding_boundaries(
+    attention_mask: Tensor | None, hidden_states: Tensor, cached: int
+) -> tuple[Tensor, Tensor] | None:
     """Boundaries [B + 1] and the [B, T] mask of the real tokens, or None where there is no padding."""
     if attention_mask is None:
         return None
     batch, time = hidden_states.shape[:2]
-    if attention_mask.dim() != 2 or attention_mask.shape[0] != batch or attention_mask.shape[1] < time:
+    if attention_mask.dim() != 2 or attention_mask.shape not in ((batch, time), (batch, cached + time)):
+        longer = f" or, with the {cached} cached tokens, [{batch}, {cached + time}]" if cached else ""
         raise ValueError(
-            f"attention_mask must be [{batch}, {time}] (or longer by the cached tokens), got "
-            f"{list(attention_mask.shape)}"
+            f"attention_mask must be [{batch}, {time}]{longer}, got {list(attention_mask.shape)}: 1 marks a token and "
+            "0 padding"
         )
+    if bool(((attention_mask != 0) & (attention_mask != 1)).any()):
+        raise ValueError("attention_mask must hold 1 for tokens and 0 for padding: an additive mask is not read")
     real = attention_mask[:, attention_mask.shape[1] - time :].bool()
     if bool(real.all()):
         return None

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from echo_ska.algebra import TensorRecord
+from echo_ska.algebra import TensorRecord, accumulator_dtype
 from echo_ska.nn.mixer import SequenceMixer
 from echo_ska.nn.packing import pad_packed, sequence_lengths, unpad
 from echo_ska.nn.projections import QueryKeyValue
@@ -80,6 +80,7 @@ class SoftmaxAttention(SequenceMixer):
         output_state: bool = False,
     ) -> tuple[Tensor, KeyValueState | None]:
         """Mix along time; see `SequenceMixer.forward`."""
+        self.check_inputs(hidden_states, state, cu_seqlens)
         query, key, value, tail = self.qkv(
             hidden_states,
             None if state is None else state.convolution,
@@ -98,7 +99,7 @@ class SoftmaxAttention(SequenceMixer):
                 for cached, fresh in ((state.key, key), (state.value, value))
             )
         mask = None
-        if (state is not None and query.shape[1] > 1) or bool((past != past[0]).any()):
+        if (state is not None and query.shape[1] > 1) or bool((past != past[:1]).any()):
             columns = torch.arange(key.shape[1], device=key.device)
             mask = (columns <= positions[..., None]).unsqueeze(1)  # [N, 1, T, L]
         attended = F.scaled_dot_product_attention(
@@ -133,9 +134,9 @@ class SoftmaxAttention(SequenceMixer):
     def _rotate(self, vectors: Tensor, positions: Tensor) -> Tensor:
         """Rotate channel pairs (i, i + D/2) of [N, T, H, D] by position * theta^(-2i/D)."""
         half = self.head_dim // 2
-        exponents = torch.arange(half, device=vectors.device, dtype=torch.float64) / half
-        # In float64: at position 1,000,000 a float32 angle is off by 0.06.
-        angles = positions[..., None, None].double() * self.rope_theta**-exponents  # [N, T, 1, D/2]
+        precise = accumulator_dtype(vectors.device)  # at position 1,000,000 a float32 angle is off by 0.06
+        exponents = torch.arange(half, device=vectors.device, dtype=precise) / half
+        angles = positions[..., None, None].to(precise) * self.rope_theta**-exponents  # [N, T, 1, D/2]
         cos, sin = angles.cos().to(vectors.dtype), angles.sin().to(vectors.dtype)
         left, right = vectors.split(half, dim=-1)
         return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)

@@ -56,6 +56,9 @@ class Mamba2(SequenceMixer):
         ValueError: `head_dim` does not divide expand * hidden_size.
     """
 
+    # Weight decay would pull these towards values nobody chose: rates to 1, steps to softplus(0), the skip to 0.
+    _no_weight_decay = ("A_log", "dt_bias", "D")
+
     def __init__(
         self,
         hidden_size: int,
@@ -88,9 +91,6 @@ class Mamba2(SequenceMixer):
         self.D = nn.Parameter(torch.empty(self.heads))
         self.norm = nn.RMSNorm(inner_size, eps=norm_eps)
         self.out_proj = nn.Linear(inner_size, hidden_size, bias=False)
-        # Weight decay would pull these towards values nobody chose: rates to 1, steps to softplus(0), gains to 0.
-        for parameter in (self.A_log, self.dt_bias, self.D, self.norm.weight):
-            parameter._no_weight_decay = True  # type: ignore[attr-defined]
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -113,6 +113,7 @@ class Mamba2(SequenceMixer):
         output_state: bool = False,
     ) -> tuple[Tensor, Mamba2State | None]:
         """Mix along time; see `SequenceMixer.forward`. Everything between the projections is float32 or float64."""
+        self.check_inputs(hidden_states, state, cu_seqlens)
         dtype = torch.promote_types(hidden_states.dtype, torch.float32)
         z, xBC, dt = self.in_proj(hidden_states).split([self.inner_size, self.convolution.channels, self.heads], dim=-1)
         with torch.autocast(hidden_states.device.type, enabled=False):

@@ -199,7 +199,12 @@ class SpectralKoopmanAttention(SequenceMixer):
         Raises:
             ValueError: a state is given or asked for where the settings allow none.
         """
-        if (state is not None or output_state) and not (self.causal and self.normalisation == "token"):
+        self.check_inputs(hidden_states, state, cu_seqlens)
+        if write_mask is not None and write_mask.shape != hidden_states.shape[:2]:
+            raise ValueError(
+                f"write_mask must be {list(hidden_states.shape[:2])}, [batch, time], got {list(write_mask.shape)}"
+            )
+        if (state is not None or output_state) and not self.has_state:
             raise ValueError(
                 "a layer that reads the whole sequence (causal=False or sequence-max normalisation) has no state: "
                 "run it on whole sequences with use_cache=False"
@@ -251,7 +256,14 @@ class SpectralKoopmanAttention(SequenceMixer):
         tail = self.qkv.init_tail(batch_size, device=device, dtype=dtype or self.o_proj.weight.dtype)
         return SpectralKoopmanState(tail, RecurrentState(statistics, frozen, statistics.count.clone()))
 
+    @property
+    def has_state(self) -> bool:  # type: ignore[override]
+        """Whether reading is causal and without a look at the largest key to come."""
+        return self.causal and self.normalisation == "token"
+
     def state_bytes(self, length: int) -> int:
+        if not self.has_state:
+            raise ValueError("a layer that reads the whole sequence has no state, and so no bytes of it")
         return self.init_state(1, device="meta").nbytes
 
     def _write_weight(self, hidden_states: Tensor, dtype: torch.dtype) -> Tensor | None:

@@ -97,6 +97,9 @@ def check_arguments(
     cu_seqlens: Tensor | None,
 ) -> Arguments:
     """Check every input of the front door; each error is one sentence that says what to change."""
+    for name, given in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(given, Tensor):
+            raise ValueError(f"{name} must be a torch tensor, got {type(given).__name__}")
     if query.dim() != 4 or min(query.shape[2:]) < 1:
         raise ValueError(f"query must be [batch, time, heads, rank], got {list(query.shape)}")
     batch, time, heads, _ = query.shape
@@ -107,6 +110,8 @@ def check_arguments(
     for name, tensor in (("key", key), ("value", value), ("write_weight", write_weight), ("blend", blend)):
         if tensor is None:
             continue
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} must be a torch tensor or None, got {type(tensor).__name__}")
         if name in ("write_weight", "blend") and tensor.shape != query.shape[:3]:
             raise ValueError(f"{name} must be [{batch}, {time}, {heads}], got {list(tensor.shape)}")
         if not tensor.is_floating_point():
@@ -134,7 +139,7 @@ def check_arguments(
         causal=causal,
         refresh_interval=refresh_interval,
         initial_state=initial_state,
-        cu_seqlens=_boundaries(cu_seqlens, batch, time),
+        cu_seqlens=None if cu_seqlens is None else check_boundaries(cu_seqlens, batch, time),
     )
     if initial_state is not None:
         _check_state(initial_state, arguments)
@@ -144,18 +149,27 @@ def check_arguments(
 
 
 def _per_head(name: str, number: Tensor | float, heads: int, device: torch.device) -> Tensor:
+    if not isinstance(number, Tensor | float | int) or isinstance(number, bool):
+        raise ValueError(f"{name} must be a number or a tensor, got {number!r}")
     tensor = torch.as_tensor(number, device=device)
+    if tensor.is_complex():
+        raise ValueError(f"{name} must be real, got {tensor.dtype}")
     if tensor.shape not in ((), (1,), (heads,)):
         raise ValueError(f"{name} must be a number or a tensor of one per head [{heads}], got {list(tensor.shape)}")
     return tensor.to(accumulator_dtype(device)).expand(heads)
 
 
-def _boundaries(cu_seqlens: Tensor | None, batch: int, time: int) -> list[int] | None:
-    if cu_seqlens is None:
-        return None
+def check_boundaries(cu_seqlens: Tensor, batch: int, time: int) -> list[int]:
+    """The boundaries of packed sequences as Python integers.
+
+    Raises:
+        ValueError: they do not fit a batch [batch, time].
+    """
+    if not isinstance(cu_seqlens, Tensor):
+        raise ValueError(f"cu_seqlens must be a 1-D integer tensor, got {type(cu_seqlens).__name__}")
     if batch != 1:
         raise ValueError(f"cu_seqlens needs a packed batch of 1 row, got {batch}: concatenate the rows along time")
-    if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 2 or cu_seqlens.is_floating_point():
+    if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 2 or cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"cu_seqlens must be a 1-D integer tensor of at least 2 boundaries, got {cu_seqlens!r}")
     bounds: list[int] = cu_seqlens.tolist()
     if bounds[0] != 0 or bounds[-1] != time:
@@ -179,6 +193,11 @@ def _check_state(state: RecurrentState, arguments: Arguments) -> None:
     if (state.frozen_statistics is None) != (arguments.refresh_interval is None):
         made, used = ("without", "with") if state.frozen_statistics is None else ("with", "without")
         raise ValueError(f"initial_state was made {made} a refresh_interval and is read {used} one: use the same")
+    interval = arguments.refresh_interval
+    if interval is not None and state.frozen_statistics is not None and _checks_enabled:
+        position = state.position.clamp_min(0)
+        if bool((state.frozen_statistics.count != position // interval * interval).any()):
+            raise ValueError(f"initial_state was frozen at another refresh_interval than {interval}: use the same")
     if state.position.device != arguments.query.device:
         raise ValueError(f"initial_state is on {state.position.device}: move it to {arguments.query.device} with .to()")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+
 import torch
 from torch import Tensor
 
@@ -9,6 +12,8 @@ from echo_ska.ops.arguments import check_arguments
 from echo_ska.ops.chunked import chunked_attention
 from echo_ska.ops.recurrent import recurrent_attention
 from echo_ska.ops.state import RecurrentState
+
+logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "recurrent", "chunked")
 
@@ -97,11 +102,21 @@ def spectral_koopman_attention(
         initial_state=initial_state,
         cu_seqlens=cu_seqlens,
     )
+    if backend == "auto":
+        backend = "recurrent" if query.shape[1] == 1 else "chunked"
+        _say_once(backend)
     with torch.autocast(query.device.type, enabled=False):
-        if query.shape[1] == 0:
-            output, state = value, arguments.start()
-        elif backend == "recurrent" or (backend == "auto" and query.shape[1] == 1):
+        if query.shape[0] * query.shape[1] == 0:
+            output, state = value, arguments.start().clone()
+        elif backend == "recurrent":
             output, state = recurrent_attention(arguments)
         else:
             output, state = chunked_attention(arguments, chunk_size)
     return output.to(value.dtype), state if output_final_state else None
+
+
+@functools.cache
+def _say_once(backend: str) -> None:
+    """Log, the first time only, what "auto" chose."""
+    which = "single tokens" if backend == "recurrent" else "several tokens"
+    logger.info('spectral_koopman_attention: backend "auto" is "%s" for %s', backend, which)

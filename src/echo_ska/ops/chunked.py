@@ -97,7 +97,7 @@ def _previous_keys(layout: ChunkLayout, key: Tensor, carried_in: Tensor) -> Tens
     flat = key.flatten(0, 1)
     shifted = torch.cat([flat.new_zeros(1, *flat.shape[1:]), flat[:-1]])
     rows = [n for n, length in enumerate(layout.lengths) if length > 0]
-    starts = torch.tensor([layout.starts[n] for n in rows], device=key.device)
+    starts = torch.tensor([layout.starts[n] for n in rows], device=key.device, dtype=torch.int64)
     return shifted.index_copy(0, starts, carried_in[rows]).view_as(key)
 
 

@@ -86,7 +86,7 @@ def save_checkpoint(
 
 def remove_partial(directory: Path) -> None:
     """Delete what a killed run left half written or half deleted."""
-    for path in (directory / "checkpoints").glob(PARTIAL + "*"):
+    for path in (directory / "checkpoints").glob(PARTIAL + "*/"):
         shutil.rmtree(path)
 
 

@@ -54,6 +54,8 @@ class TrainingConfig:
             _require_whole(name, getattr(self, name), least=1)
         for name in ("evaluate_every", "checkpoint_every", "seed"):
             _require_whole(name, getattr(self, name), least=0)
+        if self.seed >= 2**63:
+            raise ValueError(f"seed must be below 2^63, got {self.seed}.")
         for name in ("warmup_fraction", "final_learning_rate_fraction"):
             if not (0 <= getattr(self, name) <= 1):
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}.")

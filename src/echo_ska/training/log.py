@@ -24,10 +24,18 @@ class TrainingLog:
             file.write(json.dumps(entry) + "\n")
 
     def truncate(self, step: int) -> None:
-        """Drop every line after `step`: those steps are done again. A line that a kill cut short goes too."""
+        """Drop every line after `step`: those steps are done again. A line that a kill cut short goes too.
+
+        Raises:
+            ValueError: the file is no training's log; it is left as it is.
+        """
         if not self.path.exists():
             return
-        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        # Only the last line of a log can have been cut short; anything else was written by somebody else.
+        if any(_step_of(line) == float("inf") for line in lines[:-1]) or (lines and not lines[0].startswith("{")):
+            raise ValueError(f"{self.path} was not written by a training: move it away, or train in another folder.")
+        kept = [line for line in lines if _step_of(line) <= step]
         shortened = self.path.with_suffix(".partial")
         shortened.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         shortened.replace(self.path)

@@ -90,7 +90,8 @@ def read(path: str | Path) -> list[RunRecord]:
         ValueError: naming the first line that is not a record.
     """
     records = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
         try:
             records.append(RunRecord(**json.loads(line)))
         except (json.JSONDecodeError, TypeError) as error:
