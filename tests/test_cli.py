@@ -16,7 +16,7 @@ from echo_ska.commands import train as train_module
 from echo_ska.commands.errors import sentence
 from echo_ska.experiments.pool import JobError
 from echo_ska.models.presets import PRESETS
-from echo_ska.training.records import write_json
+from echo_ska.training.records import make_record, write_json
 
 TINY = [
     f"--set={field}" for field in ("hidden_size=16", "num_heads=2", "rank=4", "state_size=4", "intermediate_size=16")
@@ -252,10 +252,12 @@ def test_demo_and_reproduce_start_what_they_name(run, refused, tmp_path, monkeyp
         calls.append(options)
         if options["quick"]:
             raise JobError("The job failed.")
+        return [make_record("juggling", {"balls": 3}, {"drops": 1}, seed=0, seconds=1.0)]
 
     monkeypatch.setitem(experiments.EXPERIMENTS, "juggling", types.SimpleNamespace(description="[Balls].", run=start))
     assert "juggling: [Balls]." in run("reproduce").stdout
-    assert run("reproduce", "juggling", "--seeds=2").exit_code == 0
+    assert run("reproduce", "juggling", "--seeds=2", "--json", tmp_path / "j.json").exit_code == 0
+    assert json.loads((tmp_path / "j.json").read_text())["records"][0]["figures"] == {"drops": 1}
     assert calls[1] == {"seeds": 2, "quick": False}
     refused("The job failed.", "reproduce", "juggling", "--quick")
     refused("no experiment 'nope': choose from", "reproduce", "nope")

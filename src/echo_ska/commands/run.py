@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from rich.console import Console
@@ -9,6 +10,7 @@ from rich.text import Text
 
 from echo_ska.experiments import EXPERIMENTS
 from echo_ska.experiments.demo import run_demo
+from echo_ska.training.records import write_json
 
 
 def start_demo(output: Path, json_file: Path | None, console: Console) -> None:
@@ -16,7 +18,9 @@ def start_demo(output: Path, json_file: Path | None, console: Console) -> None:
     run_demo(output=output, json_path=json_file, console=console)
 
 
-def start_experiment(name: str | None, seeds: int | None, quick: bool, console: Console) -> None:
+def start_experiment(
+    name: str | None, seeds: int | None, quick: bool, json_file: Path | None, console: Console
+) -> None:
     """Run an experiment, or list them all for None; ValueError if it is unknown."""
     if name is None:
         for known, experiment in EXPERIMENTS.items():
@@ -24,4 +28,5 @@ def start_experiment(name: str | None, seeds: int | None, quick: bool, console: 
         return
     if name not in EXPERIMENTS:
         raise ValueError(f"There is no experiment {name!r}: choose from {', '.join(EXPERIMENTS)}.")
-    EXPERIMENTS[name].run(console, seeds=seeds, quick=quick)
+    records = EXPERIMENTS[name].run(console, seeds=seeds, quick=quick)
+    write_json(json_file, {"name": name, "records": [dataclasses.asdict(record) for record in records]})

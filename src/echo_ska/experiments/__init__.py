@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from echo_ska.training import RunRecord
 
 
 @dataclass(frozen=True)
@@ -21,15 +25,16 @@ class Experiment:
     description: str
     module: str
 
-    def run(self, console: Console, *, seeds: int | None = None, quick: bool = False) -> None:
-        """Run what is not yet recorded, then print and draw all of it.
+    def run(self, console: Console, *, seeds: int | None = None, quick: bool = False) -> list[RunRecord]:
+        """Run what is not yet recorded, then print and draw all of it; returns the records behind it.
 
         Args:
             console: where to show.
             seeds: how many seeds; None is the experiment's own number.
             quick: a smaller form, recorded apart.
         """
-        import_module(self.module).run(console, seeds=seeds, quick=quick)
+        records: list[RunRecord] = import_module(self.module).run(console, seeds=seeds, quick=quick)
+        return records
 
 
 EXPERIMENTS: dict[str, Experiment] = {

@@ -32,13 +32,14 @@ QUICK_RATES = (3e-3, 1e-2)
 SEQUENCES = {TASK.length: 1024, 64 * TASK.length: 64}
 
 
-def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> None:
+def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> list[RunRecord]:
     """Run what results/demo-rates.jsonl has no record of, then print the table. `quick` takes two of the rates."""
     rates = QUICK_RATES if quick else RATES
     models = [dataclasses.replace(model, learning_rate=rate) for model in RECALL_MODELS for rate in rates]
     runs = [rate_run(model, seed) for seed in range(seeds or 1) for model in models]
     records = run_missing(console, NAME, runs, Path("results") / f"{NAME}.jsonl")
     print_table(console, records)
+    return records
 
 
 def rate_run(model: RecallModel, seed: int) -> RecordedRun:

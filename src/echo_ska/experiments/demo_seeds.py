@@ -63,7 +63,7 @@ class SeedSettings:
         return recall_configuration(self.model, seed) | {"evaluation": evaluation}
 
 
-def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> None:
+def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> list[RunRecord]:
     """Run the seeds 0 ... `seeds` - 1 that are not recorded, then print the table and draw results/demo-seeds.png.
 
     `quick` takes 2 seeds and lengths up to 65,536, in files of their own (demo-seeds-quick.*).
@@ -80,6 +80,7 @@ def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> N
     print_table(console, records)
     draw(records, stem.with_suffix(".png"))
     console.print(f"Records: {stem}.jsonl, picture: {stem}.png", markup=False, highlight=False, soft_wrap=True)
+    return records
 
 
 def sequences_by_length(longest: int) -> dict[int, int]:

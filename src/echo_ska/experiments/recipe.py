@@ -113,7 +113,7 @@ CHANGES: dict[str, Callable[[EchoForCausalLM], None] | None] = {
 """What is taken away, and how from a freshly built network."""
 
 
-def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> None:
+def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> list[RunRecord]:
     """Run what results/recipe.jsonl has no record of, then print the table. `quick` takes one seed."""
     count = (1 if quick else SEEDS) if seeds is None else seeds
     runs = [change_run(change, seed) for seed in range(count) for change in CHANGES]
@@ -125,6 +125,7 @@ def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> N
     for row in rows[1:]:
         table.add_row(*row)
     console.print(table)
+    return records
 
 
 def change_run(change: str, seed: int) -> RecordedRun:
