@@ -60,7 +60,9 @@ def test_a_failing_job_is_named_and_the_others_end(function: object, sentence: s
 def test_jobs_end_with_their_parent(number: signal.Signals, tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     program = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        # A shell that runs the tests in the background has them, and so this program, ignore SIGINT.
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from pathlib import Path\n"
         "import pool_jobs\n"
         "from rich.console import Console\n"
