@@ -23,9 +23,8 @@ RESIDUAL_PROJECTIONS = ("o_proj", "out_proj", "down_proj", "readout_proj")
 class ScaledEmbedding(nn.Embedding):
     """An embedding whose rows are multiplied by sqrt(d) on the way in.
 
-    Its weights start with standard deviation 1 / sqrt(d): a head tied to them then gives logits of unit size, and
-    the residual stream still starts with unit-size tokens. With smaller ones, what the first mixers add drowns the
-    tokens' identity, and recall is learnt late or not at all (docs/method.md).
+    Its weights start with standard deviation 1 / sqrt(d), so the residual stream starts with tokens of unit size
+    whatever the width, and what the first mixers add does not drown which token it was.
     """
 
     def reset_parameters(self) -> None:
