@@ -47,7 +47,7 @@ BOOKKEEPING = {f"training.{name}" for name in ("log_every", "evaluate_every", "c
 class Progress:
     """What the loop carries from step to step beside model and optimiser; JSON, kept in checkpoints."""
 
-    seconds: float = 0.0  # of training, over all sessions, evaluations and checkpoints included
+    seconds: float = 0.0  # of training, over all resumed runs, evaluations and checkpoints included
     figures: dict[str, Any] = dataclasses.field(default_factory=dict)  # the latest of the log and the evaluation
     # Since the last line of the log:
     steps: int = 0
