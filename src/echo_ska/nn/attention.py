@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from echo_ska.algebra import TensorRecord, accumulator_dtype
 from echo_ska.nn.mixer import SequenceMixer
 from echo_ska.nn.packing import pad_packed, sequence_lengths, unpad
-from echo_ska.nn.projections import QueryKeyValue
+from echo_ska.nn.projections import QueryKeyValue, head_width
 
 
 @dataclasses.dataclass
@@ -44,8 +44,6 @@ class SoftmaxAttention(SequenceMixer):
         rope_theta: base of the rotary frequencies.
     """
 
-    inverse_frequencies: Tensor
-
     def __init__(
         self,
         hidden_size: int,
@@ -57,7 +55,7 @@ class SoftmaxAttention(SequenceMixer):
         rope_theta: float = 10_000.0,
     ) -> None:
         super().__init__()
-        head_dim = head_dim or hidden_size // num_heads
+        head_dim = head_width(hidden_size, num_heads, head_dim)
         if head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary positions, got {head_dim}")
         self.num_heads, self.head_dim, self.rope_theta = num_heads, head_dim, rope_theta
@@ -93,13 +91,12 @@ class SoftmaxAttention(SequenceMixer):
             query, key, value = (pad_packed(tensor, cu_seqlens) for tensor in (query, key, value))  # [N, T, H, D]
         positions = past[:, None] + torch.arange(query.shape[1], device=query.device)  # [N, T]
         query, key = self._rotate(query, positions), self._rotate(key, positions)
-        if state is not None:
-            key, value = (
-                _append(cached, past, fresh, positions, int((past + new).max()))
-                for cached, fresh in ((state.key, key), (state.value, value))
-            )
         mask = None
-        if (state is not None and query.shape[1] > 1) or bool((past != past[:1]).any()):
+        if state is not None:
+            longest = int((past + new).max())
+            key = _append(state.key, past, key, positions, longest)
+            value = _append(state.value, past, value, positions, longest)
+        if state is not None and (query.shape[1] > 1 or bool((past != past[:1]).any())):
             columns = torch.arange(key.shape[1], device=key.device)
             mask = (columns <= positions[..., None]).unsqueeze(1)  # [N, 1, T, L]
         attended = F.scaled_dot_product_attention(

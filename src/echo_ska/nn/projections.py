@@ -9,6 +9,19 @@ from echo_ska.nn.convolution import ShortConvolution
 from echo_ska.nn.initialization import start_as
 
 
+def head_width(hidden_size: int, num_heads: int, head_dim: int | None) -> int:
+    """`head_dim`, or hidden_size / num_heads where it is None.
+
+    Raises:
+        ValueError: it is None and num_heads does not divide hidden_size.
+    """
+    if head_dim is not None:
+        return head_dim
+    if hidden_size % num_heads:
+        raise ValueError(f"hidden_size {hidden_size} is no multiple of num_heads {num_heads}: give head_dim")
+    return hidden_size // num_heads
+
+
 class QueryKeyValue(nn.Module):
     """Linear projections, then one short causal convolution on all of their channels.
 

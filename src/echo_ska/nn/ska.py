@@ -12,15 +12,13 @@ from torch import Tensor, nn
 
 from echo_ska.algebra import SufficientStatistics, TensorRecord
 from echo_ska.nn.mixer import SequenceMixer
-from echo_ska.nn.projections import QueryKeyValue
+from echo_ska.nn.projections import QueryKeyValue, head_width
 from echo_ska.ops import RecurrentState, spectral_koopman_attention
 
 # The write gate is a sigmoid stretched from (0, 1) to (-s, 1 + s) and cut to [0, 1] (the stretch of the hard concrete
 # distribution, Louizos et al., arXiv 1712.01312): what a head has learnt not to store gets a weight of exactly 0. A
-# plain sigmoid leaves a little of every token behind, and over a million tokens a little becomes all.
+# plain sigmoid leaves a little of every token behind, which adds up.
 GATE_STRETCH = 0.05
-
-
 NORM_EPS = 0.1
 
 
@@ -49,7 +47,7 @@ class SpectralKoopmanState(TensorRecord):
 class SpectralKoopmanAttention(SequenceMixer):
     """Recall by ridge regression of values on keys, from a state whose size does not depend on the length.
 
-    The defaults are the recipe that was measured to learn (docs/method.md says what each choice is worth);
+    The defaults are the recipe that was measured to learn (docs/recipe.md says what each choice is worth);
     `paper()` gives the published settings.
 
     Args:
@@ -61,7 +59,7 @@ class SpectralKoopmanAttention(SequenceMixer):
         blended: mix the filtered read with the plain one by a weight a_t = sigmoid(<w, q_t> + b) per head. Pure
             powers look K steps ahead of the match, so without a blend they hurt where keys have no dynamics.
         initial_ridge: where the ridge starts; it is learnt per head (through softplus). Near 1 for unit-norm keys:
-            a ridge far below the Gram matrix's eigenvalues does not learn.
+            with one far below the Gram matrix's eigenvalues, recall fades with length.
         fixed_ridge: keep the ridge at its start.
         conv_kernel, key_delay: see `QueryKeyValue`.
         write_gate: weigh each stored pair (key, value) by a stretched sigmoid of the token, per head.
@@ -102,10 +100,7 @@ class SpectralKoopmanAttention(SequenceMixer):
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        if head_dim is None:
-            if hidden_size % num_heads:
-                raise ValueError(f"hidden_size {hidden_size} is no multiple of num_heads {num_heads}: give head_dim")
-            head_dim = hidden_size // num_heads
+        head_dim = head_width(hidden_size, num_heads, head_dim)
         if not initial_ridge > 0:
             raise ValueError(f"initial_ridge must be > 0, got {initial_ridge}")
         if normalisation not in ("token", "sequence-max"):
