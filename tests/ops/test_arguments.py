@@ -93,6 +93,20 @@ def test_large_finite_values_pass_the_cheap_check():
     assert output.isfinite().all()
 
 
+@pytest.mark.parametrize("backend", ["recurrent", "chunked"])
+@pytest.mark.parametrize("reading", [{}, {"refresh_interval": 2}, {"causal": False}], ids=str)
+def test_a_failed_factorisation_names_the_batch_row_and_head_of_the_call(backend, reading):
+    """Also where the route factors one matrix a chunk."""
+    key = with_value(torch.randn(3, 9, 3, 4), (1, 4, 2, 0), float("nan"))
+    inputs = {"query": torch.randn(3, 9, 3, 4), "key": key, "value": torch.randn(3, 9, 3, 5)}
+    set_value_checks(False)
+    try:
+        with pytest.raises(ArithmeticError, match=r"not positive definite in \S+ at batch row 1, head 2"):
+            call(**inputs, **reading, backend=backend, chunk_size=4)
+    finally:
+        set_value_checks(True)
+
+
 def test_the_value_checks_can_be_switched_off():
     assert set_value_checks(False) is True
     try:

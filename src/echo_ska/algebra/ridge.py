@@ -35,8 +35,11 @@ class RidgeFactor:
         identity = torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
         return cls(*torch.linalg.cholesky_ex(gram + ridge * identity))
 
-    def require_success(self) -> RidgeFactor:
+    def require_success(self, batch_rows: Tensor | None = None) -> RidgeFactor:
         """Self, if every factorisation succeeded.
+
+        Args:
+            batch_rows: the batch row behind each entry of the first axis, where that axis is not the batch itself.
 
         Raises:
             ArithmeticError: names the batch row and head of the first failure. Raise the ridge, or look for keys
@@ -44,6 +47,8 @@ class RidgeFactor:
         """
         if bool((self.info != 0).any()):
             first = (self.info != 0).nonzero()[0].tolist()
+            if batch_rows is not None:
+                first[0] = int(batch_rows[first[0]])
             names = ["head"] if len(first) == 1 else ["batch row", *["axis"] * (len(first) - 2), "head"]
             place = ", ".join(f"{name} {index}" for name, index in zip(names, first, strict=True))
             raise ArithmeticError(

@@ -17,6 +17,7 @@ def read_chunks(
     lag_moment: Tensor,
     value_moment: Tensor,
     *,
+    batch_rows: Tensor,
     ridge: Tensor,
     gain: Tensor,
     scale: Tensor,
@@ -39,6 +40,7 @@ def read_chunks(
         query: [C, H, S, r].
         gram, lag_moment: [C, H, r, r].
         value_moment: [C, H, P, r].
+        batch_rows: the sequence that each chunk belongs to, [C], for errors to name.
         ridge, gain, scale: [H, 1, 1], in the accumulator's dtype.
         power: K >= 0.
         blend: [C, H, S] or None.
@@ -53,7 +55,7 @@ def read_chunks(
         ArithmeticError: a Gram matrix plus the ridge is not positive definite.
     """
     output: Tensor = _ReadChunks.apply(
-        query, gram, lag_moment, value_moment, ridge, gain, scale, power, blend, key, previous_key, value
+        query, gram, lag_moment, value_moment, ridge, gain, scale, power, blend, key, previous_key, value, batch_rows
     )
     return output
 
@@ -76,16 +78,17 @@ class _ReadChunks(torch.autograd.Function):
         key: Tensor | None,
         previous_key: Tensor | None,
         value: Tensor | None,
+        batch_rows: Tensor,
     ) -> Tensor:
         dtype = query.dtype
-        factor = RidgeFactor.of(gram, ridge).require_success()
+        factor = RidgeFactor.of(gram, ridge).require_success(batch_rows)
         whitener = factor.inverse_lower  # [C, H, r, r], accumulator dtype
         operator = KoopmanOperator.of(factor, lag_moment).matrix.to(dtype) if power else None
         readout = factor.whiten(value_moment).to(dtype)  # [C, H, P, r]
         to_white = whitener.to(dtype).mT
         chunk = None
         if key is not None and previous_key is not None and value is not None:
-            chunk = _Chunk.of(key @ to_white, previous_key @ to_white if power else None, value)
+            chunk = _Chunk.of(key @ to_white, previous_key @ to_white if power else None, value, batch_rows)
         gain_c, scale_c = gain.to(dtype), scale.to(dtype)
 
         solved = [_solve(query @ to_white, chunk)]  # h_0, then h_{j+1} = solve(M_t p_j) with p_j = gain h_j
@@ -173,6 +176,7 @@ class _ReadChunks(torch.autograd.Function):
             key_grad @ from_white if isinstance(key_grad, Tensor) else None,
             previous_grad @ from_white if isinstance(previous_grad, Tensor) else None,
             value_grad,
+            None,
         )
 
 
@@ -183,10 +187,10 @@ class _Chunk:
         self.key, self.value, self.solve_rows, self.mask, self.previous_key = key, value, solve_rows, mask, previous_key
 
     @classmethod
-    def of(cls, key: Tensor, previous_key: Tensor | None, value: Tensor) -> _Chunk:
+    def of(cls, key: Tensor, previous_key: Tensor | None, value: Tensor, batch_rows: Tensor) -> _Chunk:
         size = key.shape[-2]
         mask = torch.ones(size, size, device=key.device, dtype=key.dtype).tril()
-        solve_rows = RidgeFactor.of(key @ key.mT, 1.0).require_success().inverse_lower @ key
+        solve_rows = RidgeFactor.of(key @ key.mT, 1.0).require_success(batch_rows).inverse_lower @ key
         return cls(key, value, solve_rows, mask, previous_key)
 
     def tensors(self) -> tuple[Tensor | None, ...]:

@@ -62,6 +62,7 @@ def chunked_attention(arguments: Arguments, chunk_size: int | None = None) -> tu
         layout.to_chunks(arguments.query.to(compute)),
         **before,
         **own_tokens,
+        batch_rows=layout.sequence_of_chunk,
         ridge=arguments.ridge[:, None, None],
         gain=arguments.gain[:, None, None],
         scale=arguments.scale[:, None, None],
