@@ -1,0 +1,326 @@
+/* One head of one sequence, forward and backward, for one REAL type. The algebra is that of docs/method.md section 3:
+   segments of tokens, each whitened by the statistics before it (its anchor), read in chunks. */
+
+/* What the backward pass adds. The carried gradients are those of the statistics after the tokens in hand. */
+typedef struct {
+  REAL *gram, *lag, *moment;                   /* carried: r x rp, r x rp, P x rp */
+  REAL *window_gram, *window_lag, *window_moment; /* of the reads of the window in hand */
+  REAL *incoming, *symmetric, *lag_t, *moment_t;
+  REAL *output, *values, *values_t, *keys, *before, *point, *scores, *solved, *rows, *previous;
+  REAL *snapshots;                             /* J, A, C at the start of each window of a segment */
+  REAL *kept;                                  /* p_0 .. p_K and W of a segment, where they are computed again */
+} NAME(Gradients);
+
+/* What one worker computes with. Rows are tokens or key dimensions; `rp` and `vp` are r and P in whole vectors. */
+typedef struct {
+  long r, P, rp, vp, rd, vd, chunk, score_row;
+  double *gram, *lag, *moment, *keys64, *values64, *upper, *lower, *whitener, *transposed, *work; /* statistics */
+  REAL *anchor, *kept;                         /* where nothing is kept for a backward pass */
+  REAL *whiten, *unwhiten;                     /* L^-T and L^-1, r x rp */
+  REAL *inverse, *operator_, *readout;         /* J [r x rp], A^T or A [r x rp], C^T [r x vp] or C [P x rp] */
+  REAL *frozen_inverse, *frozen_operator, *frozen_readout;
+  REAL *raw, *keys, *keys_t, *solve_rows_t, *queries, *values, *factor, *scores, *step, *point, *line;
+  NAME(Gradients) grad;
+} NAME(Head);
+
+/* Numbers of one anchor: L^-1, A, the change of basis from the anchor before, C L^-T. */
+static long NAME(anchor_size)(const Call *call) {
+  return (3 * call->rank + call->head_dim) * NAME(padded)(call->rank);
+}
+
+static REAL *NAME(take)(char **arena, long count) {
+  REAL *found = (REAL *)*arena;
+  *arena += (count * sizeof(REAL) + 63) / 64 * 64;
+  return found;
+}
+
+static double *NAME(take64)(char **arena, long count) {
+  double *found = (double *)*arena;
+  *arena += (count * sizeof(double) + 63) / 64 * 64;
+  return found;
+}
+
+static void NAME(lay_out)(const Call *call, NAME(Head) * head, char **arena) {
+  const long r = call->rank, P = call->head_dim, S = call->chunk;
+  const long rp = NAME(padded)(r), vp = NAME(padded)(P), rd = padded_f64(r), vd = padded_f64(P);
+  const long sp = NAME(padded)(S + 1) + 64 / sizeof(REAL);
+  head->r = r, head->P = P, head->rp = rp, head->vp = vp, head->rd = rd, head->vd = vd, head->chunk = S;
+  head->score_row = sp;
+  const long most = (r > P ? r : P), wide = rd > vd ? rd : vd;
+  double **doubles[] = {&head->gram, &head->lag, &head->moment, &head->upper, &head->lower, &head->whitener,
+                        &head->transposed, &head->work};
+  for (int i = 0; i < 8; i++) *doubles[i] = NAME(take64)(arena, most * wide);
+  head->keys64 = NAME(take64)(arena, (S + 1) * rd);
+  head->values64 = NAME(take64)(arena, S * vd);
+  head->whiten = NAME(take)(arena, r * rp);
+  head->inverse = NAME(take)(arena, r * rp), head->operator_ = NAME(take)(arena, r * rp);
+  head->readout = NAME(take)(arena, (most + 1) * (rp > vp ? rp : vp));
+  head->frozen_inverse = NAME(take)(arena, r * rp), head->frozen_operator = NAME(take)(arena, r * rp);
+  head->frozen_readout = NAME(take)(arena, (most + 1) * (rp > vp ? rp : vp));
+  head->raw = NAME(take)(arena, (S + 1) * rp), head->keys = NAME(take)(arena, (S + 1) * rp);
+  head->keys_t = NAME(take)(arena, r * sp), head->solve_rows_t = NAME(take)(arena, r * sp);
+  head->queries = NAME(take)(arena, S * rp), head->values = NAME(take)(arena, S * vp);
+  head->factor = NAME(take)(arena, S * sp);
+  head->scores = NAME(take)(arena, S * sp);
+  head->step = NAME(take)(arena, S * rp), head->point = NAME(take)(arena, S * rp);
+  head->line = NAME(take)(arena, (S > most ? S : most) * (rp > vp ? rp : vp));
+  head->anchor = NAME(take)(arena, NAME(anchor_size)(call));
+  head->kept = NAME(take)(arena, S * (call->power + 2) * rp);
+  if (!call->backward) return;
+  NAME(Gradients) *grad = &head->grad;
+  REAL **squares[] = {&grad->gram, &grad->lag, &grad->moment, &grad->window_gram, &grad->window_lag,
+                      &grad->window_moment, &grad->incoming, &grad->symmetric, &grad->lag_t, &grad->moment_t};
+  for (int i = 0; i < 10; i++) *squares[i] = NAME(take)(arena, most * (rp > vp ? rp : vp));
+  REAL **lines[] = {&grad->output, &grad->values, &grad->keys, &grad->before, &grad->point, &grad->rows};
+  for (int i = 0; i < 6; i++) *lines[i] = NAME(take)(arena, S * (rp > vp ? rp : vp));
+  grad->previous = NAME(take)(arena, rp);
+  grad->values_t = NAME(take)(arena, P * sp), grad->scores = NAME(take)(arena, (call->power + 1) * S * sp);
+  grad->solved = NAME(take)(arena, S * (call->power + 1) * rp);
+  grad->snapshots = NAME(take)(arena, call->most_windows * (2 * r + P) * rp);
+  grad->kept = NAME(take)(arena, call->keep_rows ? 0 : call->longest_segment * (call->power + 2) * rp);
+}
+
+/* Tokens t..t+m of one head, each times sqrt(weight): to (m x row) in REAL, columns zero-padded. */
+static void NAME(load)(const Call *call, const void *from, long h, long t, long m, long width, const REAL *weights,
+                       REAL *to, long row) {
+  const REAL *source = (const REAL *)from;
+  for (long i = 0; i < m; i++) {
+    const long place = (t + i) * call->heads + h;
+    const REAL factor = weights ? NAME(root)(weights[place]) : 1;
+    const REAL *ahead = source + (place + call->heads * (call->backward ? -m : m)) * width; /* the next chunk's */
+    for (long j = 0; j < width; j += 64 / sizeof(REAL)) __builtin_prefetch(ahead + j);
+    for (long j = 0; j < width; j++) to[i * row + j] = factor * source[place * width + j];
+    for (long j = width; j < row; j++) to[i * row + j] = 0;
+  }
+}
+
+/* scores (m x m) = rows other^T for the pairs s <= t, 0 for the others; `other_t` is r x m. */
+static void NAME(mask)(const NAME(Head) * head, long m, REAL *scores) {
+  for (long t = 0; t < m; t++) {
+    const long block_end = t / 4 * 4 + 4 <= m ? t / 4 * 4 + 4 : t + 1;
+    const long end = NAME(padded)(block_end);
+    for (long s = t + 1; s < end; s++) scores[t * head->score_row + s] = 0;
+  }
+}
+
+static void NAME(causal_scores)(const NAME(Head) * head, long m, long width, const REAL *rows, long row,
+                                const REAL *other_t, REAL *scores) {
+  NAME(product)(SET, LOWER_C, m, m, width, rows, row, 1, other_t, head->score_row, scores, head->score_row);
+  NAME(mask)(head, m, scores);
+}
+
+/* solved = rows J - mask(rows W^T) W, row by row G~_t^-1; without `solve_rows` (a frozen read) rows J alone. */
+static void NAME(solve)(const NAME(Head) * head, long m, const REAL *rows, long row, const REAL *inverse,
+                        const REAL *solve_rows, long solve_row, REAL *scores, REAL *solved, long solved_row) {
+  const long r = head->r, rp = head->rp;
+  NAME(product)(SET, FULL, m, r, r, rows, row, 1, inverse, rp, solved, solved_row);
+  if (!solve_rows) return;
+  NAME(causal_scores)(head, m, r, rows, row, head->solve_rows_t, scores);
+  NAME(product)(SUBTRACT, LOWER_A, m, r, m, scores, head->score_row, 1, solve_rows, solve_row, solved, solved_row);
+}
+
+/* The statistics' double sums gain m tokens; keys64 has the key before them in row 0 and carries the last one on. */
+static void NAME(advance_statistics)(NAME(Head) * head, long m) {
+  const long r = head->r, P = head->P, rp = head->rp, rd = head->rd, vd = head->vd;
+  double *keys = head->keys64 + rd;
+  for (long i = 0; i < m; i++) {
+    for (long j = 0; j < r; j++) keys[i * rd + j] = head->raw[(i + 1) * rp + j];
+    for (long j = r; j < rd; j++) keys[i * rd + j] = 0;
+    for (long j = 0; j < P; j++) head->values64[i * vd + j] = head->values[i * head->vp + j];
+  }
+  product_f64(ADD, UPPER_C, r, r, m, keys, 1, rd, keys, rd, head->gram, rd);
+  product_f64(ADD, FULL, r, r, m, keys, 1, rd, head->keys64, rd, head->lag, rd);
+  product_f64(ADD, FULL, P, r, m, head->values64, 1, vd, keys, rd, head->moment, rd);
+  for (long j = 0; j < rd; j++) head->keys64[j] = keys[(m - 1) * rd + j];
+}
+
+/* Whiten by this anchor from here on; J is the identity there. */
+static void NAME(use_anchor)(NAME(Head) * head, REAL *anchor) {
+  const long r = head->r, rp = head->rp;
+  head->unwhiten = anchor;
+  NAME(transpose)(r, r, anchor, rp, head->whiten, rp);
+  for (long i = 0; i < r; i++)
+    for (long j = 0; j < rp; j++) head->inverse[i * rp + j] = i == j;
+}
+
+/* Factor the statistics at a segment's start. Fills upper (U with U^T U = G~) and whitener (L^-1) in double, and the
+   anchor that is kept: L^-1, A, C L^-T and the change of basis from the anchor before it, L^-1 L_before. */
+static int NAME(set_anchor)(NAME(Head) * head, double ridge, int has_before, REAL *anchor) {
+  const long r = head->r, P = head->P, rp = head->rp, rd = head->rd;
+  REAL *whitener = anchor, *operator_ = anchor + r * rp, *basis = anchor + 2 * r * rp, *readout = anchor + 3 * r * rp;
+  if (has_before) transpose_f64(r, r, head->upper, rd, head->lower, rd);
+  for (long i = 0; i < r; i++) {
+    for (long j = 0; j < rd; j++) {
+      head->upper[i * rd + j] = head->gram[i * rd + j];
+      head->whitener[i * rd + j] = 0;
+    }
+    head->upper[i * rd + i] += ridge;
+    head->whitener[i * rd + i] = 1;
+  }
+  const int failed = cholesky_f64(r, head->upper, rd);
+  if (failed) return failed;
+  solve_lower_f64(r, r, head->upper, rd, head->whitener, rd);
+  for (long i = 0; i < r; i++)
+    for (long j = i + 1; j < rd; j++) head->whitener[i * rd + j] = 0;
+  transpose_f64(r, r, head->whitener, rd, head->transposed, rd);
+#define KEEP(ROWS, FROM, TO)                                                                                           \
+  for (long i = 0; i < (ROWS); i++)                                                                                    \
+    for (long j = 0; j < rp; j++) (TO)[i * rp + j] = j < r ? (REAL)(FROM)[i * rd + j] : 0
+  KEEP(r, head->whitener, whitener);
+  if (has_before) {
+    for (long i = 0; i < r; i++) /* U's lower triangle is undefined, and so was what stands above L's diagonal */
+      for (long j = i + 1; j < rd; j++) head->lower[i * rd + j] = 0;
+    product_f64(SET, LOWER_A, r, r, r, head->whitener, rd, 1, head->lower, rd, head->work, rd);
+    KEEP(r, head->work, basis);
+  }
+  product_f64(SET, LOWER_A, r, r, r, head->whitener, rd, 1, head->lag, rd, head->work, rd);
+  product_f64(SET, UPPER_B, r, r, r, head->work, rd, 1, head->transposed, rd, head->lower, rd);
+  KEEP(r, head->lower, operator_);
+  product_f64(SET, UPPER_B, P, r, r, head->moment, rd, 1, head->transposed, rd, head->work, rd);
+  KEEP(P, head->work, readout);
+#undef KEEP
+  NAME(use_anchor)(head, anchor);
+  return 0;
+}
+
+/* Load chunk t..t+m: raw and whitened keys, behind the one before them, and values. */
+static void NAME(load_chunk)(const Call *call, NAME(Head) * head, long h, long t, long m) {
+  const long r = head->r, rp = head->rp;
+  const REAL *weights = (const REAL *)call->write_weight;
+  NAME(load)(call, call->key, h, t, m, r, weights, head->raw + rp, rp);
+  NAME(load)(call, call->value, h, t, m, head->P, weights, head->values, head->vp);
+  NAME(product)(SET, UPPER_B, m, r, r, head->raw + rp, rp, 1, head->whiten, rp, head->keys + rp, rp);
+}
+
+static void NAME(transpose_keys)(NAME(Head) * head, long m) {
+  NAME(transpose)(m + 1, head->r, head->keys, head->rp, head->keys_t, head->score_row);
+}
+
+/* W of the chunk (m rows of `solve_row`), and its transpose. */
+static void NAME(factor_chunk)(NAME(Head) * head, long m, const REAL *inverse, int is_first, REAL *W, long row) {
+  const long r = head->r, rp = head->rp, sp = head->score_row;
+  const REAL *keys = head->keys + rp;
+  if (is_first) { /* J is the identity */
+    for (long i = 0; i < m; i++)
+      for (long j = 0; j < rp; j++) W[i * row + j] = keys[i * rp + j];
+  } else {
+    NAME(product)(SET, FULL, m, r, r, keys, rp, 1, inverse, rp, W, row);
+  }
+  NAME(product)(SET, UPPER_C, m, m, r, W, row, 1, head->keys_t + 1, sp, head->factor, sp);
+  for (long i = 0; i < m; i++) head->factor[i * sp + i] += 1;
+  NAME(cholesky)(m, head->factor, sp);
+  NAME(solve_lower)(m, r, head->factor, sp, W, row);
+}
+
+/* p_0 .. p_K of the chunk's queries, row after row of `solved` (p_j at column j rp of a row). */
+static void NAME(solve_queries)(const Call *call, NAME(Head) * head, long m, const REAL *inverse,
+                                const REAL *operator_t, const REAL *W, REAL *solved, long row) {
+  const long r = head->r, rp = head->rp;
+  NAME(solve)(head, m, head->queries, rp, inverse, W, row, head->scores, solved, row);
+  for (long j = 0; j < call->power; j++) {
+    const REAL *before = solved + j * rp;
+    NAME(product)(SET, FULL, m, r, r, before, row, 1, operator_t, rp, head->step, rp);
+    if (W) {
+      NAME(causal_scores)(head, m, r, before, row, head->keys_t, head->scores);
+      NAME(product)(ADD, LOWER_A, m, r, m, head->scores, head->score_row, 1, head->keys + rp, rp, head->step, rp);
+    }
+    NAME(solve)(head, m, head->step, rp, inverse, W, row, head->scores, solved + (j + 1) * rp, row);
+  }
+}
+
+/* plain p_0 + filtered p_K, m x rp. */
+static void NAME(blend)(const Call *call, const NAME(Head) * head, long h, long t, long m, const REAL *solved,
+                        long row, REAL *point) {
+  const REAL *plain = (const REAL *)call->plain, *filtered = (const REAL *)call->filtered;
+  for (long i = 0; i < m; i++) {
+    const long place = (t + i) * call->heads + h;
+    const REAL *first = solved + i * row, *last = first + call->power * head->rp;
+    const REAL a = plain ? plain[place] : 0, b = filtered[place];
+    if (plain)
+      for (long j = 0; j < head->rp; j++) point[i * head->rp + j] = a * first[j] + b * last[j];
+    else
+      for (long j = 0; j < head->rp; j++) point[i * head->rp + j] = b * last[j];
+  }
+}
+
+static void NAME(copy_state)(const NAME(Head) * head, long readout_size) {
+  const long size = head->r * head->rp;
+  memcpy(head->frozen_inverse, head->inverse, size * sizeof(REAL));
+  memcpy(head->frozen_operator, head->operator_, size * sizeof(REAL));
+  memcpy(head->frozen_readout, head->readout, readout_size * sizeof(REAL));
+}
+
+/* Tokens of the next chunk: none crosses the end of its segment or of its window (chunk-causal reading). */
+static long NAME(chunk_length)(const Call *call, long first, long t, long end) {
+  long m = call->chunk < end - t ? call->chunk : end - t;
+  if (call->interval) {
+    const long left = call->interval - (t - first) % call->interval;
+    if (left < m) m = left;
+  }
+  return m;
+}
+
+static int NAME(forward_head)(const Call *call, NAME(Head) * head, long n, long h) {
+  const long r = head->r, P = head->P, rp = head->rp, vp = head->vp, rd = head->rd, sp = head->score_row;
+  const long first = call->bounds[n], last = call->bounds[n + 1];
+  const long kept = (call->power + 2) * rp; /* p_0 .. p_K and W of a token */
+  read_state(call, n, h, head->gram, head->lag, head->moment, head->keys64, rd);
+  for (long g = call->segment_first[n]; g < call->segment_first[n + 1]; g++) {
+    const long begin = call->segments[g], end = g + 1 < call->segment_first[n + 1] ? call->segments[g + 1] : last;
+    REAL *anchor = call->keep_anchors ? (REAL *)call->anchors + (g * call->heads + h) * NAME(anchor_size)(call) : head->anchor;
+    const int failed = NAME(set_anchor)(head, call->ridge[h], g > call->segment_first[n], anchor);
+    if (failed) return failed;
+    NAME(transpose)(r, r, anchor + r * rp, rp, head->operator_, rp);
+    NAME(transpose)(P, r, anchor + 3 * r * rp, rp, head->readout, vp);
+    for (long j = 0; j < rp; j++) head->raw[j] = j < r ? (REAL)head->keys64[j] : 0;
+    NAME(product)(SET, UPPER_B, 1, r, r, head->raw, rp, 1, head->whiten, rp, head->keys, rp);
+    if (call->interval) NAME(copy_state)(head, r * vp);
+    for (long t = begin, m; t < end; t += m) {
+      m = NAME(chunk_length)(call, first, t, end);
+      if (call->interval && t == last_boundary(call, n))
+        freeze_state(call, n, h, head->gram, head->lag, head->moment, rd);
+      const int window_ends = !call->interval || (t + m - first) % call->interval == 0;
+      const int more = call->interval ? (t - first) / call->interval < (end - 1 - first) / call->interval : t + m < end;
+      REAL *solved = call->keep_rows ? (REAL *)call->rows + (h * call->tokens + t) * kept : head->kept;
+      REAL *W = solved + (call->power + 1) * rp;
+      NAME(load_chunk)(call, head, h, t, m);
+      NAME(transpose_keys)(head, m);
+      NAME(load)(call, call->query, h, t, m, r, 0, head->step, rp);
+      NAME(product)(SET, UPPER_B, m, r, r, head->step, rp, 1, head->whiten, rp, head->queries, rp);
+      if (!call->interval || more) NAME(factor_chunk)(head, m, head->inverse, t == begin, W, kept);
+      REAL *output = (REAL *)call->output + (t * call->heads + h) * P;
+      const REAL *readout = call->interval ? head->frozen_readout : head->readout;
+      if (call->interval) {
+        NAME(solve_queries)(call, head, m, head->frozen_inverse, head->frozen_operator, 0, solved, kept);
+      } else {
+        NAME(transpose)(m, r, W, kept, head->solve_rows_t, sp);
+        NAME(solve_queries)(call, head, m, head->inverse, head->operator_, W, solved, kept);
+      }
+      NAME(blend)(call, head, h, t, m, solved, kept, head->point);
+      NAME(product)(SET, FULL, m, P, r, head->point, rp, 1, readout, vp, head->line, vp);
+      if (!call->interval) {
+        NAME(causal_scores)(head, m, r, head->point, rp, head->keys_t + 1, head->scores);
+        NAME(product)(ADD, LOWER_A, m, P, m, head->scores, sp, 1, head->values, vp, head->line, vp);
+      }
+      for (long i = 0; i < m; i++)
+        for (long j = 0; j < P; j++) output[i * call->heads * P + j] = head->line[i * vp + j];
+      NAME(advance_statistics)(head, m);
+      if (more) {
+        NAME(product)(SUBTRACT, FULL, r, r, m, W, 1, kept, W, kept, head->inverse, rp);
+        NAME(product)(ADD, FULL, r, r, m, head->keys, 1, rp, head->keys + rp, rp, head->operator_, rp);
+        NAME(product)(ADD, FULL, r, P, m, head->keys + rp, 1, rp, head->values, vp, head->readout, vp);
+        memcpy(head->keys, head->keys + m * rp, rp * sizeof(REAL));
+        if (call->interval && window_ends) NAME(copy_state)(head, r * vp);
+      }
+    }
+  }
+  if (call->interval && last_boundary(call, n) == last) freeze_state(call, n, h, head->gram, head->lag, head->moment, rd);
+  write_state(call, n, h, head->gram, head->lag, head->moment, rd, call->gram_after, call->lag_after,
+              call->moment_after);
+  if (call->keep_anchors) {
+    double *upper = call->last_upper + (n * call->heads + h) * r * r;
+    for (long i = 0; i < r; i++)
+      for (long j = 0; j < r; j++) upper[i * r + j] = first == last ? i == j : j >= i ? head->upper[i * rd + j] : 0;
+  }
+  return 0;
+}

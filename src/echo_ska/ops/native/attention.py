@@ -1,0 +1,72 @@
+"""The native route: causal reads on a CPU by compiled kernels, heads in parallel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from echo_ska.ops.arguments import Arguments
+from echo_ska.ops.native.build import why_unavailable
+from echo_ska.ops.native.kernels import native_read
+from echo_ska.ops.sequences import coefficients, sequence_bounds, statistics_after
+from echo_ska.ops.state import RecurrentState, choose_rows
+
+
+def why_not_native(arguments: Arguments) -> str | None:
+    """None if the native route can take this call, else the reason."""
+    if arguments.query.device.type != "cpu":
+        return f"the tensors are on {arguments.query.device} and it is for the CPU"
+    if not arguments.causal:
+        return "it reads causally only"
+    interval = arguments.refresh_interval
+    if interval is not None and arguments.initial_state is not None and torch.compiler.is_compiling():
+        return "where a compiled call begins within a window of refresh_interval tokens is not known"
+    if interval is not None and bool((arguments.start().position % interval != 0).any()):
+        return "the call begins inside a window of refresh_interval tokens"
+    return why_unavailable()
+
+
+def native_attention(arguments: Arguments, recompute: bool = False) -> tuple[Tensor, RecurrentState]:
+    """The same function as `recurrent_attention`, by compiled kernels.
+
+    Statistics and their factors are float64; tokens are float64 if the inputs are, else float32.
+
+    Args:
+        arguments: a checked call with at least one token, for which `why_not_native` is None.
+        recompute: keep nothing per token for the backward pass, which computes it again.
+
+    Returns:
+        The output [B, T, H, P] in the compute dtype and the state after the last token of each sequence.
+    """
+    start = arguments.start()
+    initial = start.statistics
+    compute = torch.float64 if arguments.value.dtype == torch.float64 else torch.float32
+    plain, filtered = coefficients(arguments, compute)
+    bounds = sequence_bounds(arguments)
+    inputs = (arguments.query, arguments.key, arguments.value, arguments.write_weight, plain, filtered)
+    tokens = [None if tensor is None else tensor.to(compute).contiguous() for tensor in inputs]
+    per_head = [arguments.ridge, initial.gram, initial.lag_moment, initial.value_moment, initial.previous_key]
+    per_head = [tensor.double().contiguous() for tensor in per_head]
+    needs_grad = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (*tokens, *per_head)
+    )
+    output, gram, lag_moment, value_moment, frozen_gram, frozen_lag, frozen_value, *_ = native_read(
+        *tokens,
+        *per_head,
+        initial.count,
+        torch.tensor(bounds),
+        arguments.power,
+        arguments.refresh_interval or 0,
+        needs_grad and not recompute,
+        needs_grad,
+    )
+    lengths = [end - begin for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    final = statistics_after(arguments, bounds, lengths, (gram, lag_moment, value_moment))
+    frozen = None
+    interval = arguments.refresh_interval
+    if interval is not None:
+        assert start.frozen_statistics is not None
+        crossed = [length // interval * interval for length in lengths]
+        refrozen = statistics_after(arguments, bounds, crossed, (frozen_gram, frozen_lag, frozen_value))
+        frozen = choose_rows(torch.tensor([count > 0 for count in crossed]), refrozen, start.frozen_statistics)
+    return output, RecurrentState(final, frozen, start.position + torch.tensor(lengths))

@@ -1,0 +1,135 @@
+"""Compiles the C kernels where they run, once, and loads them."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCES = ("kernels.c", "products.h", "attention.h", "gradients.h")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+COMPILE_SECONDS = 300
+
+
+class Call(ctypes.Structure):
+    """One call of the kernels: the C struct of the same name, field by field. Sizes are numbers, arrays addresses."""
+
+    sizes = (
+        "is_double backward keep_rows keep_anchors tokens sequences heads rank head_dim power interval chunk "
+        "longest_segment most_windows next"
+    ).split()
+    arrays = (
+        "bounds segments segment_first query key value write_weight plain filtered ridge gram lag_moment value_moment "
+        "previous_key output gram_after lag_after moment_after gram_frozen lag_frozen moment_frozen rows anchors "
+        "last_upper info output_grad gram_after_grad lag_after_grad moment_after_grad gram_frozen_grad "
+        "lag_frozen_grad moment_frozen_grad query_grad key_grad value_grad write_weight_grad plain_grad "
+        "filtered_grad ridge_grad gram_grad lag_grad moment_grad previous_grad"
+    ).split()
+    _fields_ = [(name, ctypes.c_int64) for name in sizes] + [(name, ctypes.c_void_p) for name in arrays]
+
+    def point(self, **tensors: Tensor | None) -> None:
+        """Set addresses, and keep the tensors alive as long as this call; None and empty tensors become null."""
+        for name, tensor in tensors.items():
+            assert tensor is None or tensor.is_contiguous()
+            setattr(self, name, tensor.data_ptr() or None if tensor is not None and tensor.numel() else None)
+            self.__dict__[f"{name}_tensor"] = tensor
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The compiled kernels. The first call on a machine compiles them (a few seconds) into the user's cache folder.
+
+    The folder is $ECHO_SKA_CACHE, or echo_ska in the user's cache folder ($XDG_CACHE_HOME, ~/.cache). The compiler is
+    $CC, cc, gcc or clang, or that of the Python package `ziglang`.
+
+    Raises:
+        RuntimeError: there is no compiler, or it fails; the message holds what it said.
+    """
+    compiler = _compiler()
+    if compiler is None:
+        raise RuntimeError("there is no C compiler: install gcc or clang, or `pip install ziglang`, or set CC")
+    folder = Path(__file__).parent
+    identity = hashlib.sha256("\0".join([*compiler, *FLAGS, _processor()]).encode())
+    for name in SOURCES:
+        identity.update((folder / name).read_bytes())
+    path = _cache_folder() / f"kernels-{identity.hexdigest()[:20]}.so"
+    if not path.exists():
+        _compile(compiler, folder / SOURCES[0], path)
+    loaded = ctypes.CDLL(str(path))
+    for function in (loaded.echo_ska_scratch_bytes, loaded.echo_ska_anchor_size, loaded.echo_ska_row_size):
+        function.argtypes, function.restype = [ctypes.POINTER(Call)], ctypes.c_int64
+    loaded.echo_ska_work.argtypes, loaded.echo_ska_work.restype = [ctypes.POINTER(Call), ctypes.c_void_p], None
+    return loaded
+
+
+@torch.compiler.assume_constant_result
+def why_unavailable() -> str | None:
+    """None where the kernels can be used, else the reason."""
+    return _failure()
+
+
+@functools.cache
+def _failure() -> str | None:
+    try:
+        library()
+    except (RuntimeError, OSError) as error:
+        return str(error)
+    return None
+
+
+def _compiler() -> list[str] | None:
+    chosen = os.environ.get("CC")
+    if chosen:
+        return chosen.split()
+    for name in ("cc", "gcc", "clang"):
+        if shutil.which(name):
+            return [name]
+    if importlib.util.find_spec("ziglang") is not None:
+        return [sys.executable, "-m", "ziglang", "cc"]
+    return None
+
+
+def _compile(compiler: list[str], source: Path, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, suffix=".so")
+    os.close(descriptor)
+    try:
+        command = [*compiler, *FLAGS, "-o", partial, str(source), "-lm"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(compiler)} could not compile the CPU kernels:\n{done.stderr[-2000:]}")
+        os.replace(partial, path)  # at once, so that no other process loads half a file
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"{' '.join(compiler)} took over {COMPILE_SECONDS} s for the CPU kernels") from None
+    except FileNotFoundError:
+        raise RuntimeError(f"the C compiler {compiler[0]!r} of $CC was not found") from None
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+def _cache_folder() -> Path:
+    chosen = os.environ.get("ECHO_SKA_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "echo_ska"
+
+
+def _processor() -> str:
+    """What the machine code was compiled for: a home folder may be shared by several machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{platform.system()} {platform.machine()} {platform.processor()} {flags}"

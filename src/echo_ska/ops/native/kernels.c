@@ -1,0 +1,154 @@
+/* Spectral Koopman Attention on a CPU: the causal reads of one head at a time, in registers and cache.
+
+   Plain C with the vector extensions of GCC and Clang; compiled where it runs (build.py), called through ctypes from
+   as many threads as the caller likes, each taking the next head that nobody has taken. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#elif defined(__AVX__)
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+
+/* Left to themselves, compilers read a line of B from memory once for every row of A: a quarter slower, measured. */
+#if defined(__AVX512F__)
+#define IN_REGISTER(vector) __asm__("" : "+v"(vector))
+#elif defined(__x86_64__)
+#define IN_REGISTER(vector) __asm__("" : "+x"(vector))
+#elif defined(__aarch64__)
+#define IN_REGISTER(vector) __asm__("" : "+w"(vector))
+#else
+#define IN_REGISTER(vector) (void)(vector)
+#endif
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (NAME(places)){__VA_ARGS__})
+typedef int32_t places_f32 __attribute__((vector_size(16)));
+typedef int64_t places_f64 __attribute__((vector_size(32)));
+#endif
+
+typedef enum { SET, ADD, SUBTRACT } Update;
+/* LOWER_C, UPPER_C: only that triangle is wanted. LOWER_A ..: that operand is zero outside the triangle. */
+typedef enum { FULL, LOWER_C, UPPER_C, LOWER_A, UPPER_A, LOWER_B, UPPER_B } Shape;
+
+/* One call; the fields of `Call` in build.py, in this order. Arrays are contiguous. REAL is float or double. */
+typedef struct {
+  int64_t is_double, backward, keep_rows, keep_anchors, tokens, sequences, heads, rank, head_dim, power, interval, chunk;
+  int64_t longest_segment, most_windows, next;
+  const int64_t *bounds, *segments, *segment_first; /* flat tokens of each sequence; segments' first tokens */
+  const void *query, *key, *value, *write_weight, *plain, *filtered; /* [tokens, heads, ..] */
+  const double *ridge, *gram, *lag_moment, *value_moment, *previous_key;
+  void *output;
+  double *gram_after, *lag_after, *moment_after, *gram_frozen, *lag_frozen, *moment_frozen;
+  void *rows, *anchors;
+  double *last_upper;
+  int32_t *info;
+  const void *output_grad;
+  const double *gram_after_grad, *lag_after_grad, *moment_after_grad;
+  const double *gram_frozen_grad, *lag_frozen_grad, *moment_frozen_grad; /* null unless reading chunk-causally */
+  void *query_grad, *key_grad, *value_grad, *write_weight_grad, *plain_grad, *filtered_grad;
+  double *ridge_grad, *gram_grad, *lag_grad, *moment_grad, *previous_grad;
+} Call;
+
+#define REAL double
+#define NAME(name) name##_f64
+#define root_f64 sqrt
+#include "products.h"
+
+static void read_state(const Call *call, long n, long h, double *gram, double *lag, double *moment, double *previous,
+                       long row) {
+  const long r = call->rank, P = call->head_dim, state = n * call->heads + h;
+  for (long i = 0; i < r; i++)
+    for (long j = 0; j < row; j++) {
+      const long place = (state * r + i) * r + j;
+      gram[i * row + j] = j < r ? call->gram[place] : 0;
+      lag[i * row + j] = j < r ? call->lag_moment[place] : 0;
+    }
+  for (long i = 0; i < P; i++)
+    for (long j = 0; j < row; j++) moment[i * row + j] = j < r ? call->value_moment[(state * P + i) * r + j] : 0;
+  for (long j = 0; j < row; j++) previous[j] = j < r ? call->previous_key[state * r + j] : 0;
+}
+
+static void write_state(const Call *call, long n, long h, const double *gram, const double *lag, const double *moment,
+                        long row, double *gram_to, double *lag_to, double *moment_to) {
+  const long r = call->rank, P = call->head_dim, state = n * call->heads + h;
+  for (long i = 0; i < r; i++)
+    for (long j = 0; j < r; j++) {
+      const long place = (state * r + i) * r + j;
+      gram_to[place] = i <= j ? gram[i * row + j] : gram[j * row + i];
+      lag_to[place] = lag[i * row + j];
+    }
+  for (long i = 0; i < P; i++)
+    for (long j = 0; j < r; j++) moment_to[(state * P + i) * r + j] = moment[i * row + j];
+}
+
+/* The last token at which a window of the sequence begins, or ends with it; chunk-causal reads freeze there. */
+static long last_boundary(const Call *call, long n) {
+  const long first = call->bounds[n];
+  return first + (call->bounds[n + 1] - first) / call->interval * call->interval;
+}
+
+static void freeze_state(const Call *call, long n, long h, const double *gram, const double *lag, const double *moment,
+                         long row) {
+  write_state(call, n, h, gram, lag, moment, row, call->gram_frozen, call->lag_frozen, call->moment_frozen);
+}
+
+#include "attention.h"
+#include "gradients.h"
+#undef REAL
+#undef NAME
+#define REAL float
+#define NAME(name) name##_f32
+#define root_f32 sqrtf
+#include "products.h"
+#include "attention.h"
+#include "gradients.h"
+
+/* Bytes of scratch memory that every worker of this call needs. */
+int64_t echo_ska_scratch_bytes(const Call *call) {
+  char *arena = 0;
+  if (call->is_double) {
+    Head_f64 head;
+    lay_out_f64(call, &head, &arena);
+  } else {
+    Head_f32 head;
+    lay_out_f32(call, &head, &arena);
+  }
+  return arena - (char *)0;
+}
+
+/* Numbers kept for each anchor of each head. */
+int64_t echo_ska_anchor_size(const Call *call) {
+  return call->is_double ? anchor_size_f64(call) : anchor_size_f32(call);
+}
+
+/* Numbers kept for each token of each head. */
+int64_t echo_ska_row_size(const Call *call) {
+  return (call->power + 2) * (call->is_double ? padded_f64(call->rank) : padded_f32(call->rank));
+}
+
+/* Work until no head is left. `scratch` is this worker's own, 64-byte aligned and without signalling garbage. */
+void echo_ska_work(Call *call, char *scratch) {
+  Head_f64 doubles;
+  Head_f32 floats;
+  if (call->is_double)
+    lay_out_f64(call, &doubles, &scratch);
+  else
+    lay_out_f32(call, &floats, &scratch);
+  for (;;) {
+    const int64_t task = __atomic_fetch_add(&call->next, 1, __ATOMIC_RELAXED);
+    if (task >= call->sequences * call->heads) return;
+    const long n = task / call->heads, h = task % call->heads;
+    if (call->backward)
+      call->is_double ? backward_head_f64(call, &doubles, n, h) : backward_head_f32(call, &floats, n, h);
+    else
+      call->info[task] = call->is_double ? forward_head_f64(call, &doubles, n, h) : forward_head_f32(call, &floats, n, h);
+  }
+}

@@ -1,0 +1,278 @@
+"""The compiled kernels as operators that autograd, torch.compile and torch.export know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from echo_ska.algebra import RidgeFactor
+from echo_ska.ops.native.build import Call, library
+from echo_ska.ops.native.workers import work_through
+
+CHUNK_SIZE = 32
+SEGMENT_LENGTH = 256
+# A segment is no longer than what stands before it (but for the first): then no direction's share of the Gram matrix
+# grows by orders of magnitude between two factorisations, which float32 tokens could not follow.
+FIRST_SEGMENT_LENGTH = 64
+MOST_WINDOWS = 16  # of a chunk-causal segment; each keeps its statistics during the backward pass
+
+MOMENTS_AFTER = ("gram_after", "lag_after", "moment_after", "gram_frozen", "lag_frozen", "moment_frozen")
+Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+@torch.library.custom_op("echo_ska::native_read", mutates_args=(), device_types="cpu")
+def native_read(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    write_weight: Tensor | None,
+    plain: Tensor | None,
+    filtered: Tensor,
+    ridge: Tensor,
+    gram: Tensor,
+    lag_moment: Tensor,
+    value_moment: Tensor,
+    previous_key: Tensor,
+    count: Tensor,
+    bounds: Tensor,
+    power: int,
+    interval: int,
+    keep_rows: bool,
+    keep_anchors: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Causal reads of every token, exact (interval 0) or chunk-causal.
+
+    Args:
+        query, key: [B, T, H, r], float32 or float64, contiguous like all the rest.
+        value: [B, T, H, P].
+        write_weight, plain, filtered: [B, T, H]; see `ops.sequences.coefficients`.
+        ridge: [H], float64.
+        gram, lag_moment, value_moment, previous_key, count: the initial statistics, N rows, float64.
+        bounds: [N + 1], flat tokens.
+        power, interval: K, and the refresh interval or 0.
+        keep_rows, keep_anchors: what the backward pass will need; with anchors alone it computes the rows again.
+
+    Returns:
+        The output [B, T, H, P]; the final gram, lag and value moments; the same where the last window of a
+        chunk-causal read begins; and what is kept: rows, anchors, the last Cholesky factor transposed.
+
+    Raises:
+        ArithmeticError: a Gram matrix plus the ridge is not positive definite; names the sequence and head.
+    """
+    call = _describe(query, value, power, interval, bounds, count)
+    call.keep_rows, call.keep_anchors = keep_rows, keep_anchors
+    output, *after_and_frozen, rows, anchors, last_upper = _results(
+        query, value, gram, lag_moment, value_moment, power, interval, keep_rows, keep_anchors
+    )
+    info = torch.zeros(gram.shape[:2], dtype=torch.int32)
+    _point_to_inputs(call, query, key, value, write_weight, plain, filtered, ridge)
+    call.point(gram=gram, lag_moment=lag_moment, value_moment=value_moment, previous_key=previous_key)
+    call.point(output=output, rows=rows, anchors=anchors, last_upper=last_upper, info=info)
+    for name, tensor in zip(MOMENTS_AFTER, after_and_frozen, strict=True):
+        call.point(**{name: tensor})
+    work_through(call)
+    RidgeFactor(gram, info).require_success()
+    return output, *after_and_frozen, rows, anchors, last_upper
+
+
+@native_read.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    write_weight: Tensor | None,
+    plain: Tensor | None,
+    filtered: Tensor,
+    ridge: Tensor,
+    gram: Tensor,
+    lag_moment: Tensor,
+    value_moment: Tensor,
+    previous_key: Tensor,
+    count: Tensor,
+    bounds: Tensor,
+    power: int,
+    interval: int,
+    keep_rows: bool,
+    keep_anchors: bool,
+) -> Results:
+    return _results(query, value, gram, lag_moment, value_moment, power, interval, keep_rows, keep_anchors)
+
+
+@torch.library.custom_op("echo_ska::native_read_backward", mutates_args=(), device_types="cpu")
+def _native_read_backward(
+    output_grad: Tensor,
+    moment_grads: list[Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    write_weight: Tensor | None,
+    plain: Tensor | None,
+    filtered: Tensor,
+    ridge: Tensor,
+    previous_key: Tensor,
+    count: Tensor,
+    bounds: Tensor,
+    rows: Tensor,
+    anchors: Tensor,
+    last_upper: Tensor,
+    power: int,
+    interval: int,
+) -> list[Tensor]:
+    """Gradients of query, key, value, write_weight, plain, filtered, ridge and the initial moments, in this order.
+
+    `moment_grads` are those of the final moments and, chunk-causally, of the frozen ones. Gradients of what was not
+    given are empty.
+    """
+    call = _describe(query, value, power, interval, bounds, count)
+    call.backward, call.keep_anchors, call.keep_rows = True, True, rows.numel() > 0
+    _point_to_inputs(call, query, key, value, write_weight, plain, filtered, ridge)
+    call.point(previous_key=previous_key, rows=rows, anchors=anchors, last_upper=last_upper, output_grad=output_grad)
+    for name, tensor in zip(MOMENTS_AFTER, moment_grads, strict=False):  # the frozen ones chunk-causally alone
+        call.point(**{f"{name}_grad": tensor})
+    optional = [value.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in (write_weight, plain)]
+    of_tokens = [*map(torch.empty_like, (query, key, value)), *optional, torch.empty_like(filtered)]
+    of_ridge = ridge.new_empty(call.sequences, call.heads)
+    of_moments = [*map(torch.empty_like, (*moment_grads[:3], previous_key))]
+    names = ("query", "key", "value", "write_weight", "plain", "filtered", "ridge", "gram", "lag", "moment", "previous")
+    for name, tensor in zip(names, (*of_tokens, of_ridge, *of_moments), strict=True):
+        call.point(**{f"{name}_grad": tensor})
+    work_through(call)
+    return [*of_tokens, of_ridge.sum(dim=0), *of_moments]
+
+
+@_native_read_backward.register_fake
+def _(
+    output_grad: Tensor,
+    moment_grads: list[Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    write_weight: Tensor | None,
+    plain: Tensor | None,
+    filtered: Tensor,
+    ridge: Tensor,
+    previous_key: Tensor,
+    count: Tensor,
+    bounds: Tensor,
+    rows: Tensor,
+    anchors: Tensor,
+    last_upper: Tensor,
+    power: int,
+    interval: int,
+) -> list[Tensor]:
+    optional = [value.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in (write_weight, plain)]
+    of_tokens = [*map(torch.empty_like, (query, key, value)), *optional, torch.empty_like(filtered)]
+    return [*of_tokens, *map(torch.empty_like, (ridge, *moment_grads[:3], previous_key))]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, power, interval, _, _ = inputs
+    query, key, value, write_weight, plain, filtered, ridge, _, _, _, previous_key, count, bounds = tensors
+    given = (query, key, value, write_weight, plain, filtered, ridge, previous_key, count, bounds)
+    ctx.save_for_backward(*given, *output[7:])
+    ctx.power, ctx.interval, ctx.set_materialize_grads = power, interval, True
+
+
+def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    output_grad, *moment_grads = grads[: 7 if ctx.interval else 4]
+    saved = ctx.saved_tensors
+    found = _native_read_backward(
+        output_grad.contiguous(), [grad.contiguous() for grad in moment_grads], *saved, ctx.power, ctx.interval
+    )
+    for place in (3, 4):  # write_weight, plain
+        if saved[place] is None:
+            found[place] = None
+    return *found, None, None, None, None, None, None
+
+
+native_read.register_autograd(_backward, setup_context=_save)
+
+
+def segment_starts(begin: int, end: int, count: int, interval: int) -> list[int]:
+    """The first tokens of the segments of a sequence that has `count` tokens behind it."""
+    starts = []
+    while begin < end:
+        starts.append(begin)
+        length = segment_length(count, interval)
+        begin, count = begin + length, count + length
+    return starts
+
+
+def segment_length(count: int, interval: int) -> int:
+    """Tokens of the segment behind `count` tokens: whole chunks, or whole windows of a chunk-causal read."""
+    if interval:
+        return interval * max(1, min(MOST_WINDOWS, SEGMENT_LENGTH // interval))
+    return min(SEGMENT_LENGTH, max(FIRST_SEGMENT_LENGTH, count // CHUNK_SIZE * CHUNK_SIZE))
+
+
+def _describe(query: Tensor, value: Tensor, power: int, interval: int, bounds: Tensor, count: Tensor) -> Call:
+    """The sizes of a call and its segments."""
+    batch, time, heads, rank = query.shape
+    edges, counts = bounds.tolist(), count.tolist()
+    segments: list[int] = []
+    first, longest = [0], 1
+    for begin, end, before in zip(edges[:-1], edges[1:], counts, strict=True):
+        starts = segment_starts(begin, end, before, interval)
+        longest = max([longest, *(b - a for a, b in zip(starts, [*starts[1:], end], strict=True))])
+        segments += starts
+        first.append(len(segments))
+    call = Call(
+        is_double=query.dtype == torch.float64,
+        tokens=batch * time,
+        sequences=len(counts),
+        heads=heads,
+        rank=rank,
+        head_dim=value.shape[-1],
+        power=power,
+        interval=interval,
+        chunk=CHUNK_SIZE,
+        longest_segment=longest,
+        most_windows=MOST_WINDOWS if interval else SEGMENT_LENGTH // CHUNK_SIZE,
+    )
+    call.point(bounds=bounds, segments=torch.tensor(segments or [0]), segment_first=torch.tensor(first))
+    return call
+
+
+def _point_to_inputs(
+    call: Call,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    write_weight: Tensor | None,
+    plain: Tensor | None,
+    filtered: Tensor,
+    ridge: Tensor,
+) -> None:
+    call.point(query=query, key=key, value=value, write_weight=write_weight)
+    call.point(plain=plain, filtered=filtered, ridge=ridge)
+
+
+def _results(
+    query: Tensor,
+    value: Tensor,
+    gram: Tensor,
+    lag_moment: Tensor,
+    value_moment: Tensor,
+    power: int,
+    interval: int,
+    keep_rows: bool,
+    keep_anchors: bool,
+) -> Results:
+    """What the forward pass returns, unwritten."""
+    batch, time, heads, rank = query.shape
+    sequences = gram.shape[0]
+    call = Call(is_double=query.dtype == torch.float64, rank=rank, head_dim=value.shape[-1], power=power)
+    moments = (gram, lag_moment, value_moment)
+    frozen = [torch.empty_like(moment) if interval else moment.new_empty(0, *moment.shape[1:]) for moment in moments]
+    segments = batch * time // segment_length(SEGMENT_LENGTH, interval) + sequences * 3  # never more than these
+    row_size, anchor_size = library().echo_ska_row_size(call), library().echo_ska_anchor_size(call)
+    return (
+        torch.empty_like(value),
+        *map(torch.empty_like, moments),
+        *frozen,
+        value.new_empty(heads * batch * time * row_size if keep_rows else 0),
+        value.new_empty(segments * heads * anchor_size if keep_anchors else 0),
+        gram.new_empty(sequences if keep_anchors else 0, heads, rank, rank),
+    )

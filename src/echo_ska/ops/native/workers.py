@@ -1,0 +1,48 @@
+"""Threads that work through the heads of a call together."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from echo_ska.ops.native.build import Call, library
+
+_own = threading.local()
+
+
+def work_through(call: Call) -> None:
+    """Run a call on as many threads as torch may use; the kernels hold no lock and let go of Python's."""
+    need = library().echo_ska_scratch_bytes(call)
+    helpers = min(torch.get_num_threads(), call.sequences * call.heads) - 1
+    waiting = [_threads().submit(_work, call, need) for _ in range(helpers)]
+    _work(call, need)
+    for future in waiting:
+        future.result()
+
+
+def _work(call: Call, need: int) -> None:
+    library().echo_ska_work(call, _scratch(need))
+
+
+def _scratch(need: int) -> int:
+    """The address of this thread's scratch memory. It is kept: fresh pages cost more than what is done in them."""
+    memory: Tensor | None = getattr(_own, "memory", None)
+    if memory is None or memory.numel() < need + 64:
+        # Zeros, because padded lanes are computed with, if never used, and denormal garbage would be slow.
+        memory = _own.memory = torch.zeros(need + 64, dtype=torch.uint8)
+    return (memory.data_ptr() + 63) // 64 * 64
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="echo-ska")
+
+
+# A forked child has none of its parent's threads, and would wait for them for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.cache_clear)
