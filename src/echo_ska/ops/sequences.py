@@ -1,4 +1,4 @@
-"""What every parallel route needs to know of a call beside its reads: coefficients, boundaries, and the states' ends."""
+"""What a parallel route needs to know of a call beside its reads: coefficients, boundaries, the states' ends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from echo_ska.ops.arguments import Arguments
 
 
 def coefficients(arguments: Arguments, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
-    """The read is y_t = C (plain_t p_0 + filtered_t p_K), p_j = (G~^-1 M)^j G~^-1 q_t: what scale, gain and blend come to.
+    """What scale, gain and blend come to: y_t = C (plain_t p_0 + filtered_t p_K), where p_j = (G~^-1 M)^j G~^-1 q_t.
 
     Returns:
         plain (None where nothing of p_0 is added to p_K) and filtered, [B, T, H] in `dtype`, with their gradients.

@@ -196,8 +196,8 @@ static void NAME(transpose_keys)(NAME(Head) * head, long m) {
   NAME(transpose)(m + 1, head->r, head->keys, head->rp, head->keys_t, head->score_row);
 }
 
-/* W of the chunk (m rows of `solve_row`), and its transpose. */
-static void NAME(factor_chunk)(NAME(Head) * head, long m, const REAL *inverse, int is_first, REAL *W, long row) {
+/* W of the chunk, m rows. Returns 0, or where I + X J X^T is not positive definite (it always is, of finite keys). */
+static int NAME(factor_chunk)(NAME(Head) * head, long m, const REAL *inverse, int is_first, REAL *W, long row) {
   const long r = head->r, rp = head->rp, sp = head->score_row;
   const REAL *keys = head->keys + rp;
   if (is_first) { /* J is the identity */
@@ -208,8 +208,9 @@ static void NAME(factor_chunk)(NAME(Head) * head, long m, const REAL *inverse, i
   }
   NAME(product)(SET, UPPER_C, m, m, r, W, row, 1, head->keys_t + 1, sp, head->factor, sp);
   for (long i = 0; i < m; i++) head->factor[i * sp + i] += 1;
-  NAME(cholesky)(m, head->factor, sp);
-  NAME(solve_lower)(m, r, head->factor, sp, W, row);
+  const int failed = NAME(cholesky)(m, head->factor, sp);
+  if (!failed) NAME(solve_lower)(m, r, head->factor, sp, W, row);
+  return failed;
 }
 
 /* p_0 .. p_K of the chunk's queries, row after row of `solved` (p_j at column j rp of a row). */
@@ -287,7 +288,10 @@ static int NAME(forward_head)(const Call *call, NAME(Head) * head, long n, long 
       NAME(transpose_keys)(head, m);
       NAME(load)(call, call->query, h, t, m, r, 0, head->step, rp);
       NAME(product)(SET, UPPER_B, m, r, r, head->step, rp, 1, head->whiten, rp, head->queries, rp);
-      if (!call->interval || more) NAME(factor_chunk)(head, m, head->inverse, t == begin, W, kept);
+      if (!call->interval || more) {
+        const int broken = NAME(factor_chunk)(head, m, head->inverse, t == begin, W, kept);
+        if (broken) return broken;
+      }
       REAL *output = (REAL *)call->output + (t * call->heads + h) * P;
       const REAL *readout = call->interval ? head->frozen_readout : head->readout;
       if (call->interval) {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -60,7 +62,7 @@ def native_attention(arguments: Arguments, recompute: bool = False) -> tuple[Ten
         needs_grad and not recompute,
         needs_grad,
     )
-    lengths = [end - begin for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    lengths = [end - begin for begin, end in itertools.pairwise(bounds)]
     final = statistics_after(arguments, bounds, lengths, (gram, lag_moment, value_moment))
     frozen = None
     interval = arguments.refresh_interval

@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -22,21 +23,18 @@ FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shar
 COMPILE_SECONDS = 300
 
 
-class Call(ctypes.Structure):
-    """One call of the kernels: the C struct of the same name, field by field. Sizes are numbers, arrays addresses."""
+def _fields() -> list[tuple[str, type]]:
+    """The fields of the C struct `Call`, numbers and addresses, as kernels.c declares them."""
+    text = (Path(__file__).parent / "kernels.c").read_text(encoding="utf-8")
+    struct = text[text.index("typedef struct {") : text.index("} Call;")]
+    declared = re.findall(r"(\*?)(\w+)\s*[,;]", re.sub(r"/\*.*?\*/", "", struct, flags=re.DOTALL))
+    return [(name, ctypes.c_void_p if star else ctypes.c_int64) for star, name in declared]
 
-    sizes = (
-        "is_double backward keep_rows keep_anchors tokens sequences heads rank head_dim power interval chunk "
-        "longest_segment most_windows next"
-    ).split()
-    arrays = (
-        "bounds segments segment_first query key value write_weight plain filtered ridge gram lag_moment value_moment "
-        "previous_key output gram_after lag_after moment_after gram_frozen lag_frozen moment_frozen rows anchors "
-        "last_upper info output_grad gram_after_grad lag_after_grad moment_after_grad gram_frozen_grad "
-        "lag_frozen_grad moment_frozen_grad query_grad key_grad value_grad write_weight_grad plain_grad "
-        "filtered_grad ridge_grad gram_grad lag_grad moment_grad previous_grad"
-    ).split()
-    _fields_ = [(name, ctypes.c_int64) for name in sizes] + [(name, ctypes.c_void_p) for name in arrays]
+
+class Call(ctypes.Structure):
+    """One call of the kernels; kernels.c says what its fields are."""
+
+    _fields_ = _fields()
 
     def point(self, **tensors: Tensor | None) -> None:
         """Set addresses, and keep the tensors alive as long as this call; None and empty tensors become null."""

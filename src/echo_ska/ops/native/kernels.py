@@ -63,9 +63,8 @@ def native_read(
     """
     call = _describe(query, value, power, interval, bounds, count)
     call.keep_rows, call.keep_anchors = keep_rows, keep_anchors
-    output, *after_and_frozen, rows, anchors, last_upper = _results(
-        query, value, gram, lag_moment, value_moment, power, interval, keep_rows, keep_anchors
-    )
+    results = _results(query, value, gram, lag_moment, value_moment, power, interval, keep_rows, keep_anchors)
+    output, *after_and_frozen, rows, anchors, last_upper = results
     info = torch.zeros(gram.shape[:2], dtype=torch.int32)
     _point_to_inputs(call, query, key, value, write_weight, plain, filtered, ridge)
     call.point(gram=gram, lag_moment=lag_moment, value_moment=value_moment, previous_key=previous_key)
@@ -74,7 +73,7 @@ def native_read(
         call.point(**{name: tensor})
     work_through(call)
     RidgeFactor(gram, info).require_success()
-    return output, *after_and_frozen, rows, anchors, last_upper
+    return results
 
 
 @native_read.register_fake
@@ -264,14 +263,17 @@ def _results(
     batch, time, heads, rank = query.shape
     sequences = gram.shape[0]
     call = Call(is_double=query.dtype == torch.float64, rank=rank, head_dim=value.shape[-1], power=power)
-    moments = (gram, lag_moment, value_moment)
-    frozen = [torch.empty_like(moment) if interval else moment.new_empty(0, *moment.shape[1:]) for moment in moments]
+    rows_frozen = sequences if interval else 0
     segments = batch * time // segment_length(SEGMENT_LENGTH, interval) + sequences * 3  # never more than these
     row_size, anchor_size = library().echo_ska_row_size(call), library().echo_ska_anchor_size(call)
     return (
         torch.empty_like(value),
-        *map(torch.empty_like, moments),
-        *frozen,
+        torch.empty_like(gram),
+        torch.empty_like(lag_moment),
+        torch.empty_like(value_moment),
+        gram.new_empty(rows_frozen, *gram.shape[1:]),
+        gram.new_empty(rows_frozen, *lag_moment.shape[1:]),
+        gram.new_empty(rows_frozen, *value_moment.shape[1:]),
         value.new_empty(heads * batch * time * row_size if keep_rows else 0),
         value.new_empty(segments * heads * anchor_size if keep_anchors else 0),
         gram.new_empty(sequences if keep_anchors else 0, heads, rank, rank),

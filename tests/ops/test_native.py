@@ -1,0 +1,190 @@
+"""The compiled CPU route: when it can be used, and what it keeps. That it computes the right thing is a law."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from echo_ska.nn import SpectralKoopmanAttention
+from echo_ska.ops import set_value_checks, spectral_koopman_attention
+from echo_ska.ops.native.build import why_unavailable
+from echo_ska.ops.native.kernels import segment_starts
+
+needs_compiler = pytest.mark.skipif(why_unavailable() is not None, reason=f"no native route: {why_unavailable()}")
+
+
+def inputs(time: int, *, batch: int = 2, heads: int = 3, rank: int = 16, head_dim: int = 24, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    query, key = (
+        F.normalize(torch.randn(batch, time, heads, rank, generator=generator, dtype=dtype), dim=-1) for _ in range(2)
+    )
+    value = torch.randn(batch, time, heads, head_dim, generator=generator, dtype=dtype)
+    weight = torch.rand(batch, time, heads, generator=generator, dtype=dtype)
+    return [tensor.requires_grad_() for tensor in (query, key, value, weight)]
+
+
+def run(tensors, **settings):
+    settings = {"ridge": 0.5, "backend": "native"} | settings
+    output, state = spectral_koopman_attention(*tensors, output_final_state=True, **settings)
+    return output, state
+
+
+def gradients(tensors, **settings):
+    output, _ = run(tensors, **settings)
+    return [output, *torch.autograd.grad(output.sin().sum(), tensors)]
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_float32_arithmetic_stays_near_the_definition(dtype):
+    rounded = [tensor.detach().to(dtype) for tensor in inputs(700, batch=1)]
+    tensors = [tensor.requires_grad_() for tensor in rounded]
+    exact = [tensor.detach().double().requires_grad_() for tensor in rounded]
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2  # outputs and gradients are rounded to the inputs' dtype
+    found, expected = gradients(tensors), gradients(exact, backend="recurrent")
+    for place, (one, other) in enumerate(zip(found, expected, strict=True)):
+        error = (one - other).detach().abs().max() / other.detach().abs().max()
+        assert float(error) < tolerance, f"{place}: {float(error):.2e}"
+
+
+@needs_compiler
+def test_the_number_of_threads_changes_nothing():
+    threads = torch.get_num_threads()
+    tensors = inputs(200)
+    try:
+        torch.set_num_threads(1)
+        alone = gradients(tensors)
+        torch.set_num_threads(3)
+        together = gradients(tensors)
+    finally:
+        torch.set_num_threads(threads)
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one, other)
+
+
+@needs_compiler
+def test_a_forked_process_can_use_it():
+    code = (
+        "import os, sys, torch\n"
+        "from echo_ska.ops import spectral_koopman_attention as op\n"
+        "torch.set_num_threads(2)\n"
+        "x = torch.randn(1, 40, 4, 8)\n"
+        "first = op(x, x, x, ridge=1.0, backend='native')[0]\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os._exit(0 if torch.equal(op(x, x, x, ridge=1.0, backend='native')[0], first) else 1)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+@needs_compiler
+@pytest.mark.parametrize("interval", [None, 64])
+def test_computing_again_gives_the_same_gradients_and_keeps_less(interval):
+    tensors = inputs(700, dtype=torch.float64)
+
+    def kept(recompute: bool) -> tuple[list[torch.Tensor], int]:
+        sizes = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            sizes[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output, _ = run(tensors, recompute=recompute, refresh_interval=interval)
+        return [output, *torch.autograd.grad(output.sin().sum(), tensors)], sum(sizes.values())
+
+    (keeping, many), (again, few) = kept(False), kept(True)
+    for one, other in zip(keeping, again, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+    rows = tensors[0].numel() * 4 * 8  # p_0 .. p_2 and W of every token
+    assert many - few == rows
+
+
+@needs_compiler
+def test_without_gradients_nothing_is_kept():
+    tensors = [tensor.detach() for tensor in inputs(300)]
+    output, state = run(tensors)
+    assert not output.requires_grad
+    assert not state.statistics.gram.requires_grad
+
+
+@needs_compiler
+def test_compile_and_export_take_it_as_one_node():
+    layer = SpectralKoopmanAttention(32, num_heads=2, rank=8).double()
+    x = torch.randn(2, 70, 32, dtype=torch.float64)
+    expected = layer(x)[0]
+    parameters = list(layer.parameters())
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    found = compiled(x)[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    for one, other in zip(
+        torch.autograd.grad(found.sin().sum(), parameters),
+        torch.autograd.grad(expected.sin().sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+    length = torch.export.Dim("length", min=2, max=4096)
+    exported = torch.export.export(layer, (x,), dynamic_shapes={"hidden_states": {1: length}})
+    longer = torch.randn(2, 90, 32, dtype=torch.float64)
+    torch.testing.assert_close(exported.module()(longer)[0], layer(longer)[0], rtol=0, atol=1e-12)
+
+
+@needs_compiler
+def test_a_failed_factorisation_names_batch_row_and_head():
+    tensors = [tensor.detach() for tensor in inputs(100)]
+    tensors[1][1, 70, 2] = float("nan")
+    checks = set_value_checks(False)
+    try:
+        with pytest.raises(ArithmeticError, match=r"batch row 1, head 2 \(1 of 6 failed"):
+            run(tensors)
+    finally:
+        set_value_checks(checks)
+
+
+@needs_compiler
+def test_what_it_cannot_take_is_refused_and_chosen_by_nobody():
+    tensors = inputs(70)
+    with pytest.raises(ValueError, match="reads causally only"):
+        run(tensors, causal=False)
+    _, state = run(tensors, refresh_interval=64)
+    more = inputs(9)
+    with pytest.raises(ValueError, match="begins inside a window of refresh_interval tokens"):
+        run(more, refresh_interval=64, initial_state=state)
+    for settings in ({"causal": False}, {"refresh_interval": 64, "initial_state": state}):
+        automatic, chunked = (run(more, backend=backend, **settings)[0] for backend in ("auto", "chunked"))
+        assert torch.equal(automatic, chunked)
+
+
+def test_a_machine_without_a_compiler_is_told_so_and_reads_chunked(tmp_path):
+    code = (
+        "import torch\n"
+        "from echo_ska.ops import spectral_koopman_attention as op\n"
+        "x = torch.randn(1, 40, 1, 8)\n"
+        "assert torch.equal(op(x, x, x, ridge=1.0)[0], op(x, x, x, ridge=1.0, backend='chunked')[0])\n"
+        "op(x, x, x, ridge=1.0, backend='native')\n"
+    )
+    environment = os.environ | {"CC": str(tmp_path / "no-such-compiler"), "ECHO_SKA_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    last_line = done.stderr.strip().splitlines()[-1]
+    assert last_line.startswith('ValueError: backend "native" cannot take this call')
+    assert "no-such-compiler" in last_line
+
+
+@pytest.mark.parametrize("interval", [0, 1, 5, 64, 300])
+@pytest.mark.parametrize("count", [0, 100, 10_000])
+def test_segments_cover_a_sequence_in_whole_windows(interval, count):
+    starts = segment_starts(7, 2007, count, interval)
+    lengths = [later - earlier for earlier, later in itertools.pairwise(starts)]
+    assert starts[0] == 7
+    assert all(length > 0 and length % (interval or 32) == 0 for length in lengths)
+    assert 0 < 2007 - starts[-1] <= max(256, interval)
+    if not interval:  # no segment is longer than what stands before it, but for the first
+        assert all(length <= max(64, count + start - 7) for start, length in zip(starts, lengths, strict=False))
