@@ -113,7 +113,8 @@ static void freeze_state(const Call *call, long n, long h, const double *gram, c
 
 /* Bytes of scratch memory that every worker of this call needs. */
 int64_t echo_ska_scratch_bytes(const Call *call) {
-  char *arena = 0;
+  static char start[64];
+  char *arena = start;
   if (call->is_double) {
     Head_f64 head;
     lay_out_f64(call, &head, &arena);
@@ -121,7 +122,7 @@ int64_t echo_ska_scratch_bytes(const Call *call) {
     Head_f32 head;
     lay_out_f32(call, &head, &arena);
   }
-  return arena - (char *)0;
+  return arena - start;
 }
 
 /* Numbers kept for each anchor of each head. */
