@@ -3,10 +3,11 @@
 
 /* What the backward pass adds. The carried gradients are those of the statistics after the tokens in hand. */
 typedef struct {
-  REAL *gram, *lag, *moment;                   /* carried: r x rp, r x rp, P x rp */
+  REAL *gram, *lag, *moment, *previous;        /* carried: r x rp, r x rp, P x rp; of the key before the chunk */
+  REAL *carried;                               /* the same of every head in hand */
   REAL *window_gram, *window_lag, *window_moment; /* of the reads of the window in hand */
   REAL *incoming, *symmetric, *lag_t, *moment_t;
-  REAL *output, *values, *values_t, *keys, *before, *point, *scores, *solved, *rows, *previous;
+  REAL *output, *values, *values_t, *keys, *before, *point, *scores, *solved, *rows;
   REAL *snapshots;                             /* J, A, C at the start of each window of a segment */
   REAL *kept;                                  /* p_0 .. p_K and W of a segment, where they are computed again */
 } NAME(Gradients);
@@ -68,12 +69,15 @@ static void NAME(lay_out)(const Call *call, NAME(Head) * head, char **arena) {
   head->kept = NAME(take)(arena, S * (call->power + 2) * rp);
   if (!call->backward) return;
   NAME(Gradients) *grad = &head->grad;
-  REAL **squares[] = {&grad->gram, &grad->lag, &grad->moment, &grad->window_gram, &grad->window_lag,
-                      &grad->window_moment, &grad->incoming, &grad->symmetric, &grad->lag_t, &grad->moment_t};
-  for (int i = 0; i < 10; i++) *squares[i] = NAME(take)(arena, most * (rp > vp ? rp : vp));
+  const long carried = 2 * r * rp + P * rp + rp;
+  grad->gram = NAME(take)(arena, carried);
+  grad->lag = grad->gram + r * rp, grad->moment = grad->lag + r * rp, grad->previous = grad->moment + P * rp;
+  grad->carried = NAME(take)(arena, call->group * carried);
+  REAL **squares[] = {&grad->window_gram, &grad->window_lag, &grad->window_moment, &grad->incoming,
+                      &grad->symmetric,   &grad->lag_t,      &grad->moment_t};
+  for (int i = 0; i < 7; i++) *squares[i] = NAME(take)(arena, most * (rp > vp ? rp : vp));
   REAL **lines[] = {&grad->output, &grad->values, &grad->keys, &grad->before, &grad->point, &grad->rows};
   for (int i = 0; i < 6; i++) *lines[i] = NAME(take)(arena, S * (rp > vp ? rp : vp));
-  grad->previous = NAME(take)(arena, rp);
   grad->values_t = NAME(take)(arena, P * sp), grad->scores = NAME(take)(arena, (call->power + 1) * S * sp);
   grad->solved = NAME(take)(arena, S * (call->power + 1) * rp);
   grad->snapshots = NAME(take)(arena, call->most_windows * (2 * r + P) * rp);
@@ -144,11 +148,11 @@ static void NAME(use_anchor)(NAME(Head) * head, REAL *anchor) {
 }
 
 /* Factor the statistics at a segment's start. Fills upper (U with U^T U = G~) and whitener (L^-1) in double, and the
-   anchor that is kept: L^-1, A, C L^-T and the change of basis from the anchor before it, L^-1 L_before. */
-static int NAME(set_anchor)(NAME(Head) * head, double ridge, int has_before, REAL *anchor) {
+   anchor that is kept: L^-1, A, C L^-T and the change of basis from the anchor before it, L^-1 L_before, where the
+   transpose of that L is given. */
+static int NAME(set_anchor)(NAME(Head) * head, double ridge, const double *upper_before, REAL *anchor) {
   const long r = head->r, P = head->P, rp = head->rp, rd = head->rd;
   REAL *whitener = anchor, *operator_ = anchor + r * rp, *basis = anchor + 2 * r * rp, *readout = anchor + 3 * r * rp;
-  if (has_before) transpose_f64(r, r, head->upper, rd, head->lower, rd);
   for (long i = 0; i < r; i++) {
     for (long j = 0; j < rd; j++) {
       head->upper[i * rd + j] = head->gram[i * rd + j];
@@ -167,9 +171,9 @@ static int NAME(set_anchor)(NAME(Head) * head, double ridge, int has_before, REA
   for (long i = 0; i < (ROWS); i++)                                                                                    \
     for (long j = 0; j < rp; j++) (TO)[i * rp + j] = j < r ? (REAL)(FROM)[i * rd + j] : 0
   KEEP(r, head->whitener, whitener);
-  if (has_before) {
-    for (long i = 0; i < r; i++) /* U's lower triangle is undefined, and so was what stands above L's diagonal */
-      for (long j = i + 1; j < rd; j++) head->lower[i * rd + j] = 0;
+  if (upper_before) {
+    for (long i = 0; i < r; i++)
+      for (long j = 0; j < rd; j++) head->lower[i * rd + j] = j < r ? upper_before[j * r + i] : 0;
     product_f64(SET, LOWER_A, r, r, r, head->whitener, rd, 1, head->lower, rd, head->work, rd);
     KEEP(r, head->work, basis);
   }
@@ -261,70 +265,100 @@ static long NAME(chunk_length)(const Call *call, long first, long t, long end) {
   return m;
 }
 
-static int NAME(forward_head)(const Call *call, NAME(Head) * head, long n, long h) {
-  const long r = head->r, P = head->P, rp = head->rp, vp = head->vp, rd = head->rd, sp = head->score_row;
-  const long first = call->bounds[n], last = call->bounds[n + 1];
-  const long kept = (call->power + 2) * rp; /* p_0 .. p_K and W of a token */
-  read_state(call, n, h, head->gram, head->lag, head->moment, head->keys64, rd);
-  for (long g = call->segment_first[n]; g < call->segment_first[n + 1]; g++) {
-    const long begin = call->segments[g], end = g + 1 < call->segment_first[n + 1] ? call->segments[g + 1] : last;
-    REAL *anchor = call->keep_anchors ? (REAL *)call->anchors + (g * call->heads + h) * NAME(anchor_size)(call) : head->anchor;
-    const int failed = NAME(set_anchor)(head, call->ridge[h], g > call->segment_first[n], anchor);
-    if (failed) return failed;
-    NAME(transpose)(r, r, anchor + r * rp, rp, head->operator_, rp);
-    NAME(transpose)(P, r, anchor + 3 * r * rp, rp, head->readout, vp);
-    for (long j = 0; j < rp; j++) head->raw[j] = j < r ? (REAL)head->keys64[j] : 0;
-    NAME(product)(SET, UPPER_B, 1, r, r, head->raw, rp, 1, head->whiten, rp, head->keys, rp);
-    if (call->interval) NAME(copy_state)(head, r * vp);
-    for (long t = begin, m; t < end; t += m) {
-      m = NAME(chunk_length)(call, first, t, end);
-      if (call->interval && t == last_boundary(call, n))
-        freeze_state(call, n, h, head->gram, head->lag, head->moment, rd);
-      const int window_ends = !call->interval || (t + m - first) % call->interval == 0;
-      const int more = call->interval ? (t - first) / call->interval < (end - 1 - first) / call->interval : t + m < end;
-      REAL *solved = call->keep_rows ? (REAL *)call->rows + (h * call->tokens + t) * kept : head->kept;
-      REAL *W = solved + (call->power + 1) * rp;
-      NAME(load_chunk)(call, head, h, t, m);
-      NAME(transpose_keys)(head, m);
-      NAME(load)(call, call->query, h, t, m, r, 0, head->step, rp);
-      NAME(product)(SET, UPPER_B, m, r, r, head->step, rp, 1, head->whiten, rp, head->queries, rp);
-      if (!call->interval || more) {
-        const int broken = NAME(factor_chunk)(head, m, head->inverse, t == begin, W, kept);
-        if (broken) return broken;
-      }
-      REAL *output = (REAL *)call->output + (t * call->heads + h) * P;
-      const REAL *readout = call->interval ? head->frozen_readout : head->readout;
-      if (call->interval) {
-        NAME(solve_queries)(call, head, m, head->frozen_inverse, head->frozen_operator, 0, solved, kept);
-      } else {
-        NAME(transpose)(m, r, W, kept, head->solve_rows_t, sp);
-        NAME(solve_queries)(call, head, m, head->inverse, head->operator_, W, solved, kept);
-      }
-      NAME(blend)(call, head, h, t, m, solved, kept, head->point);
-      NAME(product)(SET, FULL, m, P, r, head->point, rp, 1, readout, vp, head->line, vp);
-      if (!call->interval) {
-        NAME(causal_scores)(head, m, r, head->point, rp, head->keys_t + 1, head->scores);
-        NAME(product)(ADD, LOWER_A, m, P, m, head->scores, sp, 1, head->values, vp, head->line, vp);
-      }
-      for (long i = 0; i < m; i++)
-        for (long j = 0; j < P; j++) output[i * call->heads * P + j] = head->line[i * vp + j];
-      NAME(advance_statistics)(head, m);
-      if (more) {
-        NAME(product)(SUBTRACT, FULL, r, r, m, W, 1, kept, W, kept, head->inverse, rp);
-        NAME(product)(ADD, FULL, r, r, m, head->keys, 1, rp, head->keys + rp, rp, head->operator_, rp);
-        NAME(product)(ADD, FULL, r, P, m, head->keys + rp, 1, rp, head->values, vp, head->readout, vp);
-        memcpy(head->keys, head->keys + m * rp, rp * sizeof(REAL));
-        if (call->interval && window_ends) NAME(copy_state)(head, r * vp);
-      }
-    }
+/* The raw key before token t, in REAL and double, and whitened in row 0 of keys. */
+static void NAME(load_previous)(const Call *call, NAME(Head) * head, long n, long h, long t) {
+  const long r = head->r, rp = head->rp;
+  if (t == call->bounds[n]) {
+    const double *previous = call->previous_key + (n * call->heads + h) * r;
+    for (long j = 0; j < rp; j++) head->raw[j] = j < r ? (REAL)previous[j] : 0;
+    for (long j = 0; j < head->rd; j++) head->keys64[j] = j < r ? previous[j] : 0;
+  } else {
+    NAME(load)(call, call->key, h, t - 1, 1, r, (const REAL *)call->write_weight, head->raw, rp);
+    for (long j = 0; j < head->rd; j++) head->keys64[j] = j < r ? head->raw[j] : 0;
   }
-  if (call->interval && last_boundary(call, n) == last) freeze_state(call, n, h, head->gram, head->lag, head->moment, rd);
+  NAME(product)(SET, UPPER_B, 1, r, r, head->raw, rp, 1, head->whiten, rp, head->keys, rp);
+}
+
+/* One segment of one head. The statistics after the segment before it stand where the call returns them. */
+static int NAME(forward_segment)(const Call *call, NAME(Head) * head, long n, long h, long g) {
+  const long r = head->r, P = head->P, rp = head->rp, vp = head->vp, rd = head->rd, sp = head->score_row;
+  const long first = call->bounds[n], kept = (call->power + 2) * rp; /* p_0 .. p_K and W of a token */
+  const long begin = call->segments[g], end = segment_end(call, n, g);
+  const int is_first = g == call->segment_first[n];
+  double *upper = call->keep_anchors ? call->last_upper + (n * call->heads + h) * r * r : 0;
+  REAL *anchor = upper ? (REAL *)call->anchors + (g * call->heads + h) * NAME(anchor_size)(call) : head->anchor;
+  read_state(call, n, h, is_first, head->gram, head->lag, head->moment, rd);
+  const int failed = NAME(set_anchor)(head, call->ridge[h], is_first ? 0 : upper, anchor);
+  if (failed) return failed;
+  if (upper)
+    for (long i = 0; i < r; i++)
+      for (long j = 0; j < r; j++) upper[i * r + j] = j >= i ? head->upper[i * rd + j] : 0;
+  NAME(transpose)(r, r, anchor + r * rp, rp, head->operator_, rp);
+  NAME(transpose)(P, r, anchor + 3 * r * rp, rp, head->readout, vp);
+  NAME(load_previous)(call, head, n, h, begin);
+  if (call->interval) NAME(copy_state)(head, r * vp);
+  for (long t = begin, m; t < end; t += m) {
+    m = NAME(chunk_length)(call, first, t, end);
+    if (call->interval && t == last_boundary(call, n))
+      freeze_state(call, n, h, head->gram, head->lag, head->moment, rd);
+    const int window_ends = !call->interval || (t + m - first) % call->interval == 0;
+    const int more = call->interval ? (t - first) / call->interval < (end - 1 - first) / call->interval : t + m < end;
+    REAL *solved = call->keep_rows ? (REAL *)call->rows + (h * call->tokens + t) * kept : head->kept;
+    REAL *W = solved + (call->power + 1) * rp;
+    NAME(load_chunk)(call, head, h, t, m);
+    NAME(transpose_keys)(head, m);
+    NAME(load)(call, call->query, h, t, m, r, 0, head->step, rp);
+    NAME(product)(SET, UPPER_B, m, r, r, head->step, rp, 1, head->whiten, rp, head->queries, rp);
+    if (!call->interval || more) {
+      const int broken = NAME(factor_chunk)(head, m, head->inverse, t == begin, W, kept);
+      if (broken) return broken;
+    }
+    REAL *output = (REAL *)call->output + (t * call->heads + h) * P;
+    if (call->interval) {
+      NAME(solve_queries)(call, head, m, head->frozen_inverse, head->frozen_operator, 0, solved, kept);
+    } else {
+      NAME(transpose)(m, r, W, kept, head->solve_rows_t, sp);
+      NAME(solve_queries)(call, head, m, head->inverse, head->operator_, W, solved, kept);
+    }
+    NAME(blend)(call, head, h, t, m, solved, kept, head->point);
+    const REAL *readout = call->interval ? head->frozen_readout : head->readout;
+    NAME(product)(SET, FULL, m, P, r, head->point, rp, 1, readout, vp, head->line, vp);
+    if (!call->interval) {
+      NAME(causal_scores)(head, m, r, head->point, rp, head->keys_t + 1, head->scores);
+      NAME(product)(ADD, LOWER_A, m, P, m, head->scores, sp, 1, head->values, vp, head->line, vp);
+    }
+    for (long i = 0; i < m; i++)
+      for (long j = 0; j < P; j++) output[i * call->heads * P + j] = head->line[i * vp + j];
+    NAME(advance_statistics)(head, m);
+    if (!more) continue;
+    NAME(product)(SUBTRACT, FULL, r, r, m, W, 1, kept, W, kept, head->inverse, rp);
+    NAME(product)(ADD, FULL, r, r, m, head->keys, 1, rp, head->keys + rp, rp, head->operator_, rp);
+    NAME(product)(ADD, FULL, r, P, m, head->keys + rp, 1, rp, head->values, vp, head->readout, vp);
+    memcpy(head->keys, head->keys + m * rp, rp * sizeof(REAL));
+    if (call->interval && window_ends) NAME(copy_state)(head, r * vp);
+  }
+  if (call->interval && last_boundary(call, n) == end && end == call->bounds[n + 1])
+    freeze_state(call, n, h, head->gram, head->lag, head->moment, rd);
   write_state(call, n, h, head->gram, head->lag, head->moment, rd, call->gram_after, call->lag_after,
               call->moment_after);
-  if (call->keep_anchors) {
-    double *upper = call->last_upper + (n * call->heads + h) * r * r;
-    for (long i = 0; i < r; i++)
-      for (long j = 0; j < r; j++) upper[i * r + j] = first == last ? i == j : j >= i ? head->upper[i * rd + j] : 0;
-  }
   return 0;
+}
+
+/* Some heads of one sequence, segment by segment: heads lie beside each other in memory, tokens far apart. */
+static void NAME(forward)(const Call *call, NAME(Head) * head, long n, long from, long to) {
+  const long r = head->r;
+  for (long g = call->segment_first[n]; g < call->segment_first[n + 1]; g++)
+    for (long h = from; h < to; h++) {
+      int32_t *info = call->info + n * call->heads + h;
+      if (!*info) *info = NAME(forward_segment)(call, head, n, h, g);
+    }
+  if (call->bounds[n] < call->bounds[n + 1]) return;
+  for (long h = from; h < to; h++) { /* no token: the state as it was */
+    read_state(call, n, h, 1, head->gram, head->lag, head->moment, head->rd);
+    write_state(call, n, h, head->gram, head->lag, head->moment, head->rd, call->gram_after, call->lag_after,
+                call->moment_after);
+    if (call->interval) freeze_state(call, n, h, head->gram, head->lag, head->moment, head->rd);
+    if (call->keep_anchors)
+      for (long i = 0; i < r * r; i++) call->last_upper[(n * call->heads + h) * r * r + i] = i % (r + 1) == 0;
+  }
 }

@@ -7,18 +7,6 @@ static void NAME(add)(REAL *to, const REAL *from, long count) {
   for (long i = 0; i < count; i++) to[i] += from[i];
 }
 
-/* The whitened key before token t goes to row 0 of keys. */
-static void NAME(load_previous)(const Call *call, NAME(Head) * head, long n, long h, long t) {
-  const long r = head->r, rp = head->rp;
-  if (t == call->bounds[n]) {
-    const double *previous = call->previous_key + (n * call->heads + h) * r;
-    for (long j = 0; j < rp; j++) head->raw[j] = j < r ? (REAL)previous[j] : 0;
-  } else {
-    NAME(load)(call, call->key, h, t - 1, 1, r, (const REAL *)call->write_weight, head->raw, rp);
-  }
-  NAME(product)(SET, UPPER_B, 1, r, r, head->raw, rp, 1, head->whiten, rp, head->keys, rp);
-}
-
 static REAL *NAME(kept_rows)(const Call *call, const NAME(Head) * head, long h, long begin, long t) {
   const long kept = (call->power + 2) * head->rp;
   return call->keep_rows ? (REAL *)call->rows + (h * call->tokens + t) * kept : head->grad.kept + (t - begin) * kept;
@@ -226,9 +214,9 @@ static void NAME(add_returned)(const Call *call, NAME(Head) * head, long n, long
 static void NAME(begin_backward)(const Call *call, NAME(Head) * head, long n, long h) {
   const long r = head->r, P = head->P, rp = head->rp;
   NAME(Gradients) *grad = &head->grad;
-  REAL *squares[] = {grad->gram, grad->lag, grad->window_gram, grad->window_lag, grad->incoming};
-  for (int i = 0; i < 5; i++) NAME(clear)(squares[i], r * rp);
-  NAME(clear)(grad->moment, P * rp), NAME(clear)(grad->window_moment, P * rp), NAME(clear)(grad->previous, rp);
+  REAL *squares[] = {grad->gram, grad->lag, grad->incoming};
+  for (int i = 0; i < 3; i++) NAME(clear)(squares[i], r * rp);
+  NAME(clear)(grad->moment, P * rp), NAME(clear)(grad->previous, rp);
   call->ridge_grad[n * call->heads + h] = 0;
   NAME(add_returned)(call, head, n, h, call->gram_after_grad, call->lag_after_grad, call->moment_after_grad);
 }
@@ -258,46 +246,64 @@ static void NAME(end_backward)(const Call *call, NAME(Head) * head, long n, long
   for (long j = 0; j < r; j++) call->previous_grad[state * r + j] = grad->previous[j];
 }
 
-static int NAME(backward_head)(const Call *call, NAME(Head) * head, long n, long h) {
-  const long r = head->r, P = head->P, rp = head->rp, first = call->bounds[n], last = call->bounds[n + 1];
-  const long size = (2 * r + P) * rp;
+static void NAME(backward_segment)(const Call *call, NAME(Head) * head, long n, long h, long g) {
+  const long r = head->r, P = head->P, rp = head->rp, first = call->bounds[n], size = (2 * r + P) * rp;
+  const long begin = call->segments[g], end = segment_end(call, n, g);
   NAME(Gradients) *grad = &head->grad;
-  NAME(begin_backward)(call, head, n, h);
-  for (long g = call->segment_first[n + 1] - 1; g >= call->segment_first[n]; g--) {
-    const long begin = call->segments[g], end = g + 1 < call->segment_first[n + 1] ? call->segments[g + 1] : last;
-    REAL *anchor = (REAL *)call->anchors + (g * call->heads + h) * NAME(anchor_size)(call);
-    NAME(use_anchor)(head, anchor);
-    NAME(retrace)(call, head, n, h, begin, end, anchor);
-    memcpy(grad->incoming, grad->gram, r * rp * sizeof(REAL));
-    NAME(turn_window)(head, 0);
-    const long boundary = call->interval && end == last ? last_boundary(call, n) : -1;
-    for (long stop = end; stop > begin;) {
-      if (stop == boundary) NAME(add_frozen)(call, head, n, h);
-      /* The chunks of a window, counted from its start as the forward pass counted them. */
-      const long window = call->interval ? call->interval : call->chunk;
-      const long base = call->interval ? first : begin;
-      const long index = (stop - 1 - base) / window, opens = base + index * window;
-      const long t = opens + (stop - 1 - opens) / call->chunk * call->chunk;
-      const long windows_before = call->interval ? index - (begin - first) / window : index;
-      NAME(backward_chunk)(call, head, n, h, begin, t, stop - t, grad->snapshots + windows_before * size);
-      if (t == opens) NAME(turn_window)(head, 1);
-      stop = t;
-    }
-    NAME(product)(SET, UPPER_B, r, r, r, anchor, rp, 1, head->whiten, rp, head->frozen_readout, rp);
-    double of_ridge = 0;
-    for (long i = 0; i < r; i++)
-      for (long j = 0; j < r; j++)
-        of_ridge += (double)(grad->gram[i * rp + j] - grad->incoming[i * rp + j]) * head->frozen_readout[i * rp + j];
-    call->ridge_grad[n * call->heads + h] += of_ridge;
-    if (begin == boundary) NAME(add_frozen)(call, head, n, h);
-    if (g > call->segment_first[n]) {
-      const REAL *basis = anchor + 2 * r * rp;
-      NAME(sandwich)(head, basis, grad->gram);
-      NAME(sandwich)(head, basis, grad->lag);
-      NAME(product)(SET, FULL, P, r, r, grad->moment, rp, 1, basis, rp, head->frozen_readout, rp);
-      memcpy(grad->moment, head->frozen_readout, P * rp * sizeof(REAL));
-    }
+  REAL *anchor = (REAL *)call->anchors + (g * call->heads + h) * NAME(anchor_size)(call);
+  NAME(use_anchor)(head, anchor);
+  NAME(retrace)(call, head, n, h, begin, end, anchor);
+  memcpy(grad->incoming, grad->gram, r * rp * sizeof(REAL));
+  NAME(clear)(grad->window_gram, r * rp), NAME(clear)(grad->window_lag, r * rp);
+  NAME(clear)(grad->window_moment, P * rp);
+  NAME(turn_window)(head, 0);
+  const long boundary = call->interval && end == call->bounds[n + 1] ? last_boundary(call, n) : -1;
+  for (long stop = end; stop > begin;) {
+    if (stop == boundary) NAME(add_frozen)(call, head, n, h);
+    /* The chunks of a window, counted from its start as the forward pass counted them. */
+    const long window = call->interval ? call->interval : call->chunk;
+    const long base = call->interval ? first : begin;
+    const long index = (stop - 1 - base) / window, opens = base + index * window;
+    const long t = opens + (stop - 1 - opens) / call->chunk * call->chunk;
+    const long windows_before = call->interval ? index - (begin - first) / window : index;
+    NAME(backward_chunk)(call, head, n, h, begin, t, stop - t, grad->snapshots + windows_before * size);
+    if (t == opens) NAME(turn_window)(head, 1);
+    stop = t;
   }
-  NAME(end_backward)(call, head, n, h);
-  return 0;
+  NAME(product)(SET, UPPER_B, r, r, r, anchor, rp, 1, head->whiten, rp, head->frozen_readout, rp);
+  double of_ridge = 0;
+  for (long i = 0; i < r; i++)
+    for (long j = 0; j < r; j++)
+      of_ridge += (double)(grad->gram[i * rp + j] - grad->incoming[i * rp + j]) * head->frozen_readout[i * rp + j];
+  call->ridge_grad[n * call->heads + h] += of_ridge;
+  if (begin == boundary) NAME(add_frozen)(call, head, n, h);
+  if (g == call->segment_first[n]) return;
+  const REAL *basis = anchor + 2 * r * rp;
+  NAME(sandwich)(head, basis, grad->gram);
+  NAME(sandwich)(head, basis, grad->lag);
+  NAME(product)(SET, FULL, P, r, r, grad->moment, rp, 1, basis, rp, head->frozen_readout, rp);
+  memcpy(grad->moment, head->frozen_readout, P * rp * sizeof(REAL));
+}
+
+/* Some heads of one sequence, segment by segment, as forward; what a head carries waits in `carried` meanwhile. */
+static void NAME(backward)(const Call *call, NAME(Head) * head, long n, long from, long to) {
+  NAME(Gradients) *grad = &head->grad;
+  REAL *const working = grad->gram; /* gram, lag, moment and previous are one block */
+  const long size = grad->previous + head->rp - working;
+  for (long h = from; h < to; h++) {
+    NAME(begin_backward)(call, head, n, h);
+    memcpy(grad->carried + (h - from) * size, working, size * sizeof(REAL));
+  }
+  for (long g = call->segment_first[n + 1] - 1; g >= call->segment_first[n]; g--)
+    for (long h = from; h < to; h++) {
+      memcpy(working, grad->carried + (h - from) * size, size * sizeof(REAL));
+      NAME(backward_segment)(call, head, n, h, g);
+      memcpy(grad->carried + (h - from) * size, working, size * sizeof(REAL));
+    }
+  for (long h = from; h < to; h++) {
+    memcpy(working, grad->carried + (h - from) * size, size * sizeof(REAL));
+    const long g = call->segment_first[n];
+    head->unwhiten = (REAL *)call->anchors + (g * call->heads + h) * NAME(anchor_size)(call);
+    NAME(end_backward)(call, head, n, h);
+  }
 }

@@ -41,7 +41,7 @@ typedef enum { FULL, LOWER_C, UPPER_C, LOWER_A, UPPER_A, LOWER_B, UPPER_B } Shap
 /* One call; the fields of `Call` in build.py, in this order. Arrays are contiguous. REAL is float or double. */
 typedef struct {
   int64_t is_double, backward, keep_rows, keep_anchors, tokens, sequences, heads, rank, head_dim, power, interval, chunk;
-  int64_t longest_segment, most_windows, next;
+  int64_t longest_segment, most_windows, group, next; /* a worker takes `group` heads of a sequence at a time */
   const int64_t *bounds, *segments, *segment_first; /* flat tokens of each sequence; segments' first tokens */
   const void *query, *key, *value, *write_weight, *plain, *filtered; /* [tokens, heads, ..] */
   const double *ridge, *gram, *lag_moment, *value_moment, *previous_key;
@@ -62,18 +62,21 @@ typedef struct {
 #define root_f64 sqrt
 #include "products.h"
 
-static void read_state(const Call *call, long n, long h, double *gram, double *lag, double *moment, double *previous,
+/* The statistics that the call starts from, or has reached. */
+static void read_state(const Call *call, long n, long h, int initial, double *gram, double *lag, double *moment,
                        long row) {
   const long r = call->rank, P = call->head_dim, state = n * call->heads + h;
+  const double *from_gram = initial ? call->gram : call->gram_after;
+  const double *from_lag = initial ? call->lag_moment : call->lag_after;
+  const double *from_moment = initial ? call->value_moment : call->moment_after;
   for (long i = 0; i < r; i++)
     for (long j = 0; j < row; j++) {
       const long place = (state * r + i) * r + j;
-      gram[i * row + j] = j < r ? call->gram[place] : 0;
-      lag[i * row + j] = j < r ? call->lag_moment[place] : 0;
+      gram[i * row + j] = j < r ? from_gram[place] : 0;
+      lag[i * row + j] = j < r ? from_lag[place] : 0;
     }
   for (long i = 0; i < P; i++)
-    for (long j = 0; j < row; j++) moment[i * row + j] = j < r ? call->value_moment[(state * P + i) * r + j] : 0;
-  for (long j = 0; j < row; j++) previous[j] = j < r ? call->previous_key[state * r + j] : 0;
+    for (long j = 0; j < row; j++) moment[i * row + j] = j < r ? from_moment[(state * P + i) * r + j] : 0;
 }
 
 static void write_state(const Call *call, long n, long h, const double *gram, const double *lag, const double *moment,
@@ -98,6 +101,10 @@ static long last_boundary(const Call *call, long n) {
 static void freeze_state(const Call *call, long n, long h, const double *gram, const double *lag, const double *moment,
                          long row) {
   write_state(call, n, h, gram, lag, moment, row, call->gram_frozen, call->lag_frozen, call->moment_frozen);
+}
+
+static long segment_end(const Call *call, long n, long g) {
+  return g + 1 < call->segment_first[n + 1] ? call->segments[g + 1] : call->bounds[n + 1];
 }
 
 #include "attention.h"
@@ -143,13 +150,15 @@ void echo_ska_work(Call *call, char *scratch) {
     lay_out_f64(call, &doubles, &scratch);
   else
     lay_out_f32(call, &floats, &scratch);
+  const int64_t groups = (call->heads + call->group - 1) / call->group;
   for (;;) {
     const int64_t task = __atomic_fetch_add(&call->next, 1, __ATOMIC_RELAXED);
-    if (task >= call->sequences * call->heads) return;
-    const long n = task / call->heads, h = task % call->heads;
+    if (task >= call->sequences * groups) return;
+    const long n = task / groups, from = task % groups * call->group;
+    const long to = from + call->group < call->heads ? from + call->group : call->heads;
     if (call->backward)
-      call->is_double ? backward_head_f64(call, &doubles, n, h) : backward_head_f32(call, &floats, n, h);
+      call->is_double ? backward_f64(call, &doubles, n, from, to) : backward_f32(call, &floats, n, from, to);
     else
-      call->info[task] = call->is_double ? forward_head_f64(call, &doubles, n, h) : forward_head_f32(call, &floats, n, h);
+      call->is_double ? forward_f64(call, &doubles, n, from, to) : forward_f32(call, &floats, n, from, to);
   }
 }

@@ -17,8 +17,12 @@ _own = threading.local()
 
 def work_through(call: Call) -> None:
     """Run a call on as many threads as torch may use; the kernels hold no lock and let go of Python's."""
+    threads = torch.get_num_threads()
+    # Few large groups keep what lies together in memory together; two a thread keep all threads busy to the end.
+    groups = -(-2 * threads // call.sequences)
+    call.group = max(1, call.heads // groups)
     need = library().echo_ska_scratch_bytes(call)
-    helpers = min(torch.get_num_threads(), call.sequences * call.heads) - 1
+    helpers = min(threads, call.sequences * -(-call.heads // call.group)) - 1
     waiting = [_threads().submit(_work, call, need) for _ in range(helpers)]
     _work(call, need)
     for future in waiting:
