@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_OPTIONS ?=
 
-.PHONY: venv demo test check tables clean
+.PHONY: venv demo test check bench tables clean
 
 venv: $(VENV)/.installed
 
@@ -25,6 +25,10 @@ check: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_layering.py
+
+# About twenty minutes on two CPU cores; `make tables` then writes docs/benchmarks.md anew from the record.
+bench: venv
+	$(BIN)/echo-ska bench --output results
 
 # Write the tables in README.md and docs/ anew from results/.
 tables: venv

@@ -140,6 +140,48 @@ def reproduce(
 
 
 @app.command()
+def bench(
+    lengths: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Tokens of the sequences, ascending; the plan's own else.")
+    ] = None,
+    routes: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="Rows to measure, such as ska,softmax; all else.")
+    ] = None,
+    parts: Annotated[
+        str | None,
+        typer.Option(metavar="PART,...", help="Some of training, memory, prefill, decoding, layers; all else."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Torch's threads; the cores that are there else.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of the interleaved timings.")] = None,
+    decode_tokens: Annotated[
+        int | None, typer.Option(help="Tokens to decode in a row, to see whether memory grows; 0 leaves it out.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU if there is one.")] = "auto",
+    quick: Annotated[bool, typer.Option("--quick", help="A look that takes less than a minute.")] = False,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Where bench.jsonl and bench.png are kept.")
+    ] = Path("echo-bench"),
+    json_file: JsonFile = None,
+) -> None:
+    """Measure time and memory of SKA beside softmax attention, linear attention and Mamba-2.
+
+    Every route is first held to its definition in float64, gradients included; one that fails is named and not
+    timed. Then all are timed in one run, turn by turn: training, reading a long context, decoding, whole layers.
+    About twenty minutes on two CPU cores; what would take too long or too much memory is left out and named.
+
+    **Examples:** `echo-ska bench --quick` · `echo-ska bench --lengths 512,2048 --routes ska,softmax --parts training`
+    """
+    from echo_ska.commands.files import require_folder, require_writable
+
+    require_writable(json_file, "--json")
+    require_folder(output, "--output")
+    from echo_ska.commands.bench import BenchRequest, start_bench
+
+    request = BenchRequest(lengths, routes, parts, threads, rounds, decode_tokens, device, quick)
+    start_bench(request, output, json_file, _console())
+
+
+@app.command()
 def train(
     text: Annotated[
         list[str] | None,

@@ -15,6 +15,7 @@ IMPLEMENTATIONS = {
     "recurrent": {"backend": "recurrent"},
     "chunked-16": {"backend": "chunked", "chunk_size": 16},
     "chunked-default": {"backend": "chunked"},
+    "auto": {"backend": "auto"},  # on a CPU with a C compiler: native wherever it can take the call
 }
 # name -> the three ways to choose the statistics a token reads
 READINGS = {

@@ -116,11 +116,11 @@ def test_power_one_looks_one_step_ahead(implementation):
         assert float(output[0, -1]) == pytest.approx((0 + power) % 4, abs=0.5)
 
 
-def test_repeated_and_zero_keys_and_a_tiny_ridge_stay_finite():
+def test_repeated_and_zero_keys_at_the_least_ridge_stay_finite():
     case = make_case(200, rank=8).to(torch.float32)
     case.tensors["key"][:] = case.tensors["key"][:, :1]
     case.tensors["key"][:, 50:60] = 0.0
-    case.tensors["ridge"] = torch.full((2,), 1e-4)
+    case.tensors["ridge"] = torch.full((2,), 5e-4)
     for implementation in IMPLEMENTATIONS.values():
         output, _ = case.run(**implementation)
         assert output.isfinite().all()

@@ -136,3 +136,17 @@ def test_computes_in_float32_whatever_autocast_says():
 
 def test_no_state_unless_asked():
     assert make_convolution()(tokens(2, 4))[1] is None
+
+
+@pytest.mark.parametrize("kernel_size", [1, 2, 4])
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+def test_stepping_equals_the_whole_and_ends_in_its_state(kernel_size, bias):
+    torch.manual_seed(0)
+    convolution = ShortConvolution(6, kernel_size, bias=bias, delay=None).double()
+    x = torch.randn(3, 11, 6, dtype=torch.float64)
+    whole, last = convolution(x, output_state=True)
+    state = torch.zeros(3, kernel_size - 1, 6, dtype=torch.float64)
+    with torch.no_grad():
+        found = torch.stack([convolution.step(x[:, t], state) for t in range(11)], dim=1)
+    assert torch.allclose(found, whole, atol=1e-12)
+    assert torch.equal(state, last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -110,6 +111,161 @@ def test_a_state_is_never_changed_in_place(mixer):
     mixer(hidden, state, output_state=True)
     mixer(hidden[:, :1], state, output_state=True)
     assert all(torch.equal(before[name], tensor) for name, tensor in state.tensors().items())
+
+
+def test_stepping_is_the_forward_and_reaches_its_state(mixer):
+    hidden = torch.randn(2, 70, 32, dtype=torch.float64)
+    whole, last = mixer(hidden, output_state=True)
+    state = mixer.init_state(2)
+    outputs = [mixer.step(hidden[:, t : t + 1], state) for t in range(70)]
+    assert torch.allclose(torch.cat(outputs, dim=1), whole, atol=1e-9)
+    found = state.compact().tensors()
+    for name, tensor in last.tensors().items():
+        assert found[name].dtype is tensor.dtype, name
+        assert torch.allclose(found[name].double(), tensor.double(), atol=1e-9), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_stepping_is_the_forward_in_lower_precision(mixer, dtype):
+    """Steps and forward round at other places: a few of the dtype's epsilons of the largest output."""
+    mixer = mixer.to(dtype)
+    hidden = torch.randn(2, 40, 32, dtype=dtype)
+    whole, state = mixer(hidden[:, :20], output_state=True)
+    whole, _ = mixer(hidden)
+    outputs = torch.cat([mixer.step(hidden[:, t : t + 1], state) for t in range(20, 40)], dim=1)
+    assert outputs.dtype is dtype
+    limit = 20 * torch.finfo(dtype).eps * float(whole.detach().abs().max())
+    assert float((outputs - whole[:, 20:]).abs().max()) <= limit
+
+
+def test_forward_and_step_take_each_others_states(mixer):
+    hidden = torch.randn(2, 60, 32, dtype=torch.float64)
+    whole, last = mixer(hidden, output_state=True)
+    outputs, state = [], None
+    for begin, end in itertools.pairwise([0, 7, 8, 9, 10, 33, 34, 35, 59, 60]):
+        if end - begin == 1:
+            outputs.append(mixer.step(hidden[:, begin:end], state))
+        else:
+            output, state = mixer(hidden[:, begin:end], state, output_state=True)
+            outputs.append(output)
+    assert torch.allclose(torch.cat(outputs, dim=1), whole, atol=1e-9)
+    found = state.compact().tensors()
+    for name, tensor in last.tensors().items():
+        assert torch.allclose(found[name].double(), tensor.double(), atol=1e-9), name
+
+
+def test_rows_of_unequal_length_step_together(mixer):
+    hidden = torch.randn(1, 20, 32, dtype=torch.float64)
+    _, state = mixer(hidden, cu_seqlens=torch.tensor([0, 6, 20]), output_state=True)
+    alone = [mixer(hidden[:, begin:end], output_state=True)[1] for begin, end in ((0, 6), (6, 20))]
+    for token in torch.randn(20, 2, 1, 32, dtype=torch.float64):
+        together = mixer.step(token, state)
+        for n in range(2):
+            assert torch.allclose(together[n], mixer.step(token[n : n + 1], alone[n])[0], atol=1e-9)
+
+
+@pytest.mark.parametrize("fork", [copy.deepcopy, lambda s: s.clone(), lambda s: s.select_rows(torch.tensor([0, 1]))])
+def test_a_fork_of_a_state_goes_its_own_way(mixer, fork):
+    hidden = torch.randn(2, 40, 32, dtype=torch.float64)
+    state = mixer.init_state(2)
+    for t in range(20):
+        mixer.step(hidden[:, t : t + 1], state)
+    other = fork(state)
+    before = other.clone().tensors()
+    expected = [mixer.step(hidden[:, t : t + 1], state) for t in range(20, 40)]
+    assert all(torch.equal(before[name], tensor) for name, tensor in other.tensors().items())
+    assert all(torch.equal(mixer.step(hidden[:, t + 20 : t + 21], other), y) for t, y in enumerate(expected))
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 5])
+def test_forward_returns_a_state_of_its_own_memory(mixer, tokens):
+    """So a step on the new state cannot change the old one, not even after an empty call."""
+    _, state = mixer(torch.randn(2, 9, 32, dtype=torch.float64), output_state=True)
+    before = state.clone().tensors()
+    _, new = mixer(torch.randn(2, tokens, 32, dtype=torch.float64), state, output_state=True)
+    mixer.step(torch.randn(2, 1, 32, dtype=torch.float64), new)
+    assert all(torch.equal(before[name], tensor) for name, tensor in state.tensors().items())
+
+
+def test_a_state_keeps_no_more_memory_than_it_says(mixer):
+    """A view of a long call's tensors would keep all of them."""
+    _, state = mixer(torch.randn(2, 300, 32, dtype=torch.float64), output_state=True)
+    for name, tensor in state.tensors().items():
+        held, said = tensor.untyped_storage().nbytes(), tensor.numel() * tensor.element_size()
+        assert held == said, name
+
+
+def test_a_step_has_no_gradient_and_needs_no_graph(mixer):
+    state = mixer.init_state(2)
+    output = mixer.step(torch.randn(2, 1, 32, dtype=torch.float64, requires_grad=True), state)
+    assert not output.requires_grad
+    assert not any(tensor.requires_grad for tensor in state.tensors().values())
+
+
+def test_stepping_makes_room_for_an_eighth_more(mixer):
+    """Nothing but a key-value cache grows, and it no further than by a fixed share."""
+    _, state = mixer(torch.randn(1, 200, 32, dtype=torch.float64), output_state=True)
+    sizes = set()
+    for _ in range(100):
+        mixer.step(torch.randn(1, 1, 32, dtype=torch.float64), state)
+        sizes.add(state.nbytes)
+    assert state.compact().nbytes == mixer.state_bytes(300)
+    if isinstance(mixer, SoftmaxAttention):
+        assert len(sizes) < 6, "the cache was copied for almost every token"
+        assert state.nbytes < 1.2 * mixer.state_bytes(300)
+    else:
+        assert len(sizes) == 1
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 32), (2, 32), (3, 1, 32)])
+def test_a_step_that_does_not_fit_is_refused(mixer, shape):
+    state = mixer.init_state(2)
+    for _ in range(2):  # the second time, SKA's state is in its decoding form
+        with pytest.raises(ValueError, match=r"one token a row, \[rows, 1, d\]|state is of another layer or batch"):
+            mixer.step(torch.randn(*shape, dtype=torch.float64), state)
+        mixer.step(torch.randn(2, 1, 32, dtype=torch.float64), state)
+
+
+class Step(torch.nn.Module):
+    """A mixer's `advance` as an exporter wants it: tensors in, tensors out."""
+
+    def __init__(self, mixer, state):
+        super().__init__()
+        self.mixer, self.structure = mixer, state
+
+    def forward(self, hidden_states, tensors):
+        values = iter(tensors)
+        return self.mixer.advance(hidden_states, self.structure.map(lambda _: next(values)))
+
+
+def test_an_exported_step_is_the_step(mixer):
+    hidden = torch.randn(2, 12, 32, dtype=torch.float64)
+    _, state = mixer(hidden[:, :5], output_state=True)
+    state_of_eager = state.clone()
+    mixer.prepare(state)
+    structure = state.clone()
+    module = Step(mixer, structure).eval()
+    with torch.no_grad():
+        exported = torch.export.export(module, (hidden[:, :1], list(state.clone().tensors().values()))).module()
+        for t in range(5, 12):
+            expected = mixer.step(hidden[:, t : t + 1], state_of_eager)
+            if t > 5:
+                mixer.prepare(state)
+            found = exported(hidden[:, t : t + 1], list(state.tensors().values()))
+            assert torch.allclose(found, expected, atol=1e-9)
+
+
+def test_a_compiled_step_is_the_step(mixer):
+    hidden = torch.randn(2, 12, 32, dtype=torch.float64)
+    _, state = mixer(hidden[:, :5], output_state=True)
+    state_of_eager = state.clone()
+    torch.compiler.reset()
+    compiled = torch.compile(mixer.advance, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for t in range(5, 12):
+            expected = mixer.step(hidden[:, t : t + 1], state_of_eager)
+            mixer.prepare(state)
+            assert torch.allclose(compiled(hidden[:, t : t + 1], state), expected, atol=1e-9)
 
 
 @pytest.mark.parametrize("length", [1, 5, 64])

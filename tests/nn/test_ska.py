@@ -143,3 +143,22 @@ def test_every_parameter_gets_a_gradient():
     for name, parameter in mixer.named_parameters():
         assert parameter.grad is not None, name
         assert float(parameter.grad.abs().max()) > 0, name
+
+
+def test_a_layer_that_sees_the_future_cannot_decode():
+    mixer = SpectralKoopmanAttention.paper(32, num_heads=2, rank=8)
+    with pytest.raises(ValueError, match="reads the whole sequence cannot decode"):
+        mixer.step(torch.randn(1, 1, 32), mixer.init_state(1))
+
+
+def test_a_step_costs_no_factorisation(monkeypatch):
+    mixer = layer()
+    _, state = mixer(torch.randn(2, 9, 32), output_state=True)
+    mixer.step(torch.randn(2, 1, 32), state)  # this one makes the inverse
+
+    def refused(*arguments, **settings):
+        raise AssertionError("a matrix was factored")
+
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", refused)
+    for _ in range(20):
+        mixer.step(torch.randn(2, 1, 32), state)

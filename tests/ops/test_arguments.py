@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from echo_ska.ops import set_value_checks, spectral_koopman_attention
+from echo_ska.ops.native.build import why_unavailable
 
 
 def call(**changes):
@@ -32,6 +33,7 @@ BAD = {
     "integer keys": ({"key": torch.ones(2, 9, 3, 4, dtype=torch.int64)}, "key must be a floating-point tensor"),
     "ridge of another number of heads": ({"ridge": torch.ones(2)}, r"ridge must be a number or .* \[3\], got \[2\]"),
     "ridge of zero": ({"ridge": 0.0}, "ridge must be > 0, got 0"),
+    "a ridge that float32 cannot honour": ({"ridge": 1e-4}, "ridge must be at least 0.0005 for torch.float32 inputs"),
     "a negative ridge in one head": ({"ridge": torch.tensor([1.0, -2.0, 1.0])}, "ridge must be > 0, got -2"),
     "a ridge that is not a number": ({"ridge": float("nan")}, "ridge holds nan first at head 0"),
     "negative power": ({"power": -1}, "power must be an integer >= 0, got -1"),
@@ -49,7 +51,7 @@ BAD = {
     ),
     "refresh without causality": ({"refresh_interval": 4, "causal": False}, "refresh_interval is for causal reading"),
     "refresh of zero": ({"refresh_interval": 0}, "refresh_interval must be an integer >= 1 or None"),
-    "unknown backend": ({"backend": "cuda"}, "backend must be one of auto, recurrent, chunked, got 'cuda'"),
+    "unknown backend": ({"backend": "cuda"}, "backend must be one of auto, .*, native, triton, got 'cuda'"),
     "chunk size of zero": ({"chunk_size": 0}, "chunk_size must be >= 1"),
     "packing of two rows": ({"cu_seqlens": torch.tensor([0, 9])}, "cu_seqlens needs a packed batch of 1 row, got 2"),
 }
@@ -161,6 +163,7 @@ def test_auto_says_once_what_it_chose(caplog):
     with caplog.at_level("INFO", logger="echo_ska.ops.attention"):
         call()
         call()
+    chosen = "native" if why_unavailable() is None else "chunked"
     assert [record.message for record in caplog.records] == [
-        'spectral_koopman_attention: backend "auto" is "chunked" for several tokens'
+        f'spectral_koopman_attention: backend "auto" is "{chosen}" for several tokens'
     ]

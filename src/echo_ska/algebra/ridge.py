@@ -30,10 +30,12 @@ class RidgeFactor:
 
         Args:
             gram: [..., n, n], symmetric positive semidefinite, float32 or float64.
-            ridge: > 0; a scalar, or a tensor that broadcasts against [..., n, n] (per head: [H, 1, 1]).
+            ridge: > 0; a scalar, or a tensor [..., 1, 1] that broadcasts against `gram` (per head: [H, 1, 1]).
         """
-        identity = torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
-        return cls(*torch.linalg.cholesky_ex(gram + ridge * identity))
+        matrix = gram.clone()
+        per_matrix = ridge.squeeze(-1) if isinstance(ridge, Tensor) and ridge.dim() > 1 else ridge
+        matrix.diagonal(dim1=-2, dim2=-1).add_(per_matrix)
+        return cls(*torch.linalg.cholesky_ex(matrix))
 
     def require_success(self, batch_rows: Tensor | None = None) -> RidgeFactor:
         """Self, if every factorisation succeeded.
@@ -62,7 +64,14 @@ class RidgeFactor:
     def inverse_lower(self) -> Tensor:
         """L^-1, [..., n, n]."""
         identity = torch.eye(self.lower.shape[-1], device=self.lower.device, dtype=self.lower.dtype)
-        return torch.linalg.solve_triangular(self.lower, identity.expand_as(self.lower), upper=False)
+        return self.combine(identity.expand_as(self.lower))
+
+    def combine(self, rows: Tensor) -> Tensor:
+        """L^-1 rows, [..., n, m]: each row becomes a combination of itself and the rows before it.
+
+        Solved transposed, from the right: row-major rows then need no copy, and float32 is about twice as fast.
+        """
+        return torch.linalg.solve_triangular(self.lower.mT, rows.mT, upper=True, left=False).mT
 
     def whiten(self, rows: Tensor) -> Tensor:
         """L^-1 applied to every row of `rows`, [..., m, n]."""

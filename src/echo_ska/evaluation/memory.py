@@ -191,8 +191,9 @@ def _measure(config: EchoConfig, lengths: list[int], dtype: torch.dtype) -> dict
         while tokens < length:
             segment = torch.zeros(1, min(SEGMENT, length - tokens), dtype=torch.int64)
             segment[:, ::2] = 1
-            cache = model(segment, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
+            model.prefill(segment, cache)
             tokens += segment.shape[1]
+        cache.compact()
         one_each = live_bytes_by_kind(slice_config, cache)
         measured[length] = {kind: layers[kind] * size for kind, size in one_each.items()}
     return measured

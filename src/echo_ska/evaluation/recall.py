@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from echo_ska.models.segments import SEGMENT_LENGTH, read_in_segments
 from echo_ska.tasks import RecallBatch, RecallTask, answer_positions
 
 
@@ -18,7 +18,7 @@ def recall_accuracy(
     length: int,
     sequences: int,
     seed: int,
-    segment_length: int = 4096,
+    segment_length: int = SEGMENT_LENGTH,
     *,
     token_budget: int = 16_384,
     progress: Callable[[int, int], None] | None = None,
@@ -88,17 +88,24 @@ def _count_correct(
     rows, positions = answer_positions(batch.labels)  # [N] each
     answers, columns = batch.labels[rows, positions], positions - 1  # the logits before an answer predict it
     length = batch.input_ids.shape[1]
-    correct, cache = 0, None
-    for start in range(0, length, segment_length):
-        segment = batch.input_ids[:, start : start + segment_length]
-        inside = (columns >= start) & (columns < start + segment_length)
-        kept = columns[inside].unique()  # sorted; [K], shared by all rows
-        output: Any = model(
-            input_ids=segment, past_key_values=cache, use_cache=length > segment_length, logits_to_keep=kept - start
-        )
-        cache = output.past_key_values
+    correct = 0
+
+    def inside(start: int) -> Tensor:
+        return (columns >= start) & (columns < start + segment_length)
+
+    def kept(start: int) -> Tensor:
+        return columns[inside(start)].unique()  # sorted; [K], shared by all rows
+
+    for start, output in read_in_segments(
+        model,
+        batch.input_ids,
+        segment_length,
+        use_cache=length > segment_length,
+        more=lambda start, end: {"logits_to_keep": kept(start) - start},
+    ):
         predicted = output.logits.argmax(dim=-1)  # [B, K]
-        found = predicted[rows[inside], torch.searchsorted(kept, columns[inside])]
-        correct += int((found == answers[inside]).sum())
-        count(segment.numel())
+        asked = inside(start)
+        found = predicted[rows[asked], torch.searchsorted(kept(start), columns[asked])]
+        correct += int((found == answers[asked]).sum())
+        count(len(batch.input_ids) * min(segment_length, length - start))
     return correct, rows.numel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from echo_ska.models.segments import read_in_segments
 from echo_ska.training.text import END_OF_FILE
 
 
@@ -19,13 +20,13 @@ def sample(
     stop_token: int | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """Read `prompt` once, then draw tokens one at a time, each read with the state that the last call returned.
+    """Read `prompt` once, in segments, then draw tokens one at a time, each read with the state of all before it.
 
     The model is in eval mode meanwhile. The same seed draws the same tokens from the same model.
 
     Args:
-        model: `model(input_ids=, past_key_values=, use_cache=True)` returns `.logits` [1, T, V] and
-            `.past_key_values`.
+        model: `model(input_ids=, past_key_values=, use_cache=True, logits_to_keep=1)` returns `.logits` [1, 1, V] of
+            the last token and `.past_key_values`.
         prompt: [T] integers, T >= 1.
         new_tokens: how many tokens to draw at most, at least 0.
         temperature: the logits are divided by it; 0 always takes the likeliest token.
@@ -44,19 +45,21 @@ def sample(
     check_sampling(new_tokens, temperature, top_k)
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
-    following, cache = prompt.to(torch.int64), None
+    following, cache = prompt.to(device, torch.int64), None
     drawn: list[int] = []
     was_training = model.training
     model.eval()
     try:
         for _ in range(new_tokens):
-            output = model(input_ids=following[None].to(device), past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
+            for _, output in read_in_segments(
+                model, following[None], past_key_values=cache, more=lambda begin, end: {"logits_to_keep": 1}
+            ):
+                cache = output.past_key_values
             token = _draw(output.logits[0, -1].cpu().double(), temperature, top_k, generator)
             if token == stop_token:
                 break
             drawn.append(token)
-            following = torch.tensor([token])
+            following = torch.tensor([token], device=device)
     finally:
         model.train(was_training)
     return torch.tensor(drawn, dtype=torch.int64)

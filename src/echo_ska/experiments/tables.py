@@ -10,6 +10,7 @@ and leaves the rest as it is; `--check` only says which files are out of date.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import sys
@@ -17,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from echo_ska.benchmarks import summary
 from echo_ska.experiments.figures import percent, short_number
 from echo_ska.training import RunRecord
 from echo_ska.training.records import read
@@ -111,6 +113,26 @@ def accuracy() -> str:
     return markdown(rows)
 
 
+def bench(name: str, device: str) -> str:
+    """A table of the newest full run of `echo-ska bench` on a device: a name in `summary.TABLES`, or "machine"."""
+    path = RESULTS / "bench.jsonl"
+    records = [record for record in read(path) if _is_full_run(record, device)] if path.exists() else []
+    if not records:
+        return "Nothing is recorded yet.\n"
+    record = records[-1]
+    if name == "machine":
+        picture = RESULTS / summary.picture_name(record)
+        shown = f"\n![time against length](../{picture})\n" if picture.exists() else ""
+        left_out = "".join(f"- {sentence}.\n" for sentence in record.figures["notes"])
+        return f"{summary.machine(record)}\n{shown}" + (f"\nLeft out:\n\n{left_out}" if left_out else "")
+    rows = summary.rows_of(name, record)
+    return markdown(rows) if rows else "Not measured in this run.\n"
+
+
+def _is_full_run(record: RunRecord, device: str) -> bool:
+    return record.configuration["name"] == "full" and record.configuration["device"] == device
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
     "demo-seeds": demo_seeds,
@@ -118,6 +140,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "recipe": recipe,
     "memory": memory,
     "accuracy": accuracy,
+    **{f"bench-{name}": functools.partial(bench, name, "cpu") for name in ("machine", *summary.TABLES)},
+    **{f"bench-gpu-{name}": functools.partial(bench, name, "cuda") for name in ("machine", *summary.TABLES)},
 }
 
 

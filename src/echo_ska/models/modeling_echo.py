@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import collections
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from echo_ska.models.cache_echo import EchoCache
 from echo_ska.models.configuration_echo import EchoConfig
+from echo_ska.models.segments import SEGMENT_LENGTH, read_in_segments
 from echo_ska.nn import Block, SequenceMixer
 from echo_ska.nn.initialization import start_as
+from echo_ska.nn.mixer import MixerState
 from echo_ska.nn.registry import FEED_FORWARDS, MIXERS
 
 # The last projection of every mixer and feed-forward layer: what is added to the residual stream.
@@ -116,7 +120,8 @@ class EchoModel(EchoPreTrainedModel):
             input_ids: [B, T] int64, or give `inputs_embeds` [B, T, d].
             attention_mask: [B, T] (with a cache, the last T columns count): 0 marks padding, which is removed before
                 the blocks, so that it changes nothing.
-            past_key_values: what an earlier call returned; updated in place, as Hugging Face caches are.
+            past_key_values: what an earlier call returned; updated in place, as Hugging Face caches are. Without
+                gradients, one token a row updates the tensors of its states themselves (`SequenceMixer.step`).
             use_cache: whether to return the states; the default is yes in evaluation (unless the configuration or a
                 layer without a state says no) and no in training.
             cu_seqlens: [N + 1] boundaries of sequences packed into one row; each starts from an empty state.
@@ -143,7 +148,7 @@ class EchoModel(EchoPreTrainedModel):
         if cache is not None:
             if not isinstance(cache, EchoCache):
                 raise ValueError(f"past_key_values must be an EchoCache, got {type(cache).__name__}")
-            cache.require_shape_of(self.config)
+            cache.require_usable_by(self.config)
         new_tokens = hidden_states.shape[1]
         cached = 0 if cache is None else cache.get_seq_length()
         padded = _padding_boundaries(attention_mask, hidden_states, cached)
@@ -155,31 +160,68 @@ class EchoModel(EchoPreTrainedModel):
         elif cu_seqlens is None and position_ids is not None and bool((position_ids.diff(dim=-1) < 0).any()):
             raise ValueError("position_ids restart inside a row: give the boundaries of packed sequences as cu_seqlens")
 
-        all_hidden_states, states = [], []
-        for index, block in enumerate(self.layers):
+        kept: list[Tensor] = []
+
+        def keep(states: Tensor) -> None:
             if keep_all:
-                all_hidden_states.append(hidden_states)
+                kept.append(states if padded is None else _scatter(states, padded[1], new_tokens))
+
+        if cache is not None and use_cache and cu_seqlens is None and new_tokens == 1 and cache.can_step:
+            hidden_states = self._step(hidden_states, cache, keep)
+        else:
+            hidden_states = self._run(hidden_states, cache, keep, new_tokens, cu_seqlens, output_state=use_cache)
+        hidden_states = self.norm(hidden_states)
+        keep(hidden_states)
+        output = BaseModelOutputWithPast(
+            last_hidden_state=hidden_states if padded is None else _scatter(hidden_states, padded[1], new_tokens),
+            past_key_values=cache if use_cache else None,
+            hidden_states=tuple(kept) if keep_all else None,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def _run(
+        self,
+        hidden_states: Tensor,
+        cache: EchoCache | None,
+        keep: Callable[[Tensor], None],
+        new_tokens: int,
+        cu_seqlens: Tensor | None,
+        *,
+        output_state: bool,
+    ) -> Tensor:
+        """Any number of tokens through all blocks, whose new states the cache then stores."""
+        states = []
+        for index, block in enumerate(self.layers):
+            keep(hidden_states)
             state = None if cache is None else cache.layers[index].state
-            run = functools.partial(block.__call__, cu_seqlens=cu_seqlens, output_state=use_cache)
+            run = functools.partial(block.__call__, cu_seqlens=cu_seqlens, output_state=output_state)
             if self.gradient_checkpointing and self.training:
                 hidden_states, state = self._gradient_checkpointing_func(run, hidden_states, state)
             else:
                 hidden_states, state = run(hidden_states, state)
             states.append(state)
-        if cache is not None and use_cache:
+        if cache is not None and output_state:
             # Only now: a layer that raises leaves the cache as it was.
             for layer, state in zip(cache.layers, states, strict=True):
                 layer.store(state, new_tokens)
-        hidden_states = self.norm(hidden_states)
-        all_hidden_states.append(hidden_states)
-        if padded is not None:
-            all_hidden_states = [_scatter(states, padded[1], new_tokens) for states in all_hidden_states]
-        output = BaseModelOutputWithPast(
-            last_hidden_state=all_hidden_states[-1],
-            past_key_values=cache if use_cache else None,
-            hidden_states=tuple(all_hidden_states) if keep_all else None,
-        )
-        return output if return_dict else output.to_tuple()
+        return hidden_states
+
+    @torch.compiler.disable
+    def _prepare(self, states: list[MixerState]) -> None:
+        """All layers before any has read the token: what can fail fails here. It decides on the host."""
+        for mixer, state in zip(self.mixers, states, strict=True):
+            mixer.prepare(state)
+
+    def _step(self, hidden_states: Tensor, cache: EchoCache, keep: Callable[[Tensor], None]) -> Tensor:
+        """One token a row through all blocks, the cache's states changed in place."""
+        states = [layer.changeable_state() for layer in cache.layers]
+        self.mixers[0].check_inputs(hidden_states, states[0], None)
+        self._prepare(states)
+        with cache.reading_a_token():
+            for block, state in zip(self.layers, states, strict=True):
+                keep(hidden_states)
+                hidden_states, _ = block(hidden_states, state, in_place=True)
+        return hidden_states
 
 
 class EchoForCausalLM(EchoPreTrainedModel, GenerationMixin):
@@ -245,8 +287,61 @@ class EchoForCausalLM(EchoPreTrainedModel, GenerationMixin):
         )
         return result if return_dict else result.to_tuple()
 
+    @torch.no_grad()
+    def prefill(
+        self,
+        input_ids: Tensor,
+        past_key_values: EchoCache | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        segment_length: int = SEGMENT_LENGTH,
+    ) -> CausalLMOutputWithPast:
+        """Read a context of any length, segment by segment: activations take memory for one segment.
+
+        `generate(prefill_chunk_size=...)` does the same before it writes on.
+
+        Args:
+            input_ids: [B, T] int64, T >= 1, on any device.
+            past_key_values: what to go on from; updated in place.
+            attention_mask: [B, T], 0 for padding, which has to stand on the left.
+            segment_length: tokens of a row in one forward call, at least 1. It does not change the function.
+
+        Returns:
+            `logits` [B, 1, V] of the last token, and `past_key_values`.
+
+        Raises:
+            ValueError: no token, padding on the right, or inputs that do not fit together.
+        """
+        if input_ids.dim() != 2 or input_ids.shape[1] < 1:
+            raise ValueError(f"input_ids must be [batch, time] of at least one token, got {list(input_ids.shape)}")
+        if attention_mask is not None:
+            if attention_mask.shape != input_ids.shape:
+                raise ValueError(
+                    f"attention_mask must be {list(input_ids.shape)}, as input_ids, got {list(attention_mask.shape)}"
+                )
+            if not bool(attention_mask[:, -1].all()):
+                raise ValueError("the last column of attention_mask is padding in some row: pad on the left")
+
+        def more(begin: int, end: int) -> dict[str, Any]:
+            return {
+                "logits_to_keep": 1,
+                "attention_mask": None if attention_mask is None else attention_mask[:, begin:end],
+            }
+
+        segments = read_in_segments(self, input_ids, segment_length, past_key_values=past_key_values, more=more)
+        ((_, output),) = collections.deque(segments, maxlen=1)
+        return output
+
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        """Hand `generate` an empty cache of ours, which reading a prompt in chunks starts from."""
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        if generation_config.use_cache and self.has_state and model_kwargs.get("past_key_values") is None:
+            model_kwargs["past_key_values"] = EchoCache(self.config)
+
     def state_bytes(self, length: int) -> int:
-        """Bytes of one sequence's states after `length` tokens, all layers together, as they are stored."""
+        """Bytes of one sequence's compact states after `length` tokens, all layers together, as they are stored."""
         return sum(mixer.state_bytes(length) for mixer in self.model.mixers)
 
     @property

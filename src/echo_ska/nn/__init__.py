@@ -5,7 +5,7 @@ from echo_ska.nn.block import Block
 from echo_ska.nn.convolution import ShortConvolution
 from echo_ska.nn.feed_forward import KoopmanMLP, SwiGLU
 from echo_ska.nn.mamba2 import Mamba2, Mamba2State
-from echo_ska.nn.mixer import SequenceMixer
+from echo_ska.nn.mixer import MixerState, SequenceMixer
 from echo_ska.nn.projections import QueryKeyValue
 from echo_ska.nn.ska import SpectralKoopmanAttention, SpectralKoopmanState
 
@@ -15,6 +15,7 @@ __all__ = [
     "KoopmanMLP",
     "Mamba2",
     "Mamba2State",
+    "MixerState",
     "QueryKeyValue",
     "SequenceMixer",
     "ShortConvolution",

@@ -8,19 +8,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from echo_ska.algebra import TensorRecord, accumulator_dtype
-from echo_ska.nn.mixer import SequenceMixer
+from echo_ska.algebra import accumulator_dtype
+from echo_ska.nn.mixer import MixerState, SequenceMixer
 from echo_ska.nn.packing import pad_packed, sequence_lengths, unpad
 from echo_ska.nn.projections import QueryKeyValue, head_width
 
+# While decoding, a full cache gets room for an eighth of its tokens more: copying it whole is then a small part of
+# reading it whole, which every step does.
+GROWTH = 8
+LEAST_ROOM = 16
+
 
 @dataclasses.dataclass
-class KeyValueState(TensorRecord):
+class KeyValueState(MixerState):
     """The key-value cache of N sequences; it grows with every token.
 
     Attributes:
         convolution: [N, conv_kernel - 1, 3 H D], the last inputs of the short convolution.
-        key, value: [N, L, H, D], keys already rotated; row n is filled up to lengths[n].
+        key, value: [N, L, H, D], keys already rotated; row n is filled up to lengths[n], and zero from there on.
         lengths: tokens read, [N], int64.
     """
 
@@ -28,6 +33,13 @@ class KeyValueState(TensorRecord):
     key: Tensor
     value: Tensor
     lengths: Tensor
+
+    def compact(self) -> KeyValueState:
+        """Without the room that `step` has made for tokens to come."""
+        longest = int(self.lengths.max()) if len(self.lengths) else 0
+        if longest == self.key.shape[1]:
+            return self
+        return dataclasses.replace(self, key=self.key[:, :longest], value=self.value[:, :longest]).clone()
 
 
 class SoftmaxAttention(SequenceMixer):
@@ -109,7 +121,39 @@ class SoftmaxAttention(SequenceMixer):
         if cu_seqlens is not None:
             attended = unpad(attended, cu_seqlens)
         mixed = self.o_proj(attended.flatten(-2))
-        return mixed, KeyValueState(tail, key, value, past + new) if tail is not None else None
+        if tail is None:
+            return mixed, None
+        # Contiguous: a value that is still a slice of all projections would keep them in memory.
+        return mixed, KeyValueState(tail, key, value.contiguous(), past + new)
+
+    def prepare(self, state: KeyValueState) -> None:
+        """Make room for one token more in `state`."""
+        capacity = state.key.shape[1]
+        # The longest row has no more tokens than the cache has places, so without room this is the only question.
+        if capacity == 0 or int(state.lengths.max()) >= capacity:
+            room = max(capacity // GROWTH, LEAST_ROOM)
+            state.key = F.pad(state.key, (0, 0, 0, 0, 0, room))
+            state.value = F.pad(state.value, (0, 0, 0, 0, 0, room))
+
+    def advance(self, hidden_states: Tensor, state: KeyValueState) -> Tensor:
+        """Write one token a row into its place and attend to all before it; see `SequenceMixer.advance`."""
+        query, key, value = (
+            tensor.unsqueeze(1) for tensor in self.qkv.step(hidden_states.squeeze(1), state.convolution)
+        )  # [N, 1, H, D]
+        positions = state.lengths[:, None]
+        query, key = self._rotate(query, positions), self._rotate(key, positions)
+        rows = torch.arange(len(state.lengths), device=key.device)[:, None]
+        state.key.index_put_((rows, positions), key.to(state.key.dtype))
+        state.value.index_put_((rows, positions), value.to(state.value.dtype))
+        mask = torch.arange(state.key.shape[1], device=key.device) <= positions  # [N, L]
+        attended = F.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            state.key.to(query.dtype).transpose(1, 2),
+            state.value.to(query.dtype).transpose(1, 2),
+            attn_mask=mask[:, None, None],
+        )  # [N, H, 1, D]
+        state.lengths.add_(1)
+        return self.o_proj(attended.transpose(1, 2).flatten(-2))
 
     def init_state(
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None

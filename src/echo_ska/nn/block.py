@@ -29,12 +29,24 @@ class Block(nn.Module):
         self.feed_forward = feed_forward
 
     def forward(
-        self, hidden_states: Tensor, state: Any = None, *, cu_seqlens: Tensor | None = None, output_state: bool = False
+        self,
+        hidden_states: Tensor,
+        state: Any = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        output_state: bool = False,
+        in_place: bool = False,
     ) -> tuple[Tensor, Any]:
-        """[B, T, d] -> [B, T, d] and the mixer's state; see `SequenceMixer.forward`."""
-        mixed, state = self.mixer(
-            self.mixer_norm(hidden_states), state, cu_seqlens=cu_seqlens, output_state=output_state
-        )
+        """[B, T, d] -> [B, T, d] and the mixer's state; see `SequenceMixer.forward`.
+
+        With `in_place`, one token a row [N, 1, d] changes a prepared `state`; see `SequenceMixer.advance`. It is an
+        argument rather than a method so that what is hooked to the block's call sees decoding too.
+        """
+        normed = self.mixer_norm(hidden_states)
+        if in_place:
+            mixed = self.mixer.advance(normed, state)
+        else:
+            mixed, state = self.mixer(normed, state, cu_seqlens=cu_seqlens, output_state=output_state)
         hidden_states = hidden_states + mixed
         if self.feed_forward is not None and self.feed_forward_norm is not None:
             hidden_states = hidden_states + self.feed_forward(self.feed_forward_norm(hidden_states))

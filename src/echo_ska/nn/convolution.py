@@ -86,7 +86,8 @@ class ShortConvolution(nn.Module):
         history = self.kernel_size - 1
         if cu_seqlens is None:
             padded = F.pad(x, (0, 0, history, 0)) if state is None else torch.cat([state.to(x.dtype), x], dim=1)
-            tail = padded[:, padded.shape[1] - history :] if output_state else None
+            # A copy: a view would keep the whole call's inputs in memory.
+            tail = padded[:, padded.shape[1] - history :].clone() if output_state else None
             return self._convolve(padded), tail
 
         # Every packed sequence is laid out behind a history of its own, so none can see the one before it.
@@ -105,6 +106,16 @@ class ShortConvolution(nn.Module):
         y = self._convolve(padded[None])[:, rows - history]
         last = (boundaries[1:] + offsets)[:, None] + back  # [N, kernel_size - 1]
         return y, padded[last] if output_state else None
+
+    def step(self, x: Tensor, state: Tensor) -> Tensor:
+        """Convolve one token a row, [N, C], changing `state` [N, kernel_size - 1, C] in place; see `forward`."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        window = torch.cat([state.to(dtype), x.to(dtype).unsqueeze(1)], dim=1)  # [N, kernel_size, C]
+        state.copy_(window[:, 1:])
+        y = (window * self.weight.to(dtype).mT.flip(0)).sum(dim=1)
+        if self.bias is not None:
+            y = y + self.bias.to(dtype)
+        return y.to(x.dtype)
 
     def _convolve(self, padded: Tensor) -> Tensor:
         """[B, kernel_size - 1 + T, C] -> [B, T, C]."""

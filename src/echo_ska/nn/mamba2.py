@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from echo_ska.algebra.record import TensorRecord
 from echo_ska.nn.convolution import ShortConvolution
 from echo_ska.nn.initialization import start_as
-from echo_ska.nn.mixer import SequenceMixer
+from echo_ska.nn.mixer import MixerState, SequenceMixer
+from echo_ska.nn.simple_gla import simple_gla_kernel, simple_gla_scan
 
 # Measured on one CPU core, forward and backward, at T = 64 and at T = 4,096.
 DEFAULT_CHUNK_SIZE = 64
 
 
 @dataclass
-class Mamba2State(TensorRecord):
+class Mamba2State(MixerState):
     """What a Mamba-2 layer carries from one token to the next, N rows (one a sequence).
 
     Fields:
@@ -48,7 +48,8 @@ class Mamba2(SequenceMixer):
         head_dim: rows of the state; it must divide expand * hidden_size.
         expand: inner width over `hidden_size`.
         conv_kernel: taps of the short convolution.
-        chunk_size: tokens computed at once (section 6 of the paper); it changes speed and memory, not the function.
+        chunk_size: tokens the PyTorch scan computes at once (section 6 of the paper); it changes speed and memory, not
+            the function. On a GPU flash-linear-attention's kernels scan, where they are installed.
             None takes 64, the fastest measured on a CPU.
         norm_eps: epsilon of the gated RMSNorm.
 
@@ -126,25 +127,52 @@ class Mamba2(SequenceMixer):
             x, B, C = F.silu(xBC).split([self.inner_size, self.state_size, self.state_size], dim=-1)
             x = x.unflatten(-1, (self.heads, self.head_dim))  # [B, T, heads, head_dim]
             dt = F.softplus(dt.to(dtype) + self.dt_bias.to(dtype))  # [B, T, heads]
-            y, ssm = state_space_scan(
-                x,
-                dt,
-                -torch.exp(self.A_log.to(dtype)),
-                B,
-                C,
-                None if state is None else state.ssm,
-                chunk_size=self.chunk_size,
-                cu_seqlens=cu_seqlens,
-                output_state=output_state,
-            )
-            y = (x * self.D.to(dtype)[:, None]).add_(y).flatten(2)  # [B, T, inner_size]
-            y = y * F.silu(z.to(dtype))
-            power = torch.linalg.vector_norm(y, dim=-1, keepdim=True).square() / self.inner_size
-            y = y * torch.rsqrt(power + self.norm.eps) * self.norm.weight.to(dtype)
+            A = -torch.exp(self.A_log.to(dtype))
+            before = None if state is None else state.ssm
+            # On a GPU by maintained kernels, where they are installed; they know no float64.
+            kernel = simple_gla_kernel() if x.is_cuda and dtype == torch.float32 and x.shape[1] > 1 else None
+            if kernel is not None:
+                y, ssm = simple_gla_scan(
+                    kernel, x, dt, A, B, C, before, cu_seqlens=cu_seqlens, output_state=output_state
+                )
+            else:
+                y, ssm = state_space_scan(
+                    x,
+                    dt,
+                    A,
+                    B,
+                    C,
+                    before,
+                    chunk_size=self.chunk_size,
+                    cu_seqlens=cu_seqlens,
+                    output_state=output_state,
+                )
+            y = self._gated_norm((x * self.D.to(dtype)[:, None]).add_(y).flatten(2), z)  # [B, T, inner_size]
         y = self.out_proj(y.to(hidden_states.dtype))
         if tail is None or ssm is None:  # not asked for
             return y, None
         return y, Mamba2State(tail.to(self.convolution.weight.dtype), ssm)
+
+    def advance(self, hidden_states: Tensor, state: Mamba2State) -> Tensor:
+        """The recurrence itself, in place; see `SequenceMixer.advance`."""
+        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+        projected = self.in_proj(hidden_states.squeeze(1))  # [N, ...]
+        z, xBC, dt = projected.split([self.inner_size, self.convolution.channels, self.heads], dim=-1)
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            xBC = F.silu(self.convolution.step(xBC.to(dtype), state.convolution))
+            x, B, C = xBC.split([self.inner_size, self.state_size, self.state_size], dim=-1)
+            x = x.unflatten(-1, (self.heads, self.head_dim))  # [N, heads, head_dim]
+            dt = F.softplus(dt.to(dtype) + self.dt_bias.to(dtype)).unsqueeze(-1)  # [N, heads, 1]
+            decay = torch.exp(dt * -torch.exp(self.A_log.to(dtype))[:, None]).unsqueeze(-1)
+            state.ssm.mul_(decay).addcmul_((x * dt).unsqueeze(-1), B[:, None, None])
+            read = torch.bmm(state.ssm.flatten(1, 2).to(dtype), C.unsqueeze(-1)).view_as(x)
+            y = self._gated_norm(torch.addcmul(read, x, self.D.to(dtype)[:, None]).flatten(1), z)
+        return self.out_proj(y.to(hidden_states.dtype)).unsqueeze(1)
+
+    def _gated_norm(self, y: Tensor, z: Tensor) -> Tensor:
+        y = y * F.silu(z.to(y.dtype))
+        power = torch.linalg.vector_norm(y, dim=-1, keepdim=True).square() / self.inner_size
+        return y * torch.rsqrt(power + self.norm.eps) * self.norm.weight.to(y.dtype)
 
     def init_state(
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -287,6 +315,8 @@ def _carry(writes: Tensor, decays: Tensor, state: Tensor | None, counts: list[in
         carried = [_carry(*piece, before, None) for piece, before in zip(pieces, initial, strict=True)]
         return torch.cat([starts for starts, _ in carried], 1), torch.cat([final for _, final in carried])
     state = writes.new_zeros(len(writes), *writes.shape[2:]) if state is None else state.to(writes.dtype)
+    if not writes.shape[1]:  # no token: the state itself, but never the caller's memory
+        return torch.empty_like(writes), state.clone()
     starts, final = _Carry.apply(writes, decays, state)
     return starts, final
 

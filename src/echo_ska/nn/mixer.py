@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from echo_ska.algebra.record import TensorRecord
 from echo_ska.ops.arguments import check_boundaries
+
+
+@dataclasses.dataclass
+class MixerState(TensorRecord):
+    """What a mixer carries, N rows (one a sequence). `forward` returns one, `step` changes one in place."""
+
+    def compact(self) -> Self:
+        """The same state as `forward` returns it, without what only `step` needs: the form to keep, save or merge.
+
+        It is the state itself where there is nothing to leave out.
+        """
+        return self
 
 
 class SequenceMixer(nn.Module):
@@ -19,6 +32,9 @@ class SequenceMixer(nn.Module):
     start from a state and return the state after the last token, and any split of a sequence into calls gives the
     same outputs. Sequences of unequal length are packed: B = 1 and `cu_seqlens` [N + 1] (int32 or int64, from 0
     to T) holds their boundaries; states then have N rows.
+
+    To decode, `step` reads one token a row and updates a state in place. `forward` and `step` take each other's
+    states. A step is two parts, `prepare` and `advance`, so that the second can be compiled or exported.
     """
 
     def forward(
@@ -33,13 +49,50 @@ class SequenceMixer(nn.Module):
 
         Args:
             hidden_states: [B, T, d], or [1, T, d] with `cu_seqlens`.
-            state: what an earlier call returned (rows = sequences), or None for empty ones. Never changed in place.
+            state: what an earlier call or step left (rows = sequences), or None for empty ones. Never changed in place.
             cu_seqlens: [N + 1] sequence boundaries of a packed batch.
             output_state: whether to return the state after the last token of each sequence.
 
         Returns:
             The mixed hidden states, shape of `hidden_states`, and the state or None.
         """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def step(self, hidden_states: Tensor, state: Any) -> Tensor:
+        """Decode one token a row, without gradients, changing `state` in place.
+
+        The state is the caller's own: what shares memory with it (not a clone, a deep copy or selected rows) changes
+        too. A state that a gradient will still flow through must be cloned first.
+
+        Args:
+            hidden_states: [N, 1, d], one token of every sequence.
+            state: what `init_state`, `forward` or earlier steps left, of N rows; any form of it.
+
+        Returns:
+            The mixed hidden states, [N, 1, d].
+
+        Raises:
+            ValueError: the shapes do not fit, or the layer has no state.
+            ArithmeticError: an SKA layer's sums are not finite or no longer positive definite.
+        """
+        if not self.has_state:
+            raise ValueError("a layer that reads the whole sequence cannot decode: run it on whole sequences")
+        if hidden_states.dim() != 3 or hidden_states.shape[1] != 1:
+            raise ValueError(f"a step takes one token a row, [rows, 1, d], got {list(hidden_states.shape)}")
+        self.check_inputs(hidden_states, state, None)
+        self.prepare(state)
+        return self.advance(hidden_states, state)
+
+    def prepare(self, state: Any) -> None:
+        """What has to be decided on the host before the next token: once before every `advance`.
+
+        It brings `state` into the form that `advance` works on, makes room, or does work that is due every so many
+        tokens. Nothing that the state says is changed.
+        """
+
+    def advance(self, hidden_states: Tensor, state: Any) -> Tensor:
+        """`step` after `prepare`: a program on tensors alone, which `torch.compile` and `torch.export` take whole."""
         raise NotImplementedError
 
     has_state = True
@@ -68,15 +121,15 @@ class SequenceMixer(nn.Module):
                 )
 
     @functools.cached_property
-    def _state_template(self) -> TensorRecord:
+    def _state_template(self) -> MixerState:
         return self.init_state(1, device="meta")
 
     def init_state(
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> TensorRecord:
+    ) -> MixerState:
         """The state before the first token; equal to passing `state=None`."""
         raise NotImplementedError
 
     def state_bytes(self, length: int) -> int:
-        """Bytes of one sequence's state after `length` tokens, in the mixer's own dtypes."""
+        """Bytes of one sequence's state after `length` tokens, compact, in the mixer's own dtypes."""
         raise NotImplementedError

@@ -80,18 +80,26 @@ class QueryKeyValue(nn.Module):
         output_state: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """[B, T, d] -> query and key [B, T, H, r], value [B, T, H, P], and the convolution's last inputs or None."""
-        projected = torch.cat(
-            [self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)], dim=-1
-        )
+        projected = self._project(hidden_states)
         if self.convolution is not None:
             projected, tail = self.convolution(projected, tail, cu_seqlens=cu_seqlens, output_state=output_state)
         elif output_state and tail is None:
             rows = hidden_states.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
             tail = self.init_tail(rows, device=projected.device, dtype=projected.dtype)
+        return *self._heads(projected), tail if output_state else None
+
+    def step(self, hidden_states: Tensor, tail: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[N, d] -> query and key [N, H, r], value [N, H, P]; changes `tail` in place."""
+        projected = self._project(hidden_states)
+        return self._heads(projected if self.convolution is None else self.convolution.step(projected, tail))
+
+    def _project(self, hidden_states: Tensor) -> Tensor:
+        return torch.cat([self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)], dim=-1)
+
+    def _heads(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value = projected.split(self.widths, dim=-1)
         return (
             query.unflatten(-1, (self.num_heads, self.key_dim)),
             key.unflatten(-1, (self.num_heads, self.key_dim)),
             value.unflatten(-1, (self.num_heads, self.value_dim)),
-            tail if output_state else None,
         )

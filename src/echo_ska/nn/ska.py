@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from echo_ska.algebra import SufficientStatistics, TensorRecord
-from echo_ska.nn.mixer import SequenceMixer
+from echo_ska.algebra import SufficientStatistics
+from echo_ska.nn.mixer import MixerState, SequenceMixer
 from echo_ska.nn.projections import QueryKeyValue, head_width
 from echo_ska.ops import RecurrentState, spectral_koopman_attention
+from echo_ska.ops.arguments import RIDGE_FLOOR
+from echo_ska.ops.decoding import DecodingState, advance
 
 # The write gate is a sigmoid stretched from (0, 1) to (-s, 1 + s) and cut to [0, 1] (the stretch of the hard concrete
 # distribution, Louizos et al., arXiv 1712.01312): what a head has learnt not to store gets a weight of exactly 0. A
@@ -31,17 +33,27 @@ def unit_norm(vectors: Tensor) -> Tensor:
     return vectors * (vectors.square().sum(dim=-1, keepdim=True) + NORM_EPS**2).rsqrt()
 
 
+def _precise(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 @dataclasses.dataclass
-class SpectralKoopmanState(TensorRecord):
+class SpectralKoopmanState(MixerState):
     """What an SKA layer carries, N rows (one a sequence).
 
     Attributes:
         convolution: [N, conv_kernel - 1, H (2 r + P)], the last inputs of the short convolution, oldest first.
-        recurrent: the op's state.
+        recurrent: the op's state; a `DecodingState` from the layer's first `step` on, until `compact`.
     """
 
     convolution: Tensor
-    recurrent: RecurrentState
+    recurrent: RecurrentState | DecodingState
+
+    def compact(self) -> SpectralKoopmanState:
+        """With the statistics alone, without the inverse that decoding carries along."""
+        if isinstance(self.recurrent, RecurrentState):
+            return self
+        return SpectralKoopmanState(self.convolution.clone(), self.recurrent.to_recurrent())
 
 
 class SpectralKoopmanAttention(SequenceMixer):
@@ -174,8 +186,8 @@ class SpectralKoopmanAttention(SequenceMixer):
 
     @property
     def ridge(self) -> Tensor:
-        """The ridge of each head, [H], > 0."""
-        return F.softplus(self.raw_ridge)
+        """The ridge of each head, [H], no less than float32 can honour (docs/numerics.md)."""
+        return F.softplus(self.raw_ridge).clamp_min(RIDGE_FLOOR)
 
     def forward(
         self,
@@ -194,6 +206,8 @@ class SpectralKoopmanAttention(SequenceMixer):
         Raises:
             ValueError: a state is given or asked for where the settings allow none.
         """
+        if isinstance(state, SpectralKoopmanState):
+            state = state.compact()
         self.check_inputs(hidden_states, state, cu_seqlens)
         if write_mask is not None and write_mask.shape != hidden_states.shape[:2]:
             raise ValueError(
@@ -204,21 +218,21 @@ class SpectralKoopmanAttention(SequenceMixer):
                 "a layer that reads the whole sequence (causal=False or sequence-max normalisation) has no state: "
                 "run it on whole sequences with use_cache=False"
             )
+        initial = None
+        if state is not None:
+            assert isinstance(state.recurrent, RecurrentState)
+            initial = state.recurrent
         query, key, value, tail = self.qkv(
             hidden_states,
             None if state is None else state.convolution,
             cu_seqlens=cu_seqlens,
             output_state=output_state,
         )
-        precise = torch.promote_types(query.dtype, torch.float32)
-        query, key = self._normalised(query.to(precise), key.to(precise), cu_seqlens)
-        write_weight = self._write_weight(hidden_states, precise)
+        query, key = self._normalised(_precise(query), _precise(key), cu_seqlens)
+        write_weight = self._write_weight(hidden_states, query.dtype)
         if write_mask is not None:
             stored = write_mask.unsqueeze(-1).to(query.dtype)
             write_weight = stored.expand(query.shape[:3]) if write_weight is None else write_weight * stored
-        blend = None
-        if self.blend_weight is not None and self.blend_bias is not None:
-            blend = torch.sigmoid((query * self.blend_weight.to(precise)).sum(-1) + self.blend_bias.to(precise))
         output, recurrent = spectral_koopman_attention(
             query,
             key,
@@ -226,21 +240,62 @@ class SpectralKoopmanAttention(SequenceMixer):
             write_weight,
             ridge=self.ridge,
             power=self.power,
-            blend=blend,
+            blend=self._blend(query),
             gain=1.0 if self.gain is None else self.gain,
             scale=1.0 if self.scale is None else self.scale,
             causal=self.causal,
             refresh_interval=self.refresh_interval,
-            initial_state=None if state is None else state.recurrent,
+            initial_state=initial,
             output_final_state=output_state,
             cu_seqlens=cu_seqlens,
         )
-        if self.norm is not None:
-            output = self.norm(output.to(self.norm.weight.dtype))
-        mixed = self.o_proj(output.flatten(-2))
+        mixed = self._projected_out(output)
         if tail is None or recurrent is None:
             return mixed, None
         return mixed, SpectralKoopmanState(tail, recurrent)
+
+    def prepare(self, state: SpectralKoopmanState) -> None:
+        """Bring `state` into its decoding form, which belongs to the layer's present ridge, and do what is due."""
+        if isinstance(state.recurrent, RecurrentState):
+            state.recurrent = DecodingState.of(
+                state.recurrent, self.ridge, power=self.power, refresh_interval=self.refresh_interval
+            )
+        state.recurrent.prepare(self.ridge)
+
+    def advance(self, hidden_states: Tensor, state: SpectralKoopmanState) -> Tensor:
+        """Write and read one token a row in O(r^2 + r P) a head; see `SequenceMixer.advance`."""
+        assert isinstance(state.recurrent, DecodingState), "prepare() comes before advance()"
+        hidden_states = hidden_states.squeeze(1)
+        query, key, value = self.qkv.step(hidden_states, state.convolution)
+        query, key = unit_norm(_precise(query)), unit_norm(_precise(key))  # [N, H, r]
+        output = advance(
+            state.recurrent,
+            query,
+            key,
+            value,
+            self._write_weight(hidden_states, query.dtype),
+            power=self.power,
+            blend=self._blend(query),
+            gain=1.0 if self.gain is None else self.gain,
+            scale=1.0 if self.scale is None else self.scale,
+        )
+        return self._projected_out(output).unsqueeze(1)
+
+    def check_inputs(self, hidden_states: Tensor, state: Any, cu_seqlens: Tensor | None) -> None:
+        """Also for a state in its decoding form, whose tensors are other ones; see `SequenceMixer.check_inputs`."""
+        if not isinstance(state, SpectralKoopmanState) or isinstance(state.recurrent, RecurrentState):
+            return super().check_inputs(hidden_states, state, cu_seqlens)
+        rows, height = hidden_states.shape[0], 2 * self.rank + self.head_dim
+        tail = self.qkv.init_tail(rows, device="meta", dtype=None)
+        for name, tensor, wanted in (
+            ("convolution", state.convolution, list(tail.shape)),
+            ("moments", state.recurrent.moments, [rows, self.num_heads, height, self.rank]),
+        ):
+            if list(tensor.shape) != wanted:
+                raise ValueError(
+                    f"state is of another layer or batch: its {name} is {list(tensor.shape)}, this call's {wanted} "
+                    "(rows first)"
+                )
 
     def init_state(
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -261,8 +316,21 @@ class SpectralKoopmanAttention(SequenceMixer):
             raise ValueError("a layer that reads the whole sequence has no state, and so no bytes of it")
         return self.init_state(1, device="meta").nbytes
 
+    def _blend(self, query: Tensor) -> Tensor | None:
+        """[..., H, r] -> [..., H] in [0, 1], or None for the pure power filter."""
+        if self.blend_weight is None or self.blend_bias is None:
+            return None
+        scores = (query * self.blend_weight.to(query.dtype)).sum(-1)
+        return torch.sigmoid(scores + self.blend_bias.to(query.dtype))
+
+    def _projected_out(self, output: Tensor) -> Tensor:
+        """What each head has read, [..., H, P] -> [..., d]."""
+        if self.norm is not None:
+            output = self.norm(output.to(self.norm.weight.dtype))
+        return self.o_proj(output.flatten(-2))
+
     def _write_weight(self, hidden_states: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """[B, T, d] -> [B, T, H] in [0, 1]; exactly 0 below a sigmoid of about s, exactly 1 above about 1 - s."""
+        """[..., d] -> [..., H] in [0, 1]; exactly 0 below a sigmoid of about s, exactly 1 above about 1 - s."""
         if self.gate_proj is None:
             return None
         gate = torch.sigmoid(self.gate_proj(hidden_states).to(dtype))

@@ -12,11 +12,15 @@ from torch import Tensor
 from echo_ska.algebra import SufficientStatistics, accumulator_dtype
 from echo_ska.ops.state import RecurrentState
 
+RIDGE_FLOOR = 5e-4
+"""The least ridge for inputs below float64 and keys of about unit norm: half of the published 1e-3. Below it, gradients
+of float32 calls are rounding errors (docs/numerics.md)."""
+
 _checks_enabled = os.environ.get("ECHO_SKA_CHECKS", "1") != "0"
 
 
 def set_value_checks(enabled: bool) -> bool:
-    """Switch the checks of tensor VALUES (finite, weights in [0, 1], ridge > 0) on or off; returns the old setting.
+    """Switch the checks of tensor VALUES (finite, in range) on or off; returns the old setting.
 
     They cost one pass over the inputs and, on a GPU, one synchronisation. The environment variable
     ECHO_SKA_CHECKS=0 switches them off from the start. Shapes are always checked.
@@ -151,12 +155,13 @@ def check_arguments(
 def _per_head(name: str, number: Tensor | float, heads: int, device: torch.device) -> Tensor:
     if not isinstance(number, Tensor | float | int) or isinstance(number, bool):
         raise ValueError(f"{name} must be a number or a tensor, got {number!r}")
-    tensor = torch.as_tensor(number, device=device)
+    precise = accumulator_dtype(device)  # a Python number must not be rounded to torch's default dtype first
+    tensor = number.to(device) if isinstance(number, Tensor) else torch.tensor(number, device=device, dtype=precise)
     if tensor.is_complex():
         raise ValueError(f"{name} must be real, got {tensor.dtype}")
     if tensor.shape not in ((), (1,), (heads,)):
         raise ValueError(f"{name} must be a number or a tensor of one per head [{heads}], got {list(tensor.shape)}")
-    return tensor.to(accumulator_dtype(device)).expand(heads)
+    return tensor.to(precise).expand(heads)
 
 
 def check_boundaries(cu_seqlens: Tensor, batch: int, time: int) -> list[int]:
@@ -220,5 +225,15 @@ def _check_values(arguments: Arguments) -> None:
             low, high = (float(bound) for bound in tensor.aminmax())
             if low < 0 or high > 1:
                 raise ValueError(f"{name} must lie in [0, 1], found values from {low:.6g} to {high:.6g}")
-        if name == "ridge" and float(tensor.min()) <= 0:
-            raise ValueError(f"ridge must be > 0, got {float(tensor.min()):.6g}")
+        if name == "ridge":
+            _check_ridge(float(tensor.min()), arguments.value.dtype)
+
+
+def _check_ridge(smallest: float, dtype: torch.dtype) -> None:
+    if smallest <= 0:
+        raise ValueError(f"ridge must be > 0, got {smallest:.6g}")
+    if dtype != torch.float64 and smallest < RIDGE_FLOOR:
+        raise ValueError(
+            f"ridge must be at least {RIDGE_FLOOR:g} for {dtype} inputs, got {smallest:.6g}: raise it, or pass float64 "
+            "(docs/numerics.md shows what is lost below)"
+        )

@@ -8,14 +8,16 @@ import logging
 import torch
 from torch import Tensor
 
-from echo_ska.ops.arguments import check_arguments
+from echo_ska.ops.arguments import Arguments, check_arguments
 from echo_ska.ops.chunked import chunked_attention
+from echo_ska.ops.native import native_attention, why_not_native
 from echo_ska.ops.recurrent import recurrent_attention
 from echo_ska.ops.state import RecurrentState
+from echo_ska.ops.triton.support import refusal
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "recurrent", "chunked")
+BACKENDS = ("auto", "recurrent", "chunked", "native", "triton")
 
 
 def spectral_koopman_attention(
@@ -35,6 +37,7 @@ def spectral_koopman_attention(
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
     chunk_size: int | None = None,
+    recompute: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, RecurrentState | None]:
     """Spectral Koopman Attention: ridge regression of values on keys, read through a power of the keys' operator.
@@ -61,7 +64,7 @@ def spectral_koopman_attention(
         key: [B, T, H, r]. Keys of about unit norm suit a ridge of about 1.
         value: [B, T, H, P].
         write_weight: [B, T, H] in [0, 1]; None = 1. Its gradient at exactly 0 is defined as 0.
-        ridge: > 0, scalar or [H].
+        ridge: > 0, scalar or [H]; at least 5e-4 unless the inputs are float64 (docs/numerics.md).
         power: K >= 0; 0 is ridge regression without an intercept.
         blend: [B, T, H] in [0, 1], or None for the pure power filter.
         gain, scale: scalar or [H].
@@ -70,8 +73,12 @@ def spectral_koopman_attention(
         output_final_state: whether to return the state after the last token.
         cu_seqlens: [N + 1] boundaries of N sequences packed along time (then B = 1 and states have N rows).
         chunk_size: tokens a chunk of the parallel route; None chooses. It does not change the function.
-        backend: "recurrent" (token by token: the definition and the decoder), "chunked" (parallel PyTorch), or
-            "auto" (recurrent for a single token, else chunked).
+        recompute: keep nothing per token for the backward pass, which then computes it again: less memory, about a
+            third more time.
+        backend: "recurrent" (token by token: the definition and the decoder), "chunked" (parallel PyTorch),
+            "native" (causal reads on a CPU, by C kernels that are compiled on first use), "triton" (GPU kernels;
+            float32 or lower, rank up to 128, first derivatives), or "auto": recurrent for a single token, else
+            native on a CPU, triton on a GPU, chunked where those cannot take the call.
 
     Returns:
         The output [B, T, H, P] in the dtype of `value`, and a `RecurrentState` or None.
@@ -103,20 +110,45 @@ def spectral_koopman_attention(
         cu_seqlens=cu_seqlens,
     )
     if backend == "auto":
-        backend = "recurrent" if query.shape[1] == 1 else "chunked"
-        _say_once(backend)
+        backend = _choose(arguments, chunk_size)
+        _say(backend, "single tokens" if query.shape[1] == 1 else "several tokens")
+    elif backend == "triton" and (reason := refusal(arguments, chunk_size)) is not None:
+        raise ValueError(f'backend "triton" cannot take this call, {reason}; or use backend="chunked"')
+    elif backend == "native" and (reason := why_not_native(arguments)) is not None:
+        raise ValueError(f'backend "native" cannot take this call: {reason}; use backend="chunked"')
+    state: RecurrentState | None
     with torch.autocast(query.device.type, enabled=False):
         if query.shape[0] * query.shape[1] == 0:
             output, state = value, arguments.start().clone()
         elif backend == "recurrent":
             output, state = recurrent_attention(arguments)
+        elif backend == "triton":
+            from echo_ska.ops.triton.route import triton_attention  # imports triton
+
+            output, state = triton_attention(arguments, chunk_size)
+        elif backend == "native":
+            output, state = native_attention(arguments, recompute)
         else:
-            output, state = chunked_attention(arguments, chunk_size)
+            output, state = chunked_attention(arguments, chunk_size, recompute, output_final_state)
     return output.to(value.dtype), state if output_final_state else None
 
 
+def _choose(arguments: Arguments, chunk_size: int | None) -> str:
+    """What "auto" means for this call."""
+    if arguments.query.shape[1] == 1:
+        return "recurrent"
+    device = arguments.query.device.type
+    if device == "cuda" and refusal(arguments, chunk_size) is None:
+        return "triton"
+    return "native" if device == "cpu" and why_not_native(arguments) is None else "chunked"
+
+
+@torch.compiler.assume_constant_result  # so that it is said, once, where the call is compiled
+def _say(backend: str, which: str) -> None:
+    _say_once(backend, which)
+
+
 @functools.cache
-def _say_once(backend: str) -> None:
+def _say_once(backend: str, which: str) -> None:
     """Log, the first time only, what "auto" chose."""
-    which = "single tokens" if backend == "recurrent" else "several tokens"
     logger.info('spectral_koopman_attention: backend "auto" is "%s" for %s', backend, which)

@@ -1,20 +1,20 @@
-"""Chunk-parallel PyTorch: all tokens of a chunk, all chunks and all heads at once."""
+"""Parallel PyTorch: all tokens of a segment at once, on any device."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from echo_ska.algebra import SufficientStatistics, accumulator_dtype, weighted
+from echo_ska.algebra import SufficientStatistics, weighted
 from echo_ska.ops.arguments import Arguments
-from echo_ska.ops.chunk_read import read_chunks
-from echo_ska.ops.layout import ChunkLayout
+from echo_ska.ops.segments.function import parallel_read
+from echo_ska.ops.sequences import coefficients
 from echo_ska.ops.state import RecurrentState, choose_rows
 
-DEFAULT_CHUNK_SIZE = 32
 
-
-def chunked_attention(arguments: Arguments, chunk_size: int | None = None) -> tuple[Tensor, RecurrentState]:
+def chunked_attention(
+    arguments: Arguments, chunk_size: int | None = None, recompute: bool = False, output_final_state: bool = True
+) -> tuple[Tensor, RecurrentState | None]:
     """The same function as `recurrent_attention`, parallel in time.
 
     Statistics are accumulated and factored in the accumulator's dtype; tokens are processed in float64 if the
@@ -24,134 +24,101 @@ def chunked_attention(arguments: Arguments, chunk_size: int | None = None) -> tu
         arguments: a checked call with at least one token.
         chunk_size: tokens a chunk for the exact causal read (other reads have their own chunks), or None for the
             default. It changes the speed and the rounding, never the function.
+        recompute: keep nothing per token for the backward pass, which computes it again.
+        output_final_state: whether the state is wanted.
 
     Returns:
-        The output [B, T, H, P] in the compute dtype and the state after the last token of each sequence.
+        The output [B, T, H, P] in the compute dtype and the state after the last token of each sequence, or None.
     """
     start = arguments.start()
-    layout = _layout(arguments, start, chunk_size or DEFAULT_CHUNK_SIZE)
-    compute = torch.float64 if arguments.value.dtype == torch.float64 else torch.float32
-    accumulator = accumulator_dtype(arguments.key.device)
-
-    weight = None if arguments.write_weight is None else arguments.write_weight.to(compute)
-    key, value = weighted(arguments.key.to(compute), arguments.value.to(compute), weight)
-    previous_key = _previous_keys(layout, key, start.statistics.previous_key.to(compute))
-    x, z, u = layout.to_chunks(key), layout.to_chunks(previous_key), layout.to_chunks(value)
-    x_sum, z_sum, u_sum = x.to(accumulator), z.to(accumulator), u.to(accumulator)
     initial = start.statistics
-    terms = {
-        "gram": (initial.gram, x_sum.mT @ x_sum),
-        "lag_moment": (initial.lag_moment, x_sum.mT @ z_sum),
-        "value_moment": (initial.value_moment, u_sum.mT @ x_sum),
-    }
-    before: dict[str, Tensor] = {}  # the sums before each chunk, [C, ...]
-    after: dict[str, Tensor] = {}  # the sums after each sequence, [N, ...]
-    for name, (first, chunk_sums) in terms.items():
-        before[name], after[name] = layout.prefix_sums(first, chunk_sums)
-    final = _advanced(layout, key, initial, layout.lengths, after)
-
-    frozen, own_tokens = None, {}
-    if not arguments.causal:
-        rows = layout.sequence_of_chunk.to(key.device)
-        before = {name: total[rows] for name, total in after.items()}
-    elif arguments.refresh_interval is None:
-        own_tokens = {"key": x, "previous_key": z, "value": u}
-    else:
-        before, frozen = _freeze(layout, key, start, before, final)
-    output = read_chunks(
-        layout.to_chunks(arguments.query.to(compute)),
-        **before,
-        **own_tokens,
-        batch_rows=layout.sequence_of_chunk,
-        ridge=arguments.ridge[:, None, None],
-        gain=arguments.gain[:, None, None],
-        scale=arguments.scale[:, None, None],
+    compute = torch.float64 if arguments.value.dtype == torch.float64 else torch.float32
+    plain, filtered = coefficients(arguments, compute)
+    # An empty state's frozen statistics are its statistics: then tokens need no lead.
+    frozen = None if arguments.initial_state is None else start.frozen_statistics
+    bounds = None if arguments.cu_seqlens is None else torch.tensor(arguments.cu_seqlens)
+    output, sums = parallel_read(
+        arguments.query,
+        arguments.key,
+        arguments.value,
+        arguments.write_weight,
+        plain,
+        filtered,
+        arguments.ridge,
+        (initial.gram, initial.lag_moment, initial.value_moment, initial.previous_key),
+        None if frozen is None else (frozen.gram, frozen.lag_moment, frozen.value_moment),
+        start.position if frozen is not None else None,
+        bounds,
         power=arguments.power,
-        blend=None if arguments.blend is None else layout.to_chunks(arguments.blend.to(compute)),
+        causal=arguments.causal,
+        refresh_interval=arguments.refresh_interval,
+        chunk_size=chunk_size,
+        recompute=recompute,
+        final_state=output_final_state,
     )
-    position = start.position + (final.count - initial.count)
-    return layout.from_chunks(output), RecurrentState(final, frozen, position)
+    return output, _final_state(arguments, start, bounds, sums) if output_final_state else None
 
 
-def _layout(arguments: Arguments, start: RecurrentState, chunk_size: int) -> ChunkLayout:
+def _final_state(
+    arguments: Arguments, start: RecurrentState, bounds: Tensor | None, sums: tuple[Tensor, Tensor, Tensor]
+) -> RecurrentState:
+    """The state after the last token, whose gram, lag and value moment are `sums`."""
+    initial = start.statistics
     batch, time = arguments.query.shape[:2]
-    offsets = [0] * arguments.num_sequences
-    if arguments.refresh_interval is not None:
-        chunk_size = arguments.refresh_interval
-        if arguments.initial_state is not None:
-            offsets = [position % chunk_size for position in start.position.tolist()]
-    elif not arguments.causal and arguments.cu_seqlens is None:
-        chunk_size = time
+    device = initial.count.device
+    if bounds is None:
+        rows, starts = torch.arange(batch, device=device), initial.count.new_zeros(batch)
+        lengths = torch.full_like(initial.count, time)
     else:
-        chunk_size = min(chunk_size, time)
-    if arguments.cu_seqlens is None and not any(offsets):
-        return ChunkLayout.dense(batch, time, chunk_size)
-    if arguments.cu_seqlens is None:
-        bounds = [row * time for row in range(batch + 1)]
-    else:
-        bounds = arguments.cu_seqlens
-    return ChunkLayout.ragged(batch, time, chunk_size, bounds, offsets)
-
-
-def _previous_keys(layout: ChunkLayout, key: Tensor, carried_in: Tensor) -> Tensor:
-    """The key one token earlier, [B, T, H, r]; `carried_in` [N, H, r] before the first token of each sequence."""
-    flat = key.flatten(0, 1)
-    shifted = torch.cat([flat.new_zeros(1, *flat.shape[1:]), flat[:-1]])
-    rows = [n for n, length in enumerate(layout.lengths) if length > 0]
-    starts = torch.tensor([layout.starts[n] for n in rows], device=key.device, dtype=torch.int64)
-    return shifted.index_copy(0, starts, carried_in[rows]).view_as(key)
-
-
-def _advanced(
-    layout: ChunkLayout, key: Tensor, initial: SufficientStatistics, lengths: list[int], sums: dict[str, Tensor]
-) -> SufficientStatistics:
-    """The statistics after the first lengths[n] tokens of each sequence, whose `sums` [N, ...] are known."""
-    flat = key.flatten(0, 1).to(initial.gram.dtype)
-    device = key.device
-    taken = torch.tensor(lengths, device=device)
-    starts = torch.tensor(layout.starts, device=device)
-    last = flat[(starts + taken - 1).clamp(0, len(flat) - 1)]
-    first = flat[starts.clamp(max=len(flat) - 1)]
-    any_token = (taken > 0)[:, None, None]
+        rows, starts = torch.zeros_like(initial.count), bounds[:-1].to(device)
+        lengths = bounds.diff().to(device)
+    any_token = (lengths > 0)[:, None, None]
     begins_here = any_token & (initial.count == 0)[:, None, None]
+    first_key, last_key = (
+        _weighted_tokens(arguments, rows, place.clamp(0, time - 1))[0].to(initial.gram.dtype)
+        for place in (starts, starts + lengths - 1)
+    )
+    final = SufficientStatistics(
+        *sums,
+        first_key=torch.where(begins_here, first_key, initial.first_key),
+        previous_key=torch.where(any_token, last_key, initial.previous_key),
+        count=initial.count + lengths,
+    )
+    position = start.position + lengths
+    frozen = start.frozen_statistics
+    if frozen is not None and arguments.refresh_interval is not None:
+        # The tokens since the last refresh, at most an interval less one, are taken away again.
+        tail = position % arguments.refresh_interval
+        refreshed = _without_tail(arguments, final, rows, starts + lengths, torch.minimum(tail, lengths))
+        frozen = choose_rows(tail < lengths, refreshed, frozen)
+    return RecurrentState(final, frozen, position)
+
+
+def _without_tail(
+    arguments: Arguments, final: SufficientStatistics, rows: Tensor, ends: Tensor, tail: Tensor
+) -> SufficientStatistics:
+    """`final` without the last tail[n] < refresh_interval tokens of sequence n, which ends before token ends[n]."""
+    time, dtype = arguments.query.shape[1], final.gram.dtype
+    assert arguments.refresh_interval is not None
+    width = min(arguments.refresh_interval - 1, time - 1)
+    back = torch.arange(width + 1, device=ends.device)
+    places = (ends[:, None] - 1 - back).clamp(min=0)  # the last token first
+    key, value = (tensor.to(dtype).transpose(1, 2) for tensor in _weighted_tokens(arguments, rows[:, None], places))
+    inside = (back < tail[:, None])[:, None, :width, None]
+    x, u, previous = key[:, :, :width] * inside, value[:, :, :width] * inside, key[:, :, 1:]
+    last = tail.clamp(max=width)[:, None, None, None].expand(-1, key.shape[1], 1, key.shape[3])
     return SufficientStatistics(
-        **sums,
-        first_key=torch.where(begins_here, first, initial.first_key),
-        previous_key=torch.where(any_token, last, initial.previous_key),
-        count=initial.count + taken,
+        gram=final.gram - x.mT @ x,
+        lag_moment=final.lag_moment - x.mT @ previous,
+        value_moment=final.value_moment - u.mT @ x,
+        first_key=final.first_key,
+        previous_key=key.gather(2, last).squeeze(2),
+        count=final.count - tail,
     )
 
 
-def _freeze(
-    layout: ChunkLayout,
-    key: Tensor,
-    start: RecurrentState,
-    before: dict[str, Tensor],
-    final: SufficientStatistics,
-) -> tuple[dict[str, Tensor], SufficientStatistics]:
-    """What the tokens of each chunk read under a refresh interval, and the statistics frozen at the end.
-
-    A chunk that an earlier call began goes on reading what that call froze.
-    """
-    assert start.frozen_statistics is not None
-    sums = dict(before)
-    begun = [n for n, (offset, count) in enumerate(zip(layout.offsets, layout.chunks, strict=True)) if offset and count]
-    if begun:
-        chunks = torch.tensor([layout.first_chunks[n] for n in begun], device=key.device)
-        for name, tensor in sums.items():
-            sums[name] = tensor.index_copy(0, chunks, getattr(start.frozen_statistics, name)[begun])
-
-    size = layout.chunk_size
-    ends = [offset + length for offset, length in zip(layout.offsets, layout.lengths, strict=True)]
-    # Tokens of each sequence before its last chunk boundary; below 1, this call has crossed none.
-    crossed = [end // size * size - offset for end, offset in zip(ends, layout.offsets, strict=True)]
-    at_boundary = {}
-    for name, tensor in sums.items():
-        rows = [
-            getattr(final, name)[n] if end % size == 0 or not layout.chunks[n] else tensor[first + layout.chunks[n] - 1]
-            for n, (end, first) in enumerate(zip(ends, layout.first_chunks, strict=True))
-        ]
-        at_boundary[name] = torch.stack(rows)
-    refrozen = _advanced(layout, key, start.statistics, [max(count, 0) for count in crossed], at_boundary)
-    is_new = torch.tensor([count > 0 for count in crossed], device=key.device)
-    return sums, choose_rows(is_new, refrozen, start.frozen_statistics)
+def _weighted_tokens(arguments: Arguments, rows: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """The weighted key and value of some tokens, [..., H, r] and [..., H, P], in the compute dtype."""
+    compute = torch.float64 if arguments.value.dtype == torch.float64 else torch.float32
+    weight = None if arguments.write_weight is None else arguments.write_weight[rows, places].to(compute)
+    return weighted(arguments.key[rows, places].to(compute), arguments.value[rows, places].to(compute), weight)

@@ -18,23 +18,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCES = ("kernels.c", "products.h", "attention.h", "gradients.h")
+SOURCES = ("kernels.c", "products.h", "attention.h", "gradients.h", "step.h")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 COMPILE_SECONDS = 300
 
 
-def _fields() -> list[tuple[str, type]]:
-    """The fields of the C struct `Call`, numbers and addresses, as kernels.c declares them."""
+def _fields(struct: str) -> list[tuple[str, type]]:
+    """The fields of a C struct, numbers and addresses, as kernels.c declares them."""
     text = (Path(__file__).parent / "kernels.c").read_text(encoding="utf-8")
-    struct = text[text.index("typedef struct {") : text.index("} Call;")]
-    declared = re.findall(r"(\*?)(\w+)\s*[,;]", re.sub(r"/\*.*?\*/", "", struct, flags=re.DOTALL))
-    return [(name, ctypes.c_void_p if star else ctypes.c_int64) for star, name in declared]
+    body = text[: text.index(f"}} {struct};")].rpartition("typedef struct {")[2]
+    lines = re.sub(r"/\*.*?\*/", "", body, flags=re.DOTALL).split(";")
+    numbers = {"int64_t": ctypes.c_int64, "double": ctypes.c_double}
+    return [
+        (name, ctypes.c_void_p if star else numbers[line.split()[0]])
+        for line in lines
+        for star, name in re.findall(r"(\*?)(\w+)(?:,|$)", line.strip())
+    ]
 
 
-class Call(ctypes.Structure):
-    """One call of the kernels; kernels.c says what its fields are."""
-
-    _fields_ = _fields()
+class Pointers(ctypes.Structure):
+    """A C struct of numbers and addresses of tensors."""
 
     def point(self, **tensors: Tensor | None) -> None:
         """Set addresses, and keep the tensors alive as long as this call; None and empty tensors become null."""
@@ -42,6 +45,18 @@ class Call(ctypes.Structure):
             assert tensor is None or tensor.is_contiguous()
             setattr(self, name, tensor.data_ptr() or None if tensor is not None and tensor.numel() else None)
             self.__dict__[f"{name}_tensor"] = tensor
+
+
+class Call(Pointers):
+    """One call of the reads; kernels.c says what its fields are."""
+
+    _fields_ = _fields("Call")
+
+
+class Step(Pointers):
+    """One decoded token of every head; kernels.c says what its fields are."""
+
+    _fields_ = _fields("Step")
 
 
 @functools.cache
@@ -67,6 +82,7 @@ def library() -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(path))
     for function in (loaded.echo_ska_scratch_bytes, loaded.echo_ska_anchor_size, loaded.echo_ska_row_size):
         function.argtypes, function.restype = [ctypes.POINTER(Call)], ctypes.c_int64
+    loaded.echo_ska_step.argtypes, loaded.echo_ska_step.restype = [ctypes.POINTER(Step)], None
     loaded.echo_ska_work.argtypes, loaded.echo_ska_work.restype = [ctypes.POINTER(Call), ctypes.c_void_p], None
     return loaded
 

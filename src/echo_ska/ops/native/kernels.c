@@ -57,6 +57,17 @@ typedef struct {
   double *ridge_grad, *gram_grad, *lag_grad, *moment_grad, *previous_grad;
 } Call;
 
+/* One token of every head of a layer, in place on its decoding state. Absent coefficients are uniform. */
+typedef struct {
+  int64_t is_double, matrices, heads, rank, head_dim, power;
+  double uniform_gain, uniform_scale;
+  double *moments, *inverse, *previous_key;
+  const void *query, *key, *value, *write_weight, *blend, *gain, *scale;
+  void *output;
+} Step;
+
+#define MOST_RANK 1024
+
 #define REAL double
 #define NAME(name) name##_f64
 #define root_f64 sqrt
@@ -107,8 +118,19 @@ static long segment_end(const Call *call, long n, long g) {
   return g + 1 < call->segment_first[n + 1] ? call->segments[g + 1] : call->bounds[n + 1];
 }
 
+static double dot(long n, const double *a, const double *b) {
+  vector_f64 sums = {0};
+  const long lanes = VECTOR_BYTES / sizeof(double), whole = n / lanes * lanes;
+  for (long j = 0; j < whole; j += lanes) sums += *(const vector_f64 *)(a + j) * *(const vector_f64 *)(b + j);
+  double sum = 0;
+  for (long j = 0; j < lanes; j++) sum += sums[j];
+  for (long j = whole; j < n; j++) sum += a[j] * b[j];
+  return sum;
+}
+
 #include "attention.h"
 #include "gradients.h"
+#include "step.h"
 #undef REAL
 #undef NAME
 #define REAL float
@@ -117,6 +139,7 @@ static long segment_end(const Call *call, long n, long g) {
 #include "products.h"
 #include "attention.h"
 #include "gradients.h"
+#include "step.h"
 
 /* Bytes of scratch memory that every worker of this call needs. */
 int64_t echo_ska_scratch_bytes(const Call *call) {
@@ -162,3 +185,5 @@ void echo_ska_work(Call *call, char *scratch) {
       call->is_double ? forward_f64(call, &doubles, n, from, to) : forward_f32(call, &floats, n, from, to);
   }
 }
+
+void echo_ska_step(const Step *step) { step->is_double ? step_f64(step) : step_f32(step); }

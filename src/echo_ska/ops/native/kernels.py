@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -214,7 +215,7 @@ def _describe(query: Tensor, value: Tensor, power: int, interval: int, bounds: T
     first, longest = [0], 1
     for begin, end, before in zip(edges[:-1], edges[1:], counts, strict=True):
         starts = segment_starts(begin, end, before, interval)
-        longest = max([longest, *(b - a for a, b in zip(starts, [*starts[1:], end], strict=True))])
+        longest = max([longest, *(b - a for a, b in itertools.pairwise([*starts, end]))])
         segments += starts
         first.append(len(segments))
     call = Call(

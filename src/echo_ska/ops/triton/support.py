@@ -1,0 +1,44 @@
+"""Whether this backend can take a call, and why not; needs no triton."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+
+import torch
+
+from echo_ska.ops.arguments import Arguments
+
+MAX_RANK = 128
+MAX_CHUNK_SIZE = 64
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+@functools.cache
+def installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter is on, which runs kernels on the CPU (for tests)."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+def refusal(arguments: Arguments, chunk_size: int | None) -> str | None:
+    """Why the call does not fit, and what to change; None if it does."""
+    if not installed():
+        return "triton is not installed: pip install 'echo-ska[gpu]'"
+    device = arguments.query.device
+    if device.type != "cuda" and not (device.type == "cpu" and interpreted()):
+        return f"the tensors are on {device}: move them to a GPU (or, to interpret the kernels, set TRITON_INTERPRET=1)"
+    for name in ("query", "key", "value"):
+        dtype = getattr(arguments, name).dtype
+        if dtype not in DTYPES:
+            return f"{name} is {dtype}: convert it to float32 or lower with .to()"
+    rank = arguments.query.shape[-1]
+    if rank > MAX_RANK:
+        return f"the rank {rank} is above {MAX_RANK}: lower it"
+    if chunk_size is not None and chunk_size > MAX_CHUNK_SIZE:
+        return f"chunk_size {chunk_size} is above {MAX_CHUNK_SIZE}: lower it, or leave it None"
+    return None
