@@ -103,13 +103,33 @@ def memory() -> str:
 
 
 def accuracy() -> str:
-    """Error of float32 inputs against float64 by kind of keys and ridge."""
-    records = {record.configuration["tokens"]: record for record in _records("accuracy")}
-    first = next(iter(records.values())).figures
-    rows = [["tokens", "keys", *(f"ridge {ridge}" for ridge in next(iter(first.values())))]]
+    """Error of float32 calls against float64 by kind of keys and ridge."""
+    records = {r.configuration["tokens"]: r for r in _records("accuracy") if "backend" in r.configuration}
+    ridges = list(next(iter(records.values())).figures["output"]["random"])
+    rows = [["tokens", "of", "keys", *(f"ridge {ridge}" for ridge in ridges)]]
     for tokens, record in sorted(records.items()):
-        for kind, errors in record.figures.items():
-            rows.append([f"{tokens:,}", kind, *(f"{error:.0e}" for error in errors.values())])
+        for part, kinds in record.figures.items():
+            rows += [
+                [f"{tokens:,}", f"{part}s", kind, *(f"{errors[ridge]:.0e}" for ridge in ridges)]
+                for kind, errors in kinds.items()
+            ]
+    return markdown(rows)
+
+
+def decoding_accuracy() -> str:
+    """Error of decoding against a fresh float64 factorisation, the largest over kinds of keys, by tokens and ridge."""
+    records = _records("decoding-accuracy")
+    ridges = ("1", "0.25", "0.01", "0.001")
+    rows = [["state", "tokens decoded", *(f"ridge {ridge}" for ridge in ridges)]]
+    for record in records:
+        figures = record.figures
+        for place, tokens in enumerate(figures["tokens"]):
+            worst = []
+            for ridge in ridges:
+                curves = [curve for name, curve in figures["errors"].items() if name.endswith(f", ridge {ridge}")]
+                found = [curve[place] if place < len(curve) else None for curve in curves]
+                worst.append("fails" if None in found else f"{max(found):.0e}")
+            rows.append([record.configuration["variant"], f"{tokens:,}", *worst])
     return markdown(rows)
 
 
@@ -140,6 +160,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "recipe": recipe,
     "memory": memory,
     "accuracy": accuracy,
+    "decoding-accuracy": decoding_accuracy,
     **{f"bench-{name}": functools.partial(bench, name, "cpu") for name in ("machine", *summary.TABLES)},
     **{f"bench-gpu-{name}": functools.partial(bench, name, "cuda") for name in ("machine", *summary.TABLES)},
 }
