@@ -25,7 +25,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from echo_ska.ops.arguments import check_arguments
-from echo_ska.ops.triton import decoding, function, moment_gradient, read, read_gradient, route, token_gradient
+from echo_ska.ops.triton import call, decoding, function, route
 
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 DTYPES = {
@@ -62,8 +62,7 @@ def launches(rank: int, head_dim: int, chunk_size: int, power: int, dtype: torch
         recorded.setdefault(key, (kernel, signature, constants, attributes, options))
 
     function._require_success = lambda *_: None  # type: ignore[assignment]
-    for module in (read, read_gradient, moment_gradient, token_gradient):
-        module.dot_precision = lambda device: precision  # type: ignore[assignment]
+    call.dot_precision = lambda device: precision  # type: ignore[assignment]
     JITFunction.run = record
     time, heads = 3 * chunk_size, 2
     query, key = (torch.zeros(1, time, heads, rank, dtype=dtype, requires_grad=True) for _ in range(2))

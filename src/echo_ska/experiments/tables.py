@@ -127,8 +127,8 @@ def decoding_accuracy() -> str:
             worst = []
             for ridge in ridges:
                 curves = [curve for name, curve in figures["errors"].items() if name.endswith(f", ridge {ridge}")]
-                found = [curve[place] if place < len(curve) else None for curve in curves]
-                worst.append("fails" if None in found else f"{max(found):.0e}")
+                found = [curve[place] for curve in curves if curve[place] is not None]
+                worst.append("fails" if len(found) < len(curves) else f"{max(found):.0e}")
             rows.append([record.configuration["variant"], f"{tokens:,}", *worst])
     return markdown(rows)
 

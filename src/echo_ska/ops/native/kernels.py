@@ -172,12 +172,18 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     query, key, value, write_weight, plain, filtered, ridge, _, _, _, previous_key, count, bounds = tensors
     given = (query, key, value, write_weight, plain, filtered, ridge, previous_key, count, bounds)
     ctx.save_for_backward(*given, *output[7:])
-    ctx.power, ctx.interval, ctx.set_materialize_grads = power, interval, True
+    ctx.power, ctx.interval = power, interval
+    ctx.moments = [(moment.shape, moment.device) for moment in output[1 : 7 if interval else 4]]
+    ctx.set_materialize_grads(False)  # zeros for what is kept would double it
 
 
-def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    output_grad, *moment_grads = grads[: 7 if ctx.interval else 4]
+def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
+    output_grad = torch.zeros_like(saved[2]) if grads[0] is None else grads[0]
+    moment_grads = [
+        torch.zeros(shape, device=device, dtype=torch.float64) if grad is None else grad
+        for (shape, device), grad in zip(ctx.moments, grads[1:], strict=False)
+    ]
     found = _native_read_backward(
         output_grad.contiguous(), [grad.contiguous() for grad in moment_grads], *saved, ctx.power, ctx.interval
     )

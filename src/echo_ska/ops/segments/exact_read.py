@@ -66,7 +66,9 @@ def segment_gradients(segment: ExactSegment, output_grad: Tensor, later: Statist
     """
     b, S, r, P, K, mask = segment.batch, segment.size, segment.rank, segment.head_dim, segment.power, segment.mask
     query, key, value = (segment.slot_buffer(f"{name}_grad", d) for name, d in (("query", r), ("key", r), ("value", P)))
-    output_grads, query_grads, key_grads, value_grads = (segment.cut(slots) for slots in (output_grad, query, key, value))
+    output_grads, query_grads, key_grads, value_grads = (
+        segment.cut(slots) for slots in (output_grad, query, key, value)
+    )
     rights, right_scores = segment.buffer("rights", K + 1, S, r), segment.buffer("right_scores", K + 1, S, S)
     flat_rights, flat_scores = rights.view(b, -1, r), right_scores.view(b, -1, S)
     each_right, each_score = rights.unbind(1), right_scores.unbind(1)

@@ -1,7 +1,7 @@
-"""One segment of the exact read in the basis whitened by the statistics at its start, its anchor, and its chunks' moments.
+"""One segment of the exact read in the basis whitened by its anchor, the statistics at its start; its chunks' moments.
 
-There G~ is the identity at the start. Rows are batch rows times heads, R of them, each with n chunks of S tokens. Chunks
-are read in groups: either one after the other (products of b = R matrices, which stay in a cache), or all at once
+There G~ is the identity at the start. Rows are batch rows times heads, R of them, with n chunks of S tokens. Chunks are
+read in groups: either one after the other (products of b = R matrices, which stay in a cache), or all at once
 (b = R n, for many cores or a GPU). docs/method.md section 3 derives the algebra.
 """
 
@@ -79,7 +79,14 @@ class ExactSegment:
     """
 
     def __init__(self, tokens: Tokens, kept: Kept, mask: Tensor, power: int, has_lag: bool, work: Workspace) -> None:
-        self.tokens, self.kept, self.mask, self.power, self.has_lag, self.work = tokens, kept, mask, power, has_lag, work
+        self.tokens, self.kept, self.mask, self.power, self.has_lag, self.work = (
+            tokens,
+            kept,
+            mask,
+            power,
+            has_lag,
+            work,
+        )
         self.rows, self.slots, self.rank = tokens.query.shape
         self.head_dim, self.size = tokens.value.shape[2], len(mask)
         self.chunks = self.slots // self.size
@@ -161,7 +168,9 @@ class ExactSegment:
         """The groups in reverse, from a filled `kept`, which stays as it is; their queries are not set."""
         anchor = self.kept.anchor
         if self.groups == 1:
-            inverses = self._running("inverse", self.kept.inverse, self._solve_rows[0], self._solve_rows[0], -1, from_last=True)
+            inverses = self._running(
+                "inverse", self.kept.inverse, self._solve_rows[0], self._solve_rows[0], -1, from_last=True
+            )
             operator, readout = self._moments_at_once(from_last=True)
             yield self._group(0, self._keys[0], inverses if self.chunks > 1 else None, operator, readout)
             return
@@ -173,9 +182,7 @@ class ExactSegment:
                 self._advance(i, running, inverse, -1)
             yield self._group(i, self._keys[i], inverse if i > 0 else None, operator, readout)
 
-    def _group(
-        self, i: int, query: Tensor, inverse: Tensor | None, operator: Tensor | None, readout: Tensor
-    ) -> Group:
+    def _group(self, i: int, query: Tensor, inverse: Tensor | None, operator: Tensor | None, readout: Tensor) -> Group:
         tokens = (query, self._keys[i], self._previous_keys[i], self._values[i], self._plain[i], self._filtered[i])
         return Group(i, *tokens, self._solve_rows[i], self._points[i], inverse, operator, readout)
 
@@ -221,7 +228,7 @@ class ExactSegment:
         return operator, self._running("readout", anchor.readout, value, key, 1, from_last)
 
     def _running(self, name: str, known: Tensor, left: Tensor, right: Tensor, sign: int, from_last: bool) -> Tensor:
-        """Sums before every chunk, [b, ...], whose terms are left^T right; `known` is moved to the last if it is not."""
+        """Sums before every chunk, [b, ...], of terms left^T right; `known` is moved to the last if it is not."""
         n = self.chunks
         running = self.buffer(name, *known.shape[1:]).view(self.rows, n, *known.shape[1:])
         running[:, -1 if from_last else 0] = known

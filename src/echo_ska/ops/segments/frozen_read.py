@@ -84,9 +84,7 @@ class FrozenRead:
         return ReadGradients(query.view(self.shape), plain_grad, filtered_grad, own)
 
 
-def write_gradients(
-    tokens: Tokens, later: Statistics, has_lag: bool, work: Workspace
-) -> tuple[Tensor, Tensor, Tensor]:
+def write_gradients(tokens: Tokens, later: Statistics, has_lag: bool, work: Workspace) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of a segment's keys [R, slots, r], of the key before it [R, 1, r], and of its values [R, slots, P].
 
     Args:

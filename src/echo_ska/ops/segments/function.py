@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -192,7 +193,7 @@ def _plan(call: Call, position: Tensor | None, bounds: Tensor | None, chunk_size
     else:
         edges = bounds.tolist()
         starts = [(0, edge) for edge in edges[:-1]]
-        lengths = [end - begin for begin, end in zip(edges[:-1], edges[1:], strict=True)]
+        lengths = [end - begin for begin, end in itertools.pairwise(edges)]
     if call.frozen is None or position is None:
         return dense_plan(batch, time, cut) if bounds is None else ragged_plan(starts, lengths, [0] * len(lengths), cut)
     # A lead ends where the next refresh begins.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from echo_ska.ops.triton.launch import MAX_TOKENS, padded
+from echo_ska.ops.triton.call import MAX_TOKENS, padded
 
 FIELDS = 5  # of one block: first token, tokens, sequence, group, whether it opens its sequence
 

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from echo_ska.ops.triton.launch import OPTIONS, padded, value_tile, warps
+from echo_ska.ops.triton.call import OPTIONS, padded, value_tile, warps
 from echo_ska.ops.triton.support import MAX_RANK
 from echo_ska.ops.triton.tiles import load_matrix, store_matrix
 
@@ -75,6 +75,8 @@ def decode_kernel(
         readout = load_matrix(place, head_dim - first, rank, 0, VALUE, RANK) + u[:, None] * x[None, :]
         store_matrix(place, readout, head_dim - first, rank, 0, VALUE, RANK)
         y = tl.sum(readout * point[None, :], axis=1)
+        if output.dtype.element_ty == tl.bfloat16:
+            y = y.to(tl.float32)  # the interpreter cannot turn float64 into bfloat16 at once
         tl.store(output + row * head_dim + channel, y.to(output.dtype.element_ty), mask=channel < head_dim)
 
 

@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from echo_ska.ops.triton.call import Call, padded
 from echo_ska.ops.triton.cuts import FIELDS, Segment
-from echo_ska.ops.triton.launch import OPTIONS, Tokens, dot_precision, dot_warps, padded, rank_slice
-from echo_ska.ops.triton.read import Points
+from echo_ska.ops.triton.points import Points
 from echo_ska.ops.triton.tiles import load_factor, load_matrix, load_tokens, store_matrix, times_square
 from echo_ska.ops.triton.whitening import Basis
 
@@ -135,31 +135,19 @@ def unwhiten_kernel(
 
 
 def moment_gradient(
-    tokens: Tokens,
-    segment: Segment,
-    basis: Basis,
-    plain: Tensor | None,
-    filtered: Tensor,
-    power: int,
-    solved: Points,
-    rights: Tensor,
-    output_grad: Tensor,
+    call: Call, segment: Segment, basis: Basis, solved: Points, rights: Tensor, output_grad: Tensor
 ) -> Tensor:
     """The gradient of the stacked moments that each group of the segment read, float32, [groups, H, 2 r + P, r]."""
-    heads, rank, rows, tile = tokens.heads, tokens.rank, tokens.moment_rows, segment.cuts.tile
+    heads, rank, rows, tile = call.heads, call.rank, call.moment_rows, segment.cuts.tile
     groups, size, plane = segment.num_groups, segment.cuts.block_size, solved.points[0].numel()
     gradient = basis.whitener.new_empty(groups, heads, rows, rank)
     edges = segment.group_edges().to(gradient.device)
     part = min(padded(rank), ROWS)
-    shared = {
-        "RANK": padded(rank),
-        "PRECISION": dot_precision(gradient.device),
-        "num_warps": dot_warps(part, padded(rank)),
-        **OPTIONS,
-    }
-    pairs = [(rights, solved.points, 0, True, power + 1)]
-    if power:
-        pairs.append((solved.points, rights[1:], rank, False, power))
+    unwhitening = {"RANK": padded(rank)} | call.tiles(part)
+    shared = {name: value for name, value in unwhitening.items() if name != "SLICE"}
+    pairs = [(rights, solved.points, 0, True, call.power + 1)]
+    if call.power:
+        pairs.append((solved.points, rights[1:], rank, False, call.power))
     else:
         gradient[:, :, rank : 2 * rank] = 0.0
     for left, right, first_row, negative, points in pairs:
@@ -180,12 +168,12 @@ def moment_gradient(
             ROWS=part,
             **shared,
         )
-    value_part = min(padded(tokens.head_dim), ROWS)
-    value_moment_gradient_kernel[(groups, heads, triton.cdiv(tokens.head_dim, value_part))](
+    value_part = min(padded(call.head_dim), ROWS)
+    value_moment_gradient_kernel[(groups, heads, triton.cdiv(call.head_dim, value_part))](
         solved.points,
         output_grad,
-        plain,
-        filtered,
+        call.plain,
+        call.filtered,
         segment.cuts.blocks,
         edges,
         gradient,
@@ -194,17 +182,17 @@ def moment_gradient(
         2 * rank,
         heads,
         rank,
-        tokens.head_dim,
+        call.head_dim,
         rows,
         size,
         FIELDS=FIELDS,
-        POWER=power,
+        POWER=call.power,
         TOKENS=tile,
         ROWS=value_part,
         **shared,
     )
-    for left, length in ((True, rank), (False, rows)):
+    for from_left, length in ((True, rank), (False, rows)):
         unwhiten_kernel[(groups, heads, triton.cdiv(length, part))](
-            basis.whitener, gradient, heads, rank, rows, LEFT=left, ROWS=part, SLICE=rank_slice(rank), **shared
+            basis.whitener, gradient, heads, rank, rows, LEFT=from_left, ROWS=part, **unwhitening
         )
     return gradient

@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from echo_ska.ops.triton.call import OPTIONS, Call, padded, warps
 from echo_ska.ops.triton.cuts import FIELDS, Segment
-from echo_ska.ops.triton.launch import OPTIONS, Tokens, padded, warps
 
 LEFT_TILE = 64  # rows of a moment that one program sums
 UNROLL = 4  # tokens whose loads may be under way together
@@ -108,21 +108,21 @@ def scan_kernel(terms, running, edges, first_sequence, heads, size, REVERSE: tl.
     tl.store(sums, total, mask=mask)
 
 
-def block_moments(tokens: Tokens, segment: Segment) -> Tensor:
+def block_moments(call: Call, segment: Segment) -> Tensor:
     """The stacked moments [x; x_prev; u] x^T of each block of the segment, float64, [blocks, H, 2 r + P, r]."""
-    rank, heads, rows = tokens.rank, tokens.heads, tokens.moment_rows
-    moments = tokens.key.new_empty(segment.num_blocks, heads, rows, rank, dtype=torch.float64)
+    rank, heads, rows = call.rank, call.heads, call.moment_rows
+    moments = call.key.new_empty(segment.num_blocks, heads, rows, rank, dtype=torch.float64)
     for left, width, first_row, shifted in (
-        (tokens.key, rank, 0, False),
-        (tokens.key, rank, rank, True),
-        (tokens.value, tokens.head_dim, 2 * rank, False),
+        (call.key, rank, 0, False),
+        (call.key, rank, rank, True),
+        (call.value, call.head_dim, 2 * rank, False),
     ):
         tile = min(padded(width), LEFT_TILE)
         block_moments_kernel[(segment.num_blocks, heads, triton.cdiv(width, tile))](
             left,
-            tokens.key,
-            tokens.root,
-            tokens.carried,
+            call.key,
+            call.root,
+            call.carried,
             segment.cuts.blocks,
             moments,
             segment.first_block,

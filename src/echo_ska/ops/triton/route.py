@@ -9,7 +9,7 @@ from echo_ska.algebra import SufficientStatistics
 from echo_ska.ops.arguments import Arguments
 from echo_ska.ops.state import RecurrentState, choose_rows
 from echo_ska.ops.triton.cuts import Cuts
-from echo_ska.ops.triton.function import ChunkedRead
+from echo_ska.ops.triton.function import KoopmanRead
 
 DEFAULT_CHUNK_SIZE = 32
 
@@ -35,17 +35,17 @@ def triton_attention(arguments: Arguments, chunk_size: int | None = None) -> tup
     plain, filtered = _coefficients(arguments)
     initial = _stack(start.statistics)
     frozen = None if start.frozen_statistics is None else _stack(start.frozen_statistics)
-    output, final, refrozen = ChunkedRead.apply(
+    output, final, refrozen = KoopmanRead.apply(
         query,
         key,
         value,
         root,
         start.statistics.previous_key.float().contiguous(),
-        initial,
-        frozen,
-        arguments.ridge.double().contiguous(),
         plain,
         filtered,
+        arguments.ridge.double().contiguous(),
+        initial,
+        frozen,
         cuts,
         arguments.power,
         not arguments.causal,

@@ -19,11 +19,7 @@ import triton.language as tl
 def load_tokens(
     tokens, root, begin, count, head, heads, width, first_column, TOKENS: tl.constexpr, WIDTH: tl.constexpr
 ):
-    """Rows `begin` to `begin + count` - 1 of tokens [T, H, width], columns from `first_column` on, times `root` if given.
-
-    Returns:
-        float32, [TOKENS, WIDTH].
-    """
+    """`count` rows of tokens [T, H, width] from `begin` on, columns from `first_column` on, times `root` if given."""
     slot = tl.arange(0, TOKENS)
     column = first_column + tl.arange(0, WIDTH)
     place = (begin * heads + head) + slot * heads
@@ -153,7 +149,7 @@ def store_solved(
     SLICE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Write G~_t^-1 applied to row t, all rows at once: Y - mask(Y W^T) W (docs/method.md section 3), Y itself unless OWN."""
+    """Write G~_t^-1 applied to row t, all rows at once: Y - mask(Y W^T) W (docs/method.md section 3); Y unless OWN."""
     store_matrix(place, rows, height, width, 0, HEIGHT, WIDTH)
     tl.debug_barrier()
     if OWN:

@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from echo_ska.ops.triton.call import Call, TokenGradients, padded, value_tile
 from echo_ska.ops.triton.cuts import FIELDS, Segment
-from echo_ska.ops.triton.launch import OPTIONS, Tokens, dot_precision, dot_warps, padded, rank_slice, value_tile
-from echo_ska.ops.triton.read_gradient import ReadGradient, TokenGradients
+from echo_ska.ops.triton.points_gradient import ReadGradient
 from echo_ska.ops.triton.tiles import load_matrix, load_previous, load_tokens, store_tokens, times_square
 from echo_ska.ops.triton.whitening import Basis
 
@@ -121,41 +121,25 @@ def value_gradient_kernel(
 
 
 def token_gradient(
-    tokens: Tokens,
-    segment: Segment,
-    basis: Basis,
-    gradient: Tensor,
-    read: ReadGradient,
-    gradients: TokenGradients,
-    *,
-    own: bool,
+    call: Call, segment: Segment, basis: Basis, gradient: Tensor, read: ReadGradient, gradients: TokenGradients
 ) -> None:
     """Write the gradients of the segment's keys, the keys before them, and values.
 
     Args:
-        tokens: of the call.
+        call: the call.
         segment: whose tokens.
-        basis: what the groups read.
+        basis: what its groups read.
         gradient: what later reads ask of the moments that each group is part of, [groups, H, 2 r + P, r], float32.
-        read: what the segment's own reads ask, if `own`; `gradients` then holds that of the values.
+        read: what the segment's own reads ask, where a token reads its block; `gradients` then holds that of values.
         gradients: written.
-        own: whether a token also reads the tokens of its block up to itself.
     """
-    rank, heads, tile = tokens.rank, tokens.heads, segment.cuts.tile
-    shared = {
-        "FIELDS": FIELDS,
-        "OWN": own,
-        "TOKENS": tile,
-        "SLICE": rank_slice(rank),
-        "PRECISION": dot_precision(gradient.device),
-        "num_warps": dot_warps(tile, padded(rank)),
-        **OPTIONS,
-    }
+    rank, heads, tile = call.rank, call.heads, segment.cuts.tile
+    shared = {"FIELDS": FIELDS, "OWN": call.own, "TOKENS": tile} | call.tiles(tile)
     key_gradient_kernel[(segment.num_blocks, heads)](
-        tokens.key,
-        tokens.value,
-        tokens.root,
-        tokens.carried,
+        call.key,
+        call.value,
+        call.root,
+        call.carried,
         basis.whitener,
         segment.cuts.blocks,
         gradient,
@@ -167,17 +151,17 @@ def token_gradient(
         segment.begin,
         heads,
         rank,
-        tokens.head_dim,
-        tokens.moment_rows,
+        call.head_dim,
+        call.moment_rows,
         segment.cuts.block_size,
         RANK=padded(rank),
-        VALUE=value_tile(tokens.head_dim, 32),
+        VALUE=value_tile(call.head_dim, 32),
         **shared,
     )
-    value = value_tile(tokens.head_dim)
-    value_gradient_kernel[(segment.num_blocks, heads, triton.cdiv(tokens.head_dim, value))](
-        tokens.key,
-        tokens.root,
+    value = value_tile(call.head_dim)
+    value_gradient_kernel[(segment.num_blocks, heads, triton.cdiv(call.head_dim, value))](
+        call.key,
+        call.root,
         segment.cuts.blocks,
         gradient,
         gradients.value,
@@ -185,8 +169,8 @@ def token_gradient(
         segment.begin,
         heads,
         rank,
-        tokens.head_dim,
-        tokens.moment_rows,
+        call.head_dim,
+        call.moment_rows,
         VALUE=value,
         **shared,
     )

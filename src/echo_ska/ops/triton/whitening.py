@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from echo_ska.ops.triton.launch import OPTIONS, padded, warps
+from echo_ska.ops.triton.call import OPTIONS, padded, warps
 from echo_ska.ops.triton.tiles import inverse_factor, load_matrix, store_matrix
 
 

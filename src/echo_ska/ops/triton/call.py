@@ -1,8 +1,9 @@
-"""What every launch needs: padded sides, warps, the precision of float32 products, and the tokens of a call."""
+"""What every launch needs: the inputs of a call, padded sides, warps, and the precision of float32 products."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,14 +51,17 @@ def dot_precision(device: torch.device) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tokens:
-    """One call's tokens, flat and contiguous: T tokens of all N sequences, one after the other.
+class Call:
+    """The inputs of one call, flat and contiguous: T tokens of all N sequences, one after the other.
 
     Attributes:
         query, key: [T, H, r].
         value: [T, H, P].
         root: the square root of the write weight, float32, [T, H]; None for 1.
         carried: the weighted key before the first token of each sequence, float32, [N, H, r].
+        plain, filtered: what p_0 and p_K count in the output, float32, [T, H]; plain may be None for 0.
+        power: K.
+        own: whether a token also reads the tokens of its block up to itself (the exact read).
     """
 
     query: Tensor
@@ -65,6 +69,10 @@ class Tokens:
     value: Tensor
     root: Tensor | None
     carried: Tensor
+    plain: Tensor | None
+    filtered: Tensor
+    power: int
+    own: bool
 
     @property
     def heads(self) -> int:
@@ -82,3 +90,42 @@ class Tokens:
     def moment_rows(self) -> int:
         """Rows of the stacked moments: the Gram matrix, the transposed lag moment, the value moment."""
         return 2 * self.rank + self.head_dim
+
+    def tiles(self, rows: int) -> dict[str, Any]:
+        """What kernels share whose products are of tiles with `rows` rows."""
+        return {
+            "SLICE": rank_slice(self.rank),
+            "PRECISION": dot_precision(self.key.device),
+            "num_warps": dot_warps(rows, padded(self.rank)),
+            **OPTIONS,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenGradients:
+    """Gradients of the tokens, [T, H, ...].
+
+    Attributes:
+        query: in its dtype.
+        key, previous_key, value: of the weighted key, the key before it and the weighted value; float32.
+        plain, filtered: float32.
+    """
+
+    query: Tensor
+    key: Tensor
+    previous_key: Tensor
+    value: Tensor
+    plain: Tensor | None
+    filtered: Tensor
+
+    @classmethod
+    def like(cls, call: Call) -> TokenGradients:
+        """Unwritten ones."""
+        return cls(
+            query=torch.empty_like(call.query),
+            key=torch.empty_like(call.key, dtype=torch.float32),
+            previous_key=torch.empty_like(call.key, dtype=torch.float32),
+            value=torch.empty_like(call.value, dtype=torch.float32),
+            plain=None if call.plain is None else torch.empty_like(call.plain),
+            filtered=torch.empty_like(call.filtered),
+        )

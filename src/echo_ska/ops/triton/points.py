@@ -1,4 +1,4 @@
-"""Reading a block of tokens at once."""
+"""The points p_0 to p_K at which each token reads the values."""
 # mypy: allow-untyped-defs
 
 from __future__ import annotations
@@ -10,19 +10,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from echo_ska.ops.triton.call import Call, padded
 from echo_ska.ops.triton.cuts import FIELDS, Segment
-from echo_ska.ops.triton.launch import OPTIONS, Tokens, dot_precision, dot_warps, padded, rank_slice, value_tile
 from echo_ska.ops.triton.tiles import (
     causal,
     inverse_factor,
-    load_factor,
     load_matrix,
     load_previous,
     load_tokens,
     scores_of,
     store_matrix,
     store_solved,
-    store_tokens,
     times_square,
 )
 from echo_ska.ops.triton.whitening import Basis
@@ -111,70 +109,14 @@ def points_kernel(
         store_solved(points, point, solve_rows, block_size, rank, OWN, TOKENS, RANK, SLICE, PRECISION)
 
 
-@triton.jit
-def output_kernel(
-    value,
-    root,
-    readout,
-    plain,
-    filtered,
-    blocks,
-    points,
-    white_key,
-    output,
-    first_block,
-    first_group,
-    heads,
-    rank,
-    head_dim,
-    block_size,
-    FIELDS: tl.constexpr,
-    POWER: tl.constexpr,
-    OWN: tl.constexpr,
-    TOKENS: tl.constexpr,
-    VALUE: tl.constexpr,
-    SLICE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """y = C point + mask(point X^T) U with point = plain p_0 + filtered p_K, of all tokens of a block, some columns."""
-    block = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
-    first = tl.program_id(2) * VALUE
-    entry = blocks + (first_block + block) * FIELDS
-    begin, count = tl.load(entry), tl.load(entry + 1)
-    basis = (tl.load(entry + 3) - first_group) * heads + head
-    kept = (block * heads + head) * block_size * rank
-    plane = tl.num_programs(0).to(tl.int64) * heads * block_size * rank
-    points += kept
-
-    result = tl.zeros([TOKENS, VALUE], tl.float32)
-    scores = tl.zeros([TOKENS, TOKENS], tl.float32)
-    filter_factor = load_factor(filtered, begin, count, head, heads, TOKENS)
-    rows = readout + (basis * head_dim + first) * rank
-    for column in range(0, rank, SLICE):
-        point = filter_factor * load_matrix(points + POWER * plane, block_size, rank, column, TOKENS, SLICE)
-        if plain is not None:
-            plain_factor = load_factor(plain, begin, count, head, heads, TOKENS)
-            point += plain_factor * load_matrix(points, block_size, rank, column, TOKENS, SLICE)
-        part = load_matrix(rows, head_dim - first, rank, column, VALUE, SLICE)
-        result += tl.dot(point, tl.trans(part), input_precision=PRECISION)
-        if OWN:
-            x = load_matrix(white_key + kept, block_size, rank, column, TOKENS, SLICE)
-            scores += tl.dot(point, tl.trans(x), input_precision=PRECISION)
-    if OWN:
-        u = load_tokens(value, root, begin, count, head, heads, head_dim, first, TOKENS, VALUE)
-        result += tl.dot(causal(scores, TOKENS), u, input_precision=PRECISION)
-    store_tokens(output, result, begin, count, head, heads, head_dim, first, TOKENS, VALUE)
-
-
 @dataclasses.dataclass(frozen=True)
 class Points:
-    """The points of a segment's tokens and what they were solved with; [..., block_size, r], float32.
+    """The points of a segment's tokens and what they were solved with; [..., block_size, r], float32, whitened.
 
     Attributes:
         points: p_0 to p_K, [K + 1, blocks, H, ...].
-        key, previous_key, solve_rows: the whitened X, X_prev and W = B^-1 X, [blocks, H, ...]; empty unless a token
-            also reads the tokens of its block up to itself.
+        key, previous_key, solve_rows: X, X_prev and W = B^-1 X, [blocks, H, ...]; empty unless a token reads its own
+            block.
         info: 0, or the first bad minor of the block's own factorisation, int32, [blocks, H].
     """
 
@@ -185,28 +127,23 @@ class Points:
     info: Tensor
 
 
-def solve_points(tokens: Tokens, segment: Segment, basis: Basis, power: int, *, own: bool) -> Points:
-    """The points p_0 to p_K of every token of the segment.
-
-    Args:
-        tokens: of the call.
-        segment: blocks to read; `basis` holds its groups.
-        basis: what the groups read.
-        power: K.
-        own: whether a token also reads the tokens of its block up to itself.
-    """
-    heads, rank, size = tokens.heads, tokens.rank, segment.cuts.block_size
+def solve_points(call: Call, segment: Segment, basis: Basis) -> Points:
+    """The points p_0 to p_K of every token of the segment, whose groups read `basis`."""
+    heads, rank, size = call.heads, call.rank, segment.cuts.block_size
     plane = (segment.num_blocks, heads, size, rank)
+    key, previous_key, solve_rows = (basis.whitener.new_empty(plane if call.own else 0) for _ in range(3))
     solved = Points(
-        basis.whitener.new_empty(power + 1, *plane),
-        *[basis.whitener.new_empty(plane if own else 0) for _ in range(3)],
-        info=torch.zeros(segment.num_blocks, heads, device=tokens.key.device, dtype=torch.int32),
+        points=basis.whitener.new_empty(call.power + 1, *plane),
+        key=key,
+        previous_key=previous_key,
+        solve_rows=solve_rows,
+        info=torch.zeros(segment.num_blocks, heads, device=call.key.device, dtype=torch.int32),
     )
     points_kernel[(segment.num_blocks, heads)](
-        tokens.query,
-        tokens.key,
-        tokens.root,
-        tokens.carried,
+        call.query,
+        call.key,
+        call.root,
+        call.carried,
         basis.whitener,
         basis.operator,
         segment.cuts.blocks,
@@ -221,54 +158,10 @@ def solve_points(tokens: Tokens, segment: Segment, basis: Basis, power: int, *, 
         rank,
         size,
         FIELDS=FIELDS,
-        POWER=power,
-        OWN=own,
+        POWER=call.power,
+        OWN=call.own,
         TOKENS=segment.cuts.tile,
         RANK=padded(rank),
-        SLICE=rank_slice(rank),
-        PRECISION=dot_precision(tokens.key.device),
-        num_warps=dot_warps(segment.cuts.tile, padded(rank)),
-        **OPTIONS,
+        **call.tiles(segment.cuts.tile),
     )
     return solved
-
-
-def write_output(
-    tokens: Tokens,
-    segment: Segment,
-    basis: Basis,
-    plain: Tensor | None,
-    filtered: Tensor,
-    solved: Points,
-    output: Tensor,
-    *,
-    own: bool,
-) -> None:
-    """Read the values at plain p_0 + filtered p_K into output [T, H, P]; coefficients float32, [T, H]."""
-    rank, value = tokens.rank, value_tile(tokens.head_dim)
-    output_kernel[(segment.num_blocks, tokens.heads, triton.cdiv(tokens.head_dim, value))](
-        tokens.value,
-        tokens.root,
-        basis.readout,
-        plain,
-        filtered,
-        segment.cuts.blocks,
-        solved.points,
-        solved.key,
-        output,
-        segment.first_block,
-        segment.begin,
-        tokens.heads,
-        rank,
-        tokens.head_dim,
-        segment.cuts.block_size,
-        FIELDS=FIELDS,
-        POWER=len(solved.points) - 1,
-        OWN=own,
-        TOKENS=segment.cuts.tile,
-        SLICE=rank_slice(rank),
-        VALUE=value,
-        PRECISION=dot_precision(tokens.key.device),
-        num_warps=dot_warps(segment.cuts.tile, padded(rank)),
-        **OPTIONS,
-    )
