@@ -246,7 +246,7 @@ def test_what_cannot_be_honoured_is_refused(device):
 def test_tensors_off_the_gpu_are_refused_unless_interpreted(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     case = make_case(3, batch=1, heads=1).to(torch.float32)
-    with pytest.raises(ValueError, match='move them to a GPU.*or use backend="chunked"'):
+    with pytest.raises(ValueError, match=r'move them to a GPU.*or use backend="chunked"'):
         spectral_koopman_attention(**case.tensors, backend="triton")
 
 
