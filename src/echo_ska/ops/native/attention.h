@@ -101,7 +101,7 @@ static void NAME(load)(const Call *call, const void *from, long h, long t, long 
 /* scores (m x m) = rows other^T for the pairs s <= t, 0 for the others; `other_t` is r x m. */
 static void NAME(mask)(const NAME(Head) * head, long m, REAL *scores) {
   for (long t = 0; t < m; t++) {
-    const long block_end = t / 4 * 4 + 4 <= m ? t / 4 * 4 + 4 : t + 1;
+    const long block_end = t / TILE_ROWS * TILE_ROWS + TILE_ROWS <= m ? t / TILE_ROWS * TILE_ROWS + TILE_ROWS : m;
     const long end = NAME(padded)(block_end);
     for (long s = t + 1; s < end; s++) scores[t * head->score_row + s] = 0;
   }

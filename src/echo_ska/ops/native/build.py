@@ -84,6 +84,12 @@ def library() -> ctypes.CDLL:
         function.argtypes, function.restype = [ctypes.POINTER(Call)], ctypes.c_int64
     loaded.echo_ska_step.argtypes, loaded.echo_ska_step.restype = [ctypes.POINTER(Step)], None
     loaded.echo_ska_work.argtypes, loaded.echo_ska_work.restype = [ctypes.POINTER(Call), ctypes.c_void_p], None
+    loaded.echo_ska_work_together.argtypes = [
+        *(ctypes.POINTER(Call), ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+    ]
+    loaded.echo_ska_work_together.restype = None
+    loaded.echo_ska_expect_large.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    loaded.echo_ska_expect_large.restype = None
     return loaded
 
 

@@ -6,14 +6,22 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
+#define TILE_ROWS 8 /* 24 sums in 32 registers */
 #elif defined(__AVX__)
 #define VECTOR_BYTES 32
 #else
 #define VECTOR_BYTES 16
 #endif
+#ifndef TILE_ROWS
+#define TILE_ROWS 4 /* 12 sums in 16 registers */
+#endif
+#define TILE_VECTORS 3
 
 /* Left to themselves, compilers read a line of B from memory once for every row of A: a quarter slower, measured. */
 #if defined(__AVX512F__)
@@ -184,6 +192,36 @@ void echo_ska_work(Call *call, char *scratch) {
     else
       call->is_double ? forward_f64(call, &doubles, n, from, to) : forward_f32(call, &floats, n, from, to);
   }
+}
+
+typedef struct {
+  Call *call;
+  char *scratch;
+  int64_t scratch_bytes, next;
+} Team;
+
+static void work_in_team(void *given) {
+  Team *team = given;
+  const int64_t place = __atomic_fetch_add(&team->next, 1, __ATOMIC_RELAXED);
+  echo_ska_work(team->call, team->scratch + place * team->scratch_bytes);
+}
+
+/* Work on the threads that `parallel` (GOMP_parallel of the caller's OpenMP) has waiting; `scratch` is for all. */
+void echo_ska_work_together(Call *call, char *scratch, int64_t scratch_bytes, int64_t threads,
+                            void (*parallel)(void (*)(void *), void *, unsigned, unsigned)) {
+  Team team = {call, scratch, scratch_bytes, 0};
+  parallel(work_in_team, &team, (unsigned)threads, 0);
+}
+
+/* Ask for large pages: first touches of small ones cost more than what is computed for them. */
+void echo_ska_expect_large(char *start, int64_t bytes) {
+#ifdef __linux__
+  const uintptr_t page = 4096, begin = ((uintptr_t)start + page - 1) / page * page;
+  const uintptr_t end = ((uintptr_t)start + bytes) / page * page;
+  if (end > begin) madvise((void *)begin, end - begin, MADV_HUGEPAGE);
+#else
+  (void)start, (void)bytes;
+#endif
 }
 
 void echo_ska_step(const Step *step) { step->is_double ? step_f64(step) : step_f32(step); }

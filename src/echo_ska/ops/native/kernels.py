@@ -17,6 +17,7 @@ SEGMENT_LENGTH = 256
 # A segment is no longer than what stands before it (but for the first): then no direction's share of the Gram matrix
 # grows by orders of magnitude between two factorisations, which float32 tokens could not follow.
 FIRST_SEGMENT_LENGTH = 64
+LARGE_BYTES = 4 << 20
 MOST_WINDOWS = 16  # of a chunk-causal segment; each keeps its statistics during the backward pass
 
 MOMENTS_AFTER = ("gram_after", "lag_after", "moment_after", "gram_frozen", "lag_frozen", "moment_frozen")
@@ -66,6 +67,7 @@ def native_read(
     call.keep_rows, call.keep_anchors = keep_rows, keep_anchors
     results = _results(query, value, gram, lag_moment, value_moment, power, interval, keep_rows, keep_anchors)
     output, *after_and_frozen, rows, anchors, last_upper = results
+    _expect_large(output, rows, anchors)
     info = torch.zeros(gram.shape[:2], dtype=torch.int32)
     _point_to_inputs(call, query, key, value, write_weight, plain, filtered, ridge)
     call.point(gram=gram, lag_moment=lag_moment, value_moment=value_moment, previous_key=previous_key)
@@ -133,6 +135,7 @@ def _native_read_backward(
         call.point(**{f"{name}_grad": tensor})
     optional = [value.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in (write_weight, plain)]
     of_tokens = [*map(torch.empty_like, (query, key, value)), *optional, torch.empty_like(filtered)]
+    _expect_large(*of_tokens)
     of_ridge = ridge.new_empty(call.sequences, call.heads)
     of_moments = [*map(torch.empty_like, (*moment_grads[:3], previous_key))]
     names = ("query", "key", "value", "write_weight", "plain", "filtered", "ridge", "gram", "lag", "moment", "previous")
@@ -253,6 +256,13 @@ def _point_to_inputs(
 ) -> None:
     call.point(query=query, key=key, value=value, write_weight=write_weight)
     call.point(plain=plain, filtered=filtered, ridge=ridge)
+
+
+def _expect_large(*tensors: Tensor) -> None:
+    """Take unwritten memory in large pages, where there is much of it and the system has them."""
+    for tensor in tensors:
+        if tensor.nbytes >= LARGE_BYTES:
+            library().echo_ska_expect_large(tensor.data_ptr(), tensor.nbytes)
 
 
 def _results(

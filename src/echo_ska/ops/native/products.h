@@ -11,20 +11,20 @@ static inline long NAME(padded)(long columns) { return (columns + LANES - 1) / L
 static inline __attribute__((always_inline)) void NAME(tile)(
     const int rows, const int vectors, const int accumulate, const int subtract, long k, const REAL *restrict a,
     long a_row, long a_column, const REAL *restrict b, long b_row, REAL *restrict c, long c_row) {
-  NAME(vector) sum[4][3];
-#pragma GCC unroll 4
+  NAME(vector) sum[TILE_ROWS][TILE_VECTORS];
+#pragma GCC unroll 8
   for (int i = 0; i < rows; i++)
 #pragma GCC unroll 3
     for (int j = 0; j < vectors; j++)
       sum[i][j] = accumulate ? *(const NAME(vector) *)(c + i * c_row + j * LANES) : (NAME(vector)){0};
   for (long p = 0; p < k; p++) {
-    NAME(vector) line[3];
+    NAME(vector) line[TILE_VECTORS];
 #pragma GCC unroll 3
     for (int j = 0; j < vectors; j++) {
       line[j] = *(const NAME(vector) *)(b + p * b_row + j * LANES);
       IN_REGISTER(line[j]);
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < rows; i++) {
       const REAL factor = a[i * a_row + p * a_column];
 #pragma GCC unroll 3
@@ -32,7 +32,7 @@ static inline __attribute__((always_inline)) void NAME(tile)(
         sum[i][j] = subtract ? sum[i][j] - factor * line[j] : sum[i][j] + factor * line[j];
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int i = 0; i < rows; i++)
 #pragma GCC unroll 3
     for (int j = 0; j < vectors; j++) *(NAME(vector) *)(c + i * c_row + j * LANES) = sum[i][j];
@@ -42,15 +42,22 @@ static inline __attribute__((always_inline)) void NAME(tiles)(
     const int accumulate, const int subtract, long rows, long vectors, long k, const REAL *a, long a_row,
     long a_column, const REAL *b, long b_row, REAL *c, long c_row) {
 #define TILE(R, V) NAME(tile)(R, V, accumulate, subtract, k, a, a_row, a_column, b, b_row, c, c_row)
-  if (rows == 4) {
-    if (vectors == 3) TILE(4, 3);
-    else if (vectors == 2) TILE(4, 2);
-    else TILE(4, 1);
-  } else {
-    if (vectors == 3) TILE(1, 3);
-    else if (vectors == 2) TILE(1, 2);
-    else TILE(1, 1);
+#define TILE_OF(R)                                                                                                     \
+  if (vectors == 3) TILE(R, 3);                                                                                        \
+  else if (vectors == 2) TILE(R, 2);                                                                                   \
+  else TILE(R, 1)
+#if TILE_ROWS == 8
+  if (rows == 8) {
+    TILE_OF(8);
+    return;
   }
+#endif
+  if (rows == 4) {
+    TILE_OF(4);
+  } else {
+    TILE_OF(1);
+  }
+#undef TILE_OF
 #undef TILE
 }
 
@@ -59,17 +66,18 @@ static inline __attribute__((always_inline)) void NAME(tiles)(
 static __attribute__((noinline)) void NAME(product)(
     Update update, Shape shape, long m, long n, long k, const REAL *a, long a_row, long a_column, const REAL *b,
     long b_row, REAL *c, long c_row) {
-  const long width = 3 * LANES, columns = NAME(padded)(n);
+  const long columns = NAME(padded)(n);
   for (long i = 0; i < m;) {
-    const long rows = m - i >= 4 ? 4 : 1, end = i + rows;
+    const long rows = m - i >= TILE_ROWS ? TILE_ROWS : m - i >= 4 ? 4 : 1, end = i + rows;
     long last = columns;
     if (shape == LOWER_C && NAME(padded)(end) < last) last = NAME(padded)(end);
-    for (long j = shape == UPPER_C ? i / LANES * LANES : 0; j < last; j += width) {
-      const long vectors = (last - j < width ? last - j : width) / LANES;
+    for (long j = shape == UPPER_C ? i / LANES * LANES : 0, next; j < last; j = next) {
+      const long left = (last - j) / LANES, vectors = left == 4 ? 2 : left < TILE_VECTORS ? left : TILE_VECTORS;
+      next = j + vectors * LANES;
       long from = 0, to = k;
       if (shape == LOWER_A && end < to) to = end;
       if (shape == UPPER_A) from = i;
-      if (shape == UPPER_B && j + vectors * LANES < to) to = j + vectors * LANES;
+      if (shape == UPPER_B && next < to) to = next;
       if (shape == LOWER_B) from = j < k ? j : k;
       const REAL *first_a = a + i * a_row + from * a_column, *first_b = b + from * b_row + j;
       REAL *first_c = c + i * c_row + j;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import threading
@@ -22,8 +23,12 @@ def work_through(call: Call) -> None:
     groups = -(-2 * threads // call.sequences)
     call.group = max(1, call.heads // groups)
     need = library().echo_ska_scratch_bytes(call)
-    helpers = min(threads, call.sequences * -(-call.heads // call.group)) - 1
-    waiting = [_threads().submit(_work, call, need) for _ in range(helpers)]
+    threads = min(threads, call.sequences * -(-call.heads // call.group))
+    team = _openmp() if threads > 1 else None
+    if team is not None:
+        library().echo_ska_work_together(call, _scratch(need * threads), need, threads, team)
+        return
+    waiting = [_threads().submit(_work, call, need) for _ in range(threads - 1)]
     _work(call, need)
     for future in waiting:
         future.result()
@@ -43,10 +48,30 @@ def _scratch(need: int) -> int:
 
 
 @functools.cache
+def _openmp() -> int | None:
+    """The address of GOMP_parallel in the OpenMP that torch itself computes with, where it has one.
+
+    Its threads wait for work at full speed for a while after every operation of torch: threads of our own would have
+    to share the cores with them (a sixth of the time of a short call, measured).
+    """
+    try:
+        return ctypes.cast(ctypes.CDLL(torch._C.__file__).GOMP_parallel, ctypes.c_void_p).value
+    except (AttributeError, OSError):
+        return None
+
+
+@functools.cache
 def _threads() -> ThreadPoolExecutor:
+    """Threads of our own, for where there is no OpenMP to ask."""
     return ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="echo-ska")
 
 
-# A forked child has none of its parent's threads, and would wait for them for ever.
+def _after_fork() -> None:
+    """A child has none of its parent's threads, and would wait for them for ever."""
+    global _openmp
+    _threads.cache_clear()
+    _openmp = functools.cache(lambda: None)
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_threads.cache_clear)
+    os.register_at_fork(after_in_child=_after_fork)
