@@ -114,13 +114,13 @@ static void NAME(causal_scores)(const NAME(Head) * head, long m, long width, con
 }
 
 /* solved = rows J - mask(rows W^T) W, row by row G~_t^-1; without `solve_rows` (a frozen read) rows J alone. */
-static void NAME(solve)(const NAME(Head) * head, long m, const REAL *rows, long row, const REAL *inverse,
-                        const REAL *solve_rows, long solve_row, REAL *scores, REAL *solved, long solved_row) {
+static void NAME(solve)(const NAME(Head) * head, long m, const REAL *rows, const REAL *inverse, const REAL *solve_rows,
+                        REAL *scores, REAL *solved) {
   const long r = head->r, rp = head->rp;
-  NAME(product)(SET, FULL, m, r, r, rows, row, 1, inverse, rp, solved, solved_row);
+  NAME(product)(SET, FULL, m, r, r, rows, rp, 1, inverse, rp, solved, rp);
   if (!solve_rows) return;
-  NAME(causal_scores)(head, m, r, rows, row, head->solve_rows_t, scores);
-  NAME(product)(SUBTRACT, LOWER_A, m, r, m, scores, head->score_row, 1, solve_rows, solve_row, solved, solved_row);
+  NAME(causal_scores)(head, m, r, rows, rp, head->solve_rows_t, scores);
+  NAME(product)(SUBTRACT, LOWER_A, m, r, m, scores, head->score_row, 1, solve_rows, rp, solved, rp);
 }
 
 /* The statistics' double sums gain m tokens; keys64 has the key before them in row 0 and carries the last one on. */
@@ -201,45 +201,43 @@ static void NAME(transpose_keys)(NAME(Head) * head, long m) {
 }
 
 /* W of the chunk, m rows. Returns 0, or where I + X J X^T is not positive definite (it always is, of finite keys). */
-static int NAME(factor_chunk)(NAME(Head) * head, long m, const REAL *inverse, int is_first, REAL *W, long row) {
+static int NAME(factor_chunk)(NAME(Head) * head, long m, const REAL *inverse, int is_first, REAL *W) {
   const long r = head->r, rp = head->rp, sp = head->score_row;
   const REAL *keys = head->keys + rp;
-  if (is_first) { /* J is the identity */
-    for (long i = 0; i < m; i++)
-      for (long j = 0; j < rp; j++) W[i * row + j] = keys[i * rp + j];
-  } else {
-    NAME(product)(SET, FULL, m, r, r, keys, rp, 1, inverse, rp, W, row);
-  }
-  NAME(product)(SET, UPPER_C, m, m, r, W, row, 1, head->keys_t + 1, sp, head->factor, sp);
+  if (is_first) /* J is the identity */
+    memcpy(W, keys, m * rp * sizeof(REAL));
+  else
+    NAME(product)(SET, FULL, m, r, r, keys, rp, 1, inverse, rp, W, rp);
+  NAME(product)(SET, UPPER_C, m, m, r, W, rp, 1, head->keys_t + 1, sp, head->factor, sp);
   for (long i = 0; i < m; i++) head->factor[i * sp + i] += 1;
   const int failed = NAME(cholesky)(m, head->factor, sp);
-  if (!failed) NAME(solve_lower)(m, r, head->factor, sp, W, row);
+  if (!failed) NAME(solve_lower)(m, r, head->factor, sp, W, rp);
   return failed;
 }
 
-/* p_0 .. p_K of the chunk's queries, row after row of `solved` (p_j at column j rp of a row). */
+/* p_0 .. p_K of the chunk's queries, m rows each, one after the other in `solved`. */
 static void NAME(solve_queries)(const Call *call, NAME(Head) * head, long m, const REAL *inverse,
-                                const REAL *operator_t, const REAL *W, REAL *solved, long row) {
+                                const REAL *operator_t, const REAL *W, REAL *solved) {
   const long r = head->r, rp = head->rp;
-  NAME(solve)(head, m, head->queries, rp, inverse, W, row, head->scores, solved, row);
+  NAME(solve)(head, m, head->queries, inverse, W, head->scores, solved);
   for (long j = 0; j < call->power; j++) {
-    const REAL *before = solved + j * rp;
-    NAME(product)(SET, FULL, m, r, r, before, row, 1, operator_t, rp, head->step, rp);
+    const REAL *before = solved + j * m * rp;
+    NAME(product)(SET, FULL, m, r, r, before, rp, 1, operator_t, rp, head->step, rp);
     if (W) {
-      NAME(causal_scores)(head, m, r, before, row, head->keys_t, head->scores);
+      NAME(causal_scores)(head, m, r, before, rp, head->keys_t, head->scores);
       NAME(product)(ADD, LOWER_A, m, r, m, head->scores, head->score_row, 1, head->keys + rp, rp, head->step, rp);
     }
-    NAME(solve)(head, m, head->step, rp, inverse, W, row, head->scores, solved + (j + 1) * rp, row);
+    NAME(solve)(head, m, head->step, inverse, W, head->scores, solved + (j + 1) * m * rp);
   }
 }
 
 /* plain p_0 + filtered p_K, m x rp. */
 static void NAME(blend)(const Call *call, const NAME(Head) * head, long h, long t, long m, const REAL *solved,
-                        long row, REAL *point) {
+                        REAL *point) {
   const REAL *plain = (const REAL *)call->plain, *filtered = (const REAL *)call->filtered;
   for (long i = 0; i < m; i++) {
     const long place = (t + i) * call->heads + h;
-    const REAL *first = solved + i * row, *last = first + call->power * head->rp;
+    const REAL *first = solved + i * head->rp, *last = first + call->power * m * head->rp;
     const REAL a = plain ? plain[place] : 0, b = filtered[place];
     if (plain)
       for (long j = 0; j < head->rp; j++) point[i * head->rp + j] = a * first[j] + b * last[j];
@@ -282,7 +280,7 @@ static void NAME(load_previous)(const Call *call, NAME(Head) * head, long n, lon
 /* One segment of one head. The statistics after the segment before it stand where the call returns them. */
 static int NAME(forward_segment)(const Call *call, NAME(Head) * head, long n, long h, long g) {
   const long r = head->r, P = head->P, rp = head->rp, vp = head->vp, rd = head->rd, sp = head->score_row;
-  const long first = call->bounds[n], kept = (call->power + 2) * rp; /* p_0 .. p_K and W of a token */
+  const long first = call->bounds[n], kept = (call->power + 2) * rp; /* p_0 .. p_K and W, chunk by chunk */
   const long begin = call->segments[g], end = segment_end(call, n, g);
   const int is_first = g == call->segment_first[n];
   double *upper = call->keep_anchors ? call->last_upper + (n * call->heads + h) * r * r : 0;
@@ -304,23 +302,23 @@ static int NAME(forward_segment)(const Call *call, NAME(Head) * head, long n, lo
     const int window_ends = !call->interval || (t + m - first) % call->interval == 0;
     const int more = call->interval ? (t - first) / call->interval < (end - 1 - first) / call->interval : t + m < end;
     REAL *solved = call->keep_rows ? (REAL *)call->rows + (h * call->tokens + t) * kept : head->kept;
-    REAL *W = solved + (call->power + 1) * rp;
+    REAL *W = solved + (call->power + 1) * m * rp;
     NAME(load_chunk)(call, head, h, t, m);
     NAME(transpose_keys)(head, m);
     NAME(load)(call, call->query, h, t, m, r, 0, head->step, rp);
     NAME(product)(SET, UPPER_B, m, r, r, head->step, rp, 1, head->whiten, rp, head->queries, rp);
     if (!call->interval || more) {
-      const int broken = NAME(factor_chunk)(head, m, head->inverse, t == begin, W, kept);
+      const int broken = NAME(factor_chunk)(head, m, head->inverse, t == begin, W);
       if (broken) return broken;
     }
     REAL *output = (REAL *)call->output + (t * call->heads + h) * P;
     if (call->interval) {
-      NAME(solve_queries)(call, head, m, head->frozen_inverse, head->frozen_operator, 0, solved, kept);
+      NAME(solve_queries)(call, head, m, head->frozen_inverse, head->frozen_operator, 0, solved);
     } else {
-      NAME(transpose)(m, r, W, kept, head->solve_rows_t, sp);
-      NAME(solve_queries)(call, head, m, head->inverse, head->operator_, W, solved, kept);
+      NAME(transpose)(m, r, W, rp, head->solve_rows_t, sp);
+      NAME(solve_queries)(call, head, m, head->inverse, head->operator_, W, solved);
     }
-    NAME(blend)(call, head, h, t, m, solved, kept, head->point);
+    NAME(blend)(call, head, h, t, m, solved, head->point);
     const REAL *readout = call->interval ? head->frozen_readout : head->readout;
     NAME(product)(SET, FULL, m, P, r, head->point, rp, 1, readout, vp, head->line, vp);
     if (!call->interval) {
@@ -331,7 +329,7 @@ static int NAME(forward_segment)(const Call *call, NAME(Head) * head, long n, lo
       for (long j = 0; j < P; j++) output[i * call->heads * P + j] = head->line[i * vp + j];
     NAME(advance_statistics)(head, m);
     if (!more) continue;
-    NAME(product)(SUBTRACT, FULL, r, r, m, W, 1, kept, W, kept, head->inverse, rp);
+    NAME(product)(SUBTRACT, FULL, r, r, m, W, 1, rp, W, rp, head->inverse, rp);
     NAME(product)(ADD, FULL, r, r, m, head->keys, 1, rp, head->keys + rp, rp, head->operator_, rp);
     NAME(product)(ADD, FULL, r, P, m, head->keys + rp, 1, rp, head->values, vp, head->readout, vp);
     memcpy(head->keys, head->keys + m * rp, rp * sizeof(REAL));

@@ -15,7 +15,7 @@ static REAL *NAME(kept_rows)(const Call *call, const NAME(Head) * head, long h, 
 /* J, A, C at the start of every window of the segment; where nothing was kept, its reads again. */
 static void NAME(retrace)(const Call *call, NAME(Head) * head, long n, long h, long begin, long end,
                           const REAL *anchor) {
-  const long r = head->r, P = head->P, rp = head->rp, first = call->bounds[n], kept = (call->power + 2) * rp;
+  const long r = head->r, P = head->P, rp = head->rp, first = call->bounds[n];
   const long square = r * rp, size = 2 * square + P * rp;
   memcpy(head->operator_, anchor + square, square * sizeof(REAL));
   memcpy(head->readout, anchor + 3 * square, P * rp * sizeof(REAL));
@@ -31,43 +31,41 @@ static void NAME(retrace)(const Call *call, NAME(Head) * head, long n, long h, l
     }
     const int more = call->interval ? (t - first) / call->interval < (end - 1 - first) / call->interval : t + m < end;
     if (call->keep_rows && !more) continue;
-    REAL *solved = NAME(kept_rows)(call, head, h, begin, t), *W = solved + (call->power + 1) * rp;
+    REAL *solved = NAME(kept_rows)(call, head, h, begin, t), *W = solved + (call->power + 1) * m * rp;
     NAME(load_previous)(call, head, n, h, t);
     NAME(load_chunk)(call, head, h, t, m);
     if (!call->keep_rows) {
       NAME(transpose_keys)(head, m);
       NAME(load)(call, call->query, h, t, m, r, 0, head->step, rp);
       NAME(product)(SET, UPPER_B, m, r, r, head->step, rp, 1, head->whiten, rp, head->queries, rp);
-      if (!call->interval || more) NAME(factor_chunk)(head, m, head->inverse, t == begin, W, kept);
-      if (!call->interval) NAME(transpose)(m, r, W, kept, head->solve_rows_t, head->score_row);
-      NAME(solve_queries)(call, head, m, snapshot, head->frozen_operator, call->interval ? 0 : W, solved, kept);
+      if (!call->interval || more) NAME(factor_chunk)(head, m, head->inverse, t == begin, W);
+      if (!call->interval) NAME(transpose)(m, r, W, rp, head->solve_rows_t, head->score_row);
+      NAME(solve_queries)(call, head, m, snapshot, head->frozen_operator, call->interval ? 0 : W, solved);
     }
     if (!more) continue;
-    NAME(product)(SUBTRACT, FULL, r, r, m, W, 1, kept, W, kept, head->inverse, rp);
+    NAME(product)(SUBTRACT, FULL, r, r, m, W, 1, rp, W, rp, head->inverse, rp);
     NAME(product)(ADD, FULL, r, r, m, head->keys + rp, 1, rp, head->keys, rp, head->operator_, rp);
     NAME(product)(ADD, FULL, P, r, m, head->values, 1, head->vp, head->keys + rp, rp, head->readout, rp);
   }
 }
 
 /* Gradients of the coefficients, and `step` = what p_K gets of the point's gradient. */
-static void NAME(unblend)(const Call *call, NAME(Head) * head, long h, long t, long m, const REAL *solved, long row) {
+static void NAME(unblend)(const Call *call, NAME(Head) * head, long h, long t, long m, const REAL *solved) {
   const long r = head->r, rp = head->rp;
   const REAL *plain = (const REAL *)call->plain, *filtered = (const REAL *)call->filtered;
   for (long i = 0; i < m; i++) {
     const long place = (t + i) * call->heads + h;
-    const REAL *first = solved + i * row, *last = first + call->power * rp, *point = head->grad.point + i * rp;
-    REAL of_plain = 0, of_filtered = 0;
-    for (long j = 0; j < r; j++) of_plain += point[j] * first[j], of_filtered += point[j] * last[j];
-    ((REAL *)call->filtered_grad)[place] = of_filtered;
-    if (plain) ((REAL *)call->plain_grad)[place] = of_plain;
+    const REAL *first = solved + i * rp, *last = first + call->power * m * rp, *point = head->grad.point + i * rp;
+    ((REAL *)call->filtered_grad)[place] = NAME(dot)(r, point, last);
+    if (plain) ((REAL *)call->plain_grad)[place] = NAME(dot)(r, point, first);
     for (long j = 0; j < rp; j++) head->step[i * rp + j] = filtered[place] * point[j];
   }
 }
 
-/* The adjoint solves c_K .. c_0 of the chunk, from `step`; c_j at column j rp of a row of grad.solved. */
+/* The adjoint solves c_K .. c_0 of the chunk, from `step`, into grad.solved as p_0 .. p_K lie. */
 static void NAME(adjoint_solves)(const Call *call, NAME(Head) * head, long h, long t, long m, const REAL *inverse,
-                                 const REAL *operator_, const REAL *W, long solve_row) {
-  const long r = head->r, rp = head->rp, sp = head->score_row, row = (call->power + 1) * rp;
+                                 const REAL *operator_, const REAL *W) {
+  const long r = head->r, rp = head->rp, sp = head->score_row;
   NAME(Gradients) *grad = &head->grad;
   for (long j = call->power;; j--) {
     if (j == 0 && call->plain)
@@ -75,11 +73,11 @@ static void NAME(adjoint_solves)(const Call *call, NAME(Head) * head, long h, lo
         const REAL factor = ((const REAL *)call->plain)[(t + i) * call->heads + h];
         for (long p = 0; p < rp; p++) head->step[i * rp + p] += factor * grad->point[i * rp + p];
       }
-    REAL *c = grad->solved + j * rp, *scores = grad->scores + j * head->chunk * sp;
-    NAME(solve)(head, m, head->step, rp, inverse, W, solve_row, head->scores, c, row);
-    if (W) NAME(causal_scores)(head, m, r, c, row, head->keys_t + 1, scores);
+    REAL *c = grad->solved + j * m * rp, *scores = grad->scores + j * head->chunk * sp;
+    NAME(solve)(head, m, head->step, inverse, W, head->scores, c);
+    if (W) NAME(causal_scores)(head, m, r, c, rp, head->keys_t + 1, scores);
     if (j == 0) return;
-    NAME(product)(SET, FULL, m, r, r, c, row, 1, operator_, rp, head->step, rp);
+    NAME(product)(SET, FULL, m, r, r, c, rp, 1, operator_, rp, head->step, rp);
     if (W) NAME(product)(ADD, LOWER_A, m, r, m, scores, sp, 1, head->keys, rp, head->step, rp);
   }
 }
@@ -112,22 +110,21 @@ static void NAME(write_gradients)(const Call *call, NAME(Head) * head, long h, l
 static void NAME(backward_chunk)(const Call *call, NAME(Head) * head, long n, long h, long begin, long t, long m,
                                  const REAL *snapshot) {
   const long r = head->r, P = head->P, rp = head->rp, vp = head->vp, sp = head->score_row;
-  const long kept = (call->power + 2) * rp, row = (call->power + 1) * rp;
   const REAL *inverse = snapshot, *operator_ = snapshot + r * rp, *readout = snapshot + 2 * r * rp;
-  const REAL *solved = NAME(kept_rows)(call, head, h, begin, t), *W = solved + (call->power + 1) * rp;
+  const REAL *solved = NAME(kept_rows)(call, head, h, begin, t), *W = solved + (call->power + 1) * m * rp;
   NAME(Gradients) *grad = &head->grad;
   NAME(load_previous)(call, head, n, h, t);
   NAME(load_chunk)(call, head, h, t, m);
   NAME(transpose_keys)(head, m);
   NAME(load)(call, call->output_grad, h, t, m, P, 0, grad->output, vp);
-  NAME(blend)(call, head, h, t, m, solved, kept, head->point);
+  NAME(blend)(call, head, h, t, m, solved, head->point);
   const REAL *keys = head->keys + rp;
   NAME(product)(SET, FULL, m, r, P, grad->output, vp, 1, readout, rp, grad->point, rp);
   if (call->interval) {
     NAME(clear)(grad->values, m * vp);
     NAME(clear)(grad->keys, m * rp);
   } else {
-    NAME(transpose)(m, r, W, kept, head->solve_rows_t, sp);
+    NAME(transpose)(m, r, W, rp, head->solve_rows_t, sp);
     NAME(transpose)(m, P, head->values, vp, grad->values_t, sp);
     NAME(causal_scores)(head, m, P, grad->output, vp, grad->values_t, head->scores);
     NAME(product)(ADD, LOWER_A, m, r, m, head->scores, sp, 1, keys, rp, grad->point, rp);
@@ -143,24 +140,25 @@ static void NAME(backward_chunk)(const Call *call, NAME(Head) * head, long n, lo
   NAME(product)(SET, FULL, m, r, r, keys, rp, 1, grad->lag, rp, grad->before, rp);
 
   NAME(product)(ADD, FULL, P, r, m, grad->output, 1, vp, head->point, rp, grad->window_moment, rp);
-  NAME(unblend)(call, head, h, t, m, solved, kept);
-  NAME(adjoint_solves)(call, head, h, t, m, inverse, operator_, call->interval ? 0 : W, kept);
-  NAME(product)(SET, LOWER_B, m, r, r, grad->solved, row, 1, head->unwhiten, rp, grad->rows, rp);
+  NAME(unblend)(call, head, h, t, m, solved);
+  NAME(adjoint_solves)(call, head, h, t, m, inverse, operator_, call->interval ? 0 : W);
+  NAME(product)(SET, LOWER_B, m, r, r, grad->solved, rp, 1, head->unwhiten, rp, grad->rows, rp);
   for (long i = 0; i < m; i++) {
     REAL *query = (REAL *)call->query_grad + ((t + i) * call->heads + h) * r;
     for (long j = 0; j < r; j++) query[j] = grad->rows[i * rp + j];
   }
-  for (long j = 0; j <= call->power; j++) {
-    const REAL *c = grad->solved + j * rp, *p = solved + j * rp, *scores = grad->scores + j * head->chunk * sp;
-    NAME(product)(SUBTRACT, FULL, r, r, m, c, 1, row, p, kept, grad->window_gram, rp);
-    if (j) NAME(product)(ADD, FULL, r, r, m, c, 1, row, p - rp, kept, grad->window_lag, rp);
-    if (call->interval) continue;
-    NAME(product)(SET, LOWER_C, m, m, r, p, kept, 1, head->keys_t + 1, sp, head->scores, sp);
-    if (j) NAME(product)(SUBTRACT, LOWER_C, m, m, r, p - rp, kept, 1, head->keys_t, sp, head->scores, sp);
+  /* All powers at once: c_j^T p_j, and c_j^T p_{j-1} from the second on. */
+  const long all = call->power * m;
+  NAME(product)(SUBTRACT, FULL, r, r, all + m, grad->solved, 1, rp, solved, rp, grad->window_gram, rp);
+  NAME(product)(ADD, FULL, r, r, all, grad->solved + m * rp, 1, rp, solved, rp, grad->window_lag, rp);
+  for (long j = 0; j <= call->power && !call->interval; j++) {
+    const REAL *c = grad->solved + j * m * rp, *p = solved + j * m * rp, *scores = grad->scores + j * head->chunk * sp;
+    NAME(product)(SET, LOWER_C, m, m, r, p, rp, 1, head->keys_t + 1, sp, head->scores, sp);
+    if (j) NAME(product)(SUBTRACT, LOWER_C, m, m, r, p - m * rp, rp, 1, head->keys_t, sp, head->scores, sp);
     NAME(mask)(head, m, head->scores);
-    NAME(product)(SUBTRACT, UPPER_A, m, r, m, head->scores, 1, sp, c, row, grad->keys, rp);
-    NAME(product)(SUBTRACT, UPPER_A, m, r, m, scores, 1, sp, p, kept, grad->keys, rp);
-    if (j) NAME(product)(ADD, UPPER_A, m, r, m, scores, 1, sp, p - rp, kept, grad->before, rp);
+    NAME(product)(SUBTRACT, UPPER_A, m, r, m, head->scores, 1, sp, c, rp, grad->keys, rp);
+    NAME(product)(SUBTRACT, UPPER_A, m, r, m, scores, 1, sp, p, rp, grad->keys, rp);
+    if (j) NAME(product)(ADD, UPPER_A, m, r, m, scores, 1, sp, p - m * rp, rp, grad->before, rp);
   }
   NAME(write_gradients)(call, head, h, t, m);
 }

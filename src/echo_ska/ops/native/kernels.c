@@ -126,16 +126,6 @@ static long segment_end(const Call *call, long n, long g) {
   return g + 1 < call->segment_first[n + 1] ? call->segments[g + 1] : call->bounds[n + 1];
 }
 
-static double dot(long n, const double *a, const double *b) {
-  vector_f64 sums = {0};
-  const long lanes = VECTOR_BYTES / sizeof(double), whole = n / lanes * lanes;
-  for (long j = 0; j < whole; j += lanes) sums += *(const vector_f64 *)(a + j) * *(const vector_f64 *)(b + j);
-  double sum = 0;
-  for (long j = 0; j < lanes; j++) sum += sums[j];
-  for (long j = whole; j < n; j++) sum += a[j] * b[j];
-  return sum;
-}
-
 #include "attention.h"
 #include "gradients.h"
 #include "step.h"

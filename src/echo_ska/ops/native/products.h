@@ -6,6 +6,16 @@ typedef REAL NAME(vector) __attribute__((vector_size(VECTOR_BYTES), aligned(size
 
 static inline long NAME(padded)(long columns) { return (columns + LANES - 1) / LANES * LANES; }
 
+static REAL NAME(dot)(long n, const REAL *a, const REAL *b) {
+  NAME(vector) sums = {0};
+  const long whole = n / LANES * LANES;
+  for (long j = 0; j < whole; j += LANES) sums += *(const NAME(vector) *)(a + j) * *(const NAME(vector) *)(b + j);
+  REAL sum = 0;
+  for (long j = 0; j < LANES; j++) sum += sums[j];
+  for (long j = whole; j < n; j++) sum += a[j] * b[j];
+  return sum;
+}
+
 /* C[rows x vectors] (+ or -)= A[rows x k] B[k x vectors]. The first four arguments are constants at every call, so
    that the accumulators stay in registers. */
 static inline __attribute__((always_inline)) void NAME(tile)(

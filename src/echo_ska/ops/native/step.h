@@ -19,7 +19,7 @@ static void NAME(step)(const Step *step) {
       for (long j = 0; j < r; j++) h[j] += of_key * row[j], first[j] += of_query * row[j];
     }
     /* (G + x x^T)^-1 = J - h h^T / (1 + x^T h), and p_0 by the same formula. */
-    const double spread = 1 + dot(r, x, h);
+    const double spread = 1 + dot_f64(r, x, h);
     double match = 0;
     for (long j = 0; j < r; j++) match += query[j] * h[j];
     for (long j = 0; j < r; j++) last[j] = first[j] -= h[j] * (match / spread);
@@ -51,7 +51,7 @@ static void NAME(step)(const Step *step) {
       const double of_value = weight * value[i];
       double *row = moment + i * r;
       for (long j = 0; j < r; j++) row[j] += of_value * x[j];
-      ((REAL *)step->output)[z * P + i] = (REAL)dot(r, row, last);
+      ((REAL *)step->output)[z * P + i] = (REAL)dot_f64(r, row, last);
     }
     for (long j = 0; j < r; j++) previous[j] = x[j];
   }
