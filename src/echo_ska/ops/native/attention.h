@@ -5,7 +5,8 @@
 typedef struct {
   REAL *gram, *lag, *moment, *previous;        /* carried: r x rp, r x rp, P x rp; of the key before the chunk */
   REAL *carried;                               /* the same of every head in hand */
-  REAL *window_gram, *window_lag, *window_moment; /* of the reads of the window in hand */
+  REAL *window_gram, *window_lag, *window_moment; /* of the reads of the window in hand; the carried ones where that is
+                                                     one chunk */
   REAL *incoming, *symmetric, *lag_t, *moment_t;
   REAL *output, *values, *values_t, *keys, *before, *point, *scores, *solved, *rows;
   REAL *snapshots;                             /* J, A, C at the start of each window of a segment */
@@ -73,9 +74,10 @@ static void NAME(lay_out)(const Call *call, NAME(Head) * head, char **arena) {
   grad->gram = NAME(take)(arena, carried);
   grad->lag = grad->gram + r * rp, grad->moment = grad->lag + r * rp, grad->previous = grad->moment + P * rp;
   grad->carried = NAME(take)(arena, call->group * carried);
-  REAL **squares[] = {&grad->window_gram, &grad->window_lag, &grad->window_moment, &grad->incoming,
-                      &grad->symmetric,   &grad->lag_t,      &grad->moment_t};
-  for (int i = 0; i < 7; i++) *squares[i] = NAME(take)(arena, most * (rp > vp ? rp : vp));
+  grad->window_gram = grad->gram, grad->window_lag = grad->lag, grad->window_moment = grad->moment;
+  REAL **squares[] = {&grad->incoming,    &grad->symmetric,  &grad->lag_t,        &grad->moment_t,
+                      &grad->window_gram, &grad->window_lag, &grad->window_moment};
+  for (int i = 0; i < (call->interval ? 7 : 4); i++) *squares[i] = NAME(take)(arena, most * (rp > vp ? rp : vp));
   REAL **lines[] = {&grad->output, &grad->values, &grad->keys, &grad->before, &grad->point, &grad->rows};
   for (int i = 0; i < 6; i++) *lines[i] = NAME(take)(arena, S * (rp > vp ? rp : vp));
   grad->values_t = NAME(take)(arena, P * sp), grad->scores = NAME(take)(arena, (call->power + 1) * S * sp);
@@ -148,9 +150,10 @@ static void NAME(use_anchor)(NAME(Head) * head, REAL *anchor) {
 }
 
 /* Factor the statistics at a segment's start. Fills upper (U with U^T U = G~) and whitener (L^-1) in double, and the
-   anchor that is kept: L^-1, A, C L^-T and the change of basis from the anchor before it, L^-1 L_before, where the
+   anchor that is kept: L^-1, A (unless power 0), C L^-T and the change of basis from the anchor before it, L^-1 L_before, where the
    transpose of that L is given. */
-static int NAME(set_anchor)(NAME(Head) * head, double ridge, const double *upper_before, REAL *anchor) {
+static int NAME(set_anchor)(const Call *call, NAME(Head) * head, double ridge, const double *upper_before,
+                            REAL *anchor) {
   const long r = head->r, P = head->P, rp = head->rp, rd = head->rd;
   REAL *whitener = anchor, *operator_ = anchor + r * rp, *basis = anchor + 2 * r * rp, *readout = anchor + 3 * r * rp;
   for (long i = 0; i < r; i++) {
@@ -177,9 +180,11 @@ static int NAME(set_anchor)(NAME(Head) * head, double ridge, const double *upper
     product_f64(SET, LOWER_A, r, r, r, head->whitener, rd, 1, head->lower, rd, head->work, rd);
     KEEP(r, head->work, basis);
   }
-  product_f64(SET, LOWER_A, r, r, r, head->whitener, rd, 1, head->lag, rd, head->work, rd);
-  product_f64(SET, UPPER_B, r, r, r, head->work, rd, 1, head->transposed, rd, head->lower, rd);
-  KEEP(r, head->lower, operator_);
+  if (call->power) {
+    product_f64(SET, LOWER_A, r, r, r, head->whitener, rd, 1, head->lag, rd, head->work, rd);
+    product_f64(SET, UPPER_B, r, r, r, head->work, rd, 1, head->transposed, rd, head->lower, rd);
+    KEEP(r, head->lower, operator_);
+  }
   product_f64(SET, UPPER_B, P, r, r, head->moment, rd, 1, head->transposed, rd, head->work, rd);
   KEEP(P, head->work, readout);
 #undef KEEP
@@ -286,12 +291,12 @@ static int NAME(forward_segment)(const Call *call, NAME(Head) * head, long n, lo
   double *upper = call->keep_anchors ? call->last_upper + (n * call->heads + h) * r * r : 0;
   REAL *anchor = upper ? (REAL *)call->anchors + (g * call->heads + h) * NAME(anchor_size)(call) : head->anchor;
   read_state(call, n, h, is_first, head->gram, head->lag, head->moment, rd);
-  const int failed = NAME(set_anchor)(head, call->ridge[h], is_first ? 0 : upper, anchor);
+  const int failed = NAME(set_anchor)(call, head, call->ridge[h], is_first ? 0 : upper, anchor);
   if (failed) return failed;
   if (upper)
     for (long i = 0; i < r; i++)
       for (long j = 0; j < r; j++) upper[i * r + j] = j >= i ? head->upper[i * rd + j] : 0;
-  NAME(transpose)(r, r, anchor + r * rp, rp, head->operator_, rp);
+  if (call->power) NAME(transpose)(r, r, anchor + r * rp, rp, head->operator_, rp);
   NAME(transpose)(P, r, anchor + 3 * r * rp, rp, head->readout, vp);
   NAME(load_previous)(call, head, n, h, begin);
   if (call->interval) NAME(copy_state)(head, r * vp);
@@ -330,7 +335,7 @@ static int NAME(forward_segment)(const Call *call, NAME(Head) * head, long n, lo
     NAME(advance_statistics)(head, m);
     if (!more) continue;
     NAME(product)(SUBTRACT, FULL, r, r, m, W, 1, rp, W, rp, head->inverse, rp);
-    NAME(product)(ADD, FULL, r, r, m, head->keys, 1, rp, head->keys + rp, rp, head->operator_, rp);
+    if (call->power) NAME(product)(ADD, FULL, r, r, m, head->keys, 1, rp, head->keys + rp, rp, head->operator_, rp);
     NAME(product)(ADD, FULL, r, P, m, head->keys + rp, 1, rp, head->values, vp, head->readout, vp);
     memcpy(head->keys, head->keys + m * rp, rp * sizeof(REAL));
     if (call->interval && window_ends) NAME(copy_state)(head, r * vp);

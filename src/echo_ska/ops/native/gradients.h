@@ -44,7 +44,7 @@ static void NAME(retrace)(const Call *call, NAME(Head) * head, long n, long h, l
     }
     if (!more) continue;
     NAME(product)(SUBTRACT, FULL, r, r, m, W, 1, rp, W, rp, head->inverse, rp);
-    NAME(product)(ADD, FULL, r, r, m, head->keys + rp, 1, rp, head->keys, rp, head->operator_, rp);
+    if (call->power) NAME(product)(ADD, FULL, r, r, m, head->keys + rp, 1, rp, head->keys, rp, head->operator_, rp);
     NAME(product)(ADD, FULL, P, r, m, head->values, 1, head->vp, head->keys + rp, rp, head->readout, rp);
   }
 }
@@ -86,10 +86,12 @@ static void NAME(adjoint_solves)(const Call *call, NAME(Head) * head, long h, lo
 static void NAME(write_gradients)(const Call *call, NAME(Head) * head, long h, long t, long m) {
   const long r = head->r, P = head->P, rp = head->rp, vp = head->vp;
   NAME(Gradients) *grad = &head->grad;
-  for (long i = 0; i + 1 < m; i++) NAME(add)(grad->keys + i * rp, grad->before + (i + 1) * rp, r);
+  if (uses_lag(call)) NAME(add)(grad->keys, grad->before + rp, (m - 1) * rp);
   NAME(product)(SET, LOWER_B, m, r, r, grad->keys, rp, 1, head->unwhiten, rp, grad->rows, rp);
-  NAME(add)(grad->rows + (m - 1) * rp, grad->previous, r);
-  NAME(product)(SET, LOWER_B, 1, r, r, grad->before, rp, 1, head->unwhiten, rp, grad->previous, rp);
+  if (uses_lag(call)) {
+    NAME(add)(grad->rows + (m - 1) * rp, grad->previous, r);
+    NAME(product)(SET, LOWER_B, 1, r, r, grad->before, rp, 1, head->unwhiten, rp, grad->previous, rp);
+  }
   const REAL *weights = (const REAL *)call->write_weight;
   for (long i = 0; i < m; i++) {
     const long place = (t + i) * call->heads + h;
@@ -134,10 +136,10 @@ static void NAME(backward_chunk)(const Call *call, NAME(Head) * head, long n, lo
   }
   /* What later reads say of this chunk's tokens. */
   NAME(product)(ADD, FULL, m, r, r, keys, rp, 1, grad->symmetric, rp, grad->keys, rp);
-  NAME(product)(ADD, FULL, m, r, r, head->keys, rp, 1, grad->lag_t, rp, grad->keys, rp);
+  if (uses_lag(call)) NAME(product)(ADD, FULL, m, r, r, head->keys, rp, 1, grad->lag_t, rp, grad->keys, rp);
   NAME(product)(ADD, FULL, m, r, P, head->values, vp, 1, grad->moment, rp, grad->keys, rp);
   NAME(product)(ADD, FULL, m, P, r, keys, rp, 1, grad->moment_t, vp, grad->values, vp);
-  NAME(product)(SET, FULL, m, r, r, keys, rp, 1, grad->lag, rp, grad->before, rp);
+  if (uses_lag(call)) NAME(product)(SET, FULL, m, r, r, keys, rp, 1, grad->lag, rp, grad->before, rp);
 
   NAME(product)(ADD, FULL, P, r, m, grad->output, 1, vp, head->point, rp, grad->window_moment, rp);
   NAME(unblend)(call, head, h, t, m, solved);
@@ -150,7 +152,7 @@ static void NAME(backward_chunk)(const Call *call, NAME(Head) * head, long n, lo
   /* All powers at once: c_j^T p_j, and c_j^T p_{j-1} from the second on. */
   const long all = call->power * m;
   NAME(product)(SUBTRACT, FULL, r, r, all + m, grad->solved, 1, rp, solved, rp, grad->window_gram, rp);
-  NAME(product)(ADD, FULL, r, r, all, grad->solved + m * rp, 1, rp, solved, rp, grad->window_lag, rp);
+  if (all) NAME(product)(ADD, FULL, r, r, all, grad->solved + m * rp, 1, rp, solved, rp, grad->window_lag, rp);
   for (long j = 0; j <= call->power && !call->interval; j++) {
     const REAL *c = grad->solved + j * m * rp, *p = solved + j * m * rp, *scores = grad->scores + j * head->chunk * sp;
     NAME(product)(SET, LOWER_C, m, m, r, p, rp, 1, head->keys_t + 1, sp, head->scores, sp);
@@ -164,17 +166,17 @@ static void NAME(backward_chunk)(const Call *call, NAME(Head) * head, long n, lo
 }
 
 /* The carried gradients gain those of the window's reads; the forms that the products need follow. */
-static void NAME(turn_window)(NAME(Head) * head, int begins) {
+static void NAME(turn_window)(const Call *call, NAME(Head) * head, int begins) {
   const long r = head->r, P = head->P, rp = head->rp, vp = head->vp;
   NAME(Gradients) *grad = &head->grad;
-  if (begins) {
+  if (begins && call->interval) {
     NAME(add)(grad->gram, grad->window_gram, r * rp), NAME(clear)(grad->window_gram, r * rp);
     NAME(add)(grad->lag, grad->window_lag, r * rp), NAME(clear)(grad->window_lag, r * rp);
     NAME(add)(grad->moment, grad->window_moment, P * rp), NAME(clear)(grad->window_moment, P * rp);
   }
   NAME(transpose)(r, r, grad->gram, rp, grad->symmetric, rp);
   NAME(add)(grad->symmetric, grad->gram, r * rp);
-  NAME(transpose)(r, r, grad->lag, rp, grad->lag_t, rp);
+  if (uses_lag(call)) NAME(transpose)(r, r, grad->lag, rp, grad->lag_t, rp);
   NAME(transpose)(P, r, grad->moment, rp, grad->moment_t, vp);
 }
 
@@ -216,12 +218,14 @@ static void NAME(begin_backward)(const Call *call, NAME(Head) * head, long n, lo
   for (int i = 0; i < 3; i++) NAME(clear)(squares[i], r * rp);
   NAME(clear)(grad->moment, P * rp), NAME(clear)(grad->previous, rp);
   call->ridge_grad[n * call->heads + h] = 0;
-  NAME(add_returned)(call, head, n, h, call->gram_after_grad, call->lag_after_grad, call->moment_after_grad);
+  if (call->gram_after_grad)
+    NAME(add_returned)(call, head, n, h, call->gram_after_grad, call->lag_after_grad, call->moment_after_grad);
 }
 
 static void NAME(add_frozen)(const Call *call, NAME(Head) * head, long n, long h) {
+  if (!call->gram_frozen_grad) return;
   NAME(add_returned)(call, head, n, h, call->gram_frozen_grad, call->lag_frozen_grad, call->moment_frozen_grad);
-  NAME(turn_window)(head, 0);
+  NAME(turn_window)(call, head, 0);
 }
 
 /* The gradients of the initial statistics, out of the basis of the first anchor. */
@@ -252,9 +256,11 @@ static void NAME(backward_segment)(const Call *call, NAME(Head) * head, long n, 
   NAME(use_anchor)(head, anchor);
   NAME(retrace)(call, head, n, h, begin, end, anchor);
   memcpy(grad->incoming, grad->gram, r * rp * sizeof(REAL));
-  NAME(clear)(grad->window_gram, r * rp), NAME(clear)(grad->window_lag, r * rp);
-  NAME(clear)(grad->window_moment, P * rp);
-  NAME(turn_window)(head, 0);
+  if (call->interval) {
+    NAME(clear)(grad->window_gram, r * rp), NAME(clear)(grad->window_lag, r * rp);
+    NAME(clear)(grad->window_moment, P * rp);
+  }
+  NAME(turn_window)(call, head, 0);
   const long boundary = call->interval && end == call->bounds[n + 1] ? last_boundary(call, n) : -1;
   for (long stop = end; stop > begin;) {
     if (stop == boundary) NAME(add_frozen)(call, head, n, h);
@@ -265,7 +271,7 @@ static void NAME(backward_segment)(const Call *call, NAME(Head) * head, long n, 
     const long t = opens + (stop - 1 - opens) / call->chunk * call->chunk;
     const long windows_before = call->interval ? index - (begin - first) / window : index;
     NAME(backward_chunk)(call, head, n, h, begin, t, stop - t, grad->snapshots + windows_before * size);
-    if (t == opens) NAME(turn_window)(head, 1);
+    if (t == opens) NAME(turn_window)(call, head, 1);
     stop = t;
   }
   NAME(product)(SET, UPPER_B, r, r, r, anchor, rp, 1, head->whiten, rp, head->frozen_readout, rp);

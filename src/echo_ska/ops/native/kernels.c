@@ -59,8 +59,8 @@ typedef struct {
   double *last_upper;
   int32_t *info;
   const void *output_grad;
-  const double *gram_after_grad, *lag_after_grad, *moment_after_grad;
-  const double *gram_frozen_grad, *lag_frozen_grad, *moment_frozen_grad; /* null unless reading chunk-causally */
+  const double *gram_after_grad, *lag_after_grad, *moment_after_grad; /* null where nobody used them */
+  const double *gram_frozen_grad, *lag_frozen_grad, *moment_frozen_grad; /* the same; and unless reading chunk-causally */
   void *query_grad, *key_grad, *value_grad, *write_weight_grad, *plain_grad, *filtered_grad;
   double *ridge_grad, *gram_grad, *lag_grad, *moment_grad, *previous_grad;
 } Call;
@@ -121,6 +121,9 @@ static void freeze_state(const Call *call, long n, long h, const double *gram, c
                          long row) {
   write_state(call, n, h, gram, lag, moment, row, call->gram_frozen, call->lag_frozen, call->moment_frozen);
 }
+
+/* Whether gradients flow through the lag moment: into reads by a power, or into the returned one. */
+static int uses_lag(const Call *call) { return call->power > 0 || call->lag_after_grad; }
 
 static long segment_end(const Call *call, long n, long g) {
   return g + 1 < call->segment_first[n + 1] ? call->segments[g + 1] : call->bounds[n + 1];

@@ -124,20 +124,20 @@ def _native_read_backward(
 ) -> list[Tensor]:
     """Gradients of query, key, value, write_weight, plain, filtered, ridge and the initial moments, in this order.
 
-    `moment_grads` are those of the final moments and, chunk-causally, of the frozen ones. Gradients of what was not
-    given are empty.
+    `moment_grads` are those of the final moments and, chunk-causally, of the frozen ones; none where nobody used them.
+    Gradients of what was not given are empty.
     """
     call = _describe(query, value, power, interval, bounds, count)
     call.backward, call.keep_anchors, call.keep_rows = True, True, rows.numel() > 0
     _point_to_inputs(call, query, key, value, write_weight, plain, filtered, ridge)
     call.point(previous_key=previous_key, rows=rows, anchors=anchors, last_upper=last_upper, output_grad=output_grad)
-    for name, tensor in zip(MOMENTS_AFTER, moment_grads, strict=False):  # the frozen ones chunk-causally alone
+    for name, tensor in zip(MOMENTS_AFTER, moment_grads, strict=False):
         call.point(**{f"{name}_grad": tensor})
     optional = [value.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in (write_weight, plain)]
     of_tokens = [*map(torch.empty_like, (query, key, value)), *optional, torch.empty_like(filtered)]
     _expect_large(*of_tokens)
     of_ridge = ridge.new_empty(call.sequences, call.heads)
-    of_moments = [*map(torch.empty_like, (*moment_grads[:3], previous_key))]
+    of_moments = _initial_grads(previous_key, value)
     names = ("query", "key", "value", "write_weight", "plain", "filtered", "ridge", "gram", "lag", "moment", "previous")
     for name, tensor in zip(names, (*of_tokens, of_ridge, *of_moments), strict=True):
         call.point(**{f"{name}_grad": tensor})
@@ -167,7 +167,14 @@ def _(
 ) -> list[Tensor]:
     optional = [value.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in (write_weight, plain)]
     of_tokens = [*map(torch.empty_like, (query, key, value)), *optional, torch.empty_like(filtered)]
-    return [*of_tokens, *map(torch.empty_like, (ridge, *moment_grads[:3], previous_key))]
+    return [*of_tokens, torch.empty_like(ridge), *_initial_grads(previous_key, value)]
+
+
+def _initial_grads(previous_key: Tensor, value: Tensor) -> list[Tensor]:
+    """Room for the gradients of the initial gram, lag and value moments and of the key before the first."""
+    sequences, heads, rank = previous_key.shape
+    shapes = [(rank, rank), (rank, rank), (value.shape[-1], rank), (rank,)]
+    return [previous_key.new_empty(sequences, heads, *shape) for shape in shapes]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -186,6 +193,7 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     moment_grads = [
         torch.zeros(shape, device=device, dtype=torch.float64) if grad is None else grad
         for (shape, device), grad in zip(ctx.moments, grads[1:], strict=False)
+        if any(grad is not None for grad in grads[1:])
     ]
     found = _native_read_backward(
         output_grad.contiguous(), [grad.contiguous() for grad in moment_grads], *saved, ctx.power, ctx.interval
