@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import os
 
 import torch
@@ -208,25 +209,28 @@ def _check_state(state: RecurrentState, arguments: Arguments) -> None:
 
 
 def _check_values(arguments: Arguments) -> None:
-    for name in ("query", "key", "value", "write_weight", "blend", "ridge", "gain", "scale"):
-        tensor = getattr(arguments, name)
-        if tensor is None or tensor.numel() == 0:
-            continue
-        tensor = tensor.detach()
-        # A sum is finite almost only if all terms are: one cheap pass, and the exact search where it is not.
-        if not bool(tensor.sum(dtype=torch.float32).isfinite()):
-            bad = (~tensor.isfinite()).nonzero()
-            if len(bad) > 0:
-                axes = ("batch", "time", "head", "channel") if tensor.dim() > 1 else ("head",)
-                place = ", ".join(f"{axis} {i}" for axis, i in zip(axes, bad[0].tolist(), strict=False))
-                found = float(tensor[tuple(bad[0])])
-                raise ValueError(f"{name} holds {found} first at {place} ({len(bad)} of {tensor.numel()} not finite)")
-        if name in ("write_weight", "blend"):
-            low, high = (float(bound) for bound in tensor.aminmax())
+    names = ("query", "key", "value", "write_weight", "blend", "ridge", "gain", "scale")
+    given = ((name, getattr(arguments, name)) for name in names)
+    tensors = {name: tensor.detach() for name, tensor in given if tensor is not None and tensor.numel() > 0}
+    # A sum is finite almost only if all terms are: one cheap pass, and the exact search where it is not.
+    if not math.isfinite(sum(tensor.sum(dtype=torch.float32) for tensor in tensors.values())):
+        for name, tensor in tensors.items():
+            _check_finite(name, tensor)
+    for name in ("write_weight", "blend"):
+        if name in tensors:
+            low, high = (float(bound) for bound in tensors[name].aminmax())
             if low < 0 or high > 1:
                 raise ValueError(f"{name} must lie in [0, 1], found values from {low:.6g} to {high:.6g}")
-        if name == "ridge":
-            _check_ridge(float(tensor.min()), arguments.value.dtype)
+    _check_ridge(float(tensors["ridge"].min()), arguments.value.dtype)
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    bad = (~tensor.isfinite()).nonzero()
+    if len(bad) > 0:
+        axes = ("batch", "time", "head", "channel") if tensor.dim() > 1 else ("head",)
+        place = ", ".join(f"{axis} {i}" for axis, i in zip(axes, bad[0].tolist(), strict=False))
+        found = float(tensor[tuple(bad[0])])
+        raise ValueError(f"{name} holds {found} first at {place} ({len(bad)} of {tensor.numel()} not finite)")
 
 
 def _check_ridge(smallest: float, dtype: torch.dtype) -> None:

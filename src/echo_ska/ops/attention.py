@@ -127,7 +127,7 @@ def spectral_koopman_attention(
 
             output, state = triton_attention(arguments, chunk_size)
         elif backend == "native":
-            output, state = native_attention(arguments, recompute)
+            output, state = native_attention(arguments, recompute, output_final_state)
         else:
             output, state = chunked_attention(arguments, chunk_size, recompute, output_final_state)
     return output.to(value.dtype), state if output_final_state else None

@@ -36,10 +36,16 @@ def sequence_bounds(arguments: Arguments) -> list[int]:
 
 
 def statistics_after(
-    arguments: Arguments, bounds: Sequence[int], taken: Sequence[int], sums: tuple[Tensor, Tensor, Tensor]
+    arguments: Arguments,
+    initial: SufficientStatistics,
+    bounds: Sequence[int],
+    taken: Sequence[int],
+    sums: tuple[Tensor, Tensor, Tensor],
 ) -> SufficientStatistics:
-    """The statistics after the first taken[n] tokens of each sequence, whose gram, lag and value moments are `sums`."""
-    initial = arguments.start().statistics
+    """The statistics after the first taken[n] tokens of each sequence, whose gram, lag and value moments are `sums`.
+
+    `initial` are those that the call started from.
+    """
     device = arguments.key.device
     counts = torch.tensor(list(taken), device=device)
     starts = torch.tensor(list(bounds[:-1]), device=device)

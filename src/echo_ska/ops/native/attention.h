@@ -126,7 +126,7 @@ static void NAME(solve)(const NAME(Head) * head, long m, const REAL *rows, const
 }
 
 /* The statistics' double sums gain m tokens; keys64 has the key before them in row 0 and carries the last one on. */
-static void NAME(advance_statistics)(NAME(Head) * head, long m) {
+static void NAME(advance_statistics)(const Call *call, NAME(Head) * head, long m) {
   const long r = head->r, P = head->P, rp = head->rp, rd = head->rd, vd = head->vd;
   double *keys = head->keys64 + rd;
   for (long i = 0; i < m; i++) {
@@ -135,7 +135,7 @@ static void NAME(advance_statistics)(NAME(Head) * head, long m) {
     for (long j = 0; j < P; j++) head->values64[i * vd + j] = head->values[i * head->vp + j];
   }
   product_f64(ADD, UPPER_C, r, r, m, keys, 1, rd, keys, rd, head->gram, rd);
-  product_f64(ADD, FULL, r, r, m, keys, 1, rd, head->keys64, rd, head->lag, rd);
+  if (call->sum_lags) product_f64(ADD, FULL, r, r, m, keys, 1, rd, head->keys64, rd, head->lag, rd);
   product_f64(ADD, FULL, P, r, m, head->values64, 1, vd, keys, rd, head->moment, rd);
   for (long j = 0; j < rd; j++) head->keys64[j] = keys[(m - 1) * rd + j];
 }
@@ -150,8 +150,8 @@ static void NAME(use_anchor)(NAME(Head) * head, REAL *anchor) {
 }
 
 /* Factor the statistics at a segment's start. Fills upper (U with U^T U = G~) and whitener (L^-1) in double, and the
-   anchor that is kept: L^-1, A (unless power 0), C L^-T and the change of basis from the anchor before it, L^-1 L_before, where the
-   transpose of that L is given. */
+   anchor that is kept: L^-1, A (unless the power is 0), C L^-T and the change of basis from the anchor before it,
+   L^-1 L_before, where the transpose of that L is given. */
 static int NAME(set_anchor)(const Call *call, NAME(Head) * head, double ridge, const double *upper_before,
                             REAL *anchor) {
   const long r = head->r, P = head->P, rp = head->rp, rd = head->rd;
@@ -332,7 +332,7 @@ static int NAME(forward_segment)(const Call *call, NAME(Head) * head, long n, lo
     }
     for (long i = 0; i < m; i++)
       for (long j = 0; j < P; j++) output[i * call->heads * P + j] = head->line[i * vp + j];
-    NAME(advance_statistics)(head, m);
+    NAME(advance_statistics)(call, head, m);
     if (!more) continue;
     NAME(product)(SUBTRACT, FULL, r, r, m, W, 1, rp, W, rp, head->inverse, rp);
     if (call->power) NAME(product)(ADD, FULL, r, r, m, head->keys, 1, rp, head->keys + rp, rp, head->operator_, rp);

@@ -28,7 +28,9 @@ def why_not_native(arguments: Arguments) -> str | None:
     return why_unavailable()
 
 
-def native_attention(arguments: Arguments, recompute: bool = False) -> tuple[Tensor, RecurrentState]:
+def native_attention(
+    arguments: Arguments, recompute: bool = False, output_final_state: bool = True
+) -> tuple[Tensor, RecurrentState | None]:
     """The same function as `recurrent_attention`, by compiled kernels.
 
     Statistics and their factors are float64; tokens are float64 if the inputs are, else float32.
@@ -36,9 +38,10 @@ def native_attention(arguments: Arguments, recompute: bool = False) -> tuple[Ten
     Args:
         arguments: a checked call with at least one token, for which `why_not_native` is None.
         recompute: keep nothing per token for the backward pass, which computes it again.
+        output_final_state: whether the state is wanted.
 
     Returns:
-        The output [B, T, H, P] in the compute dtype and the state after the last token of each sequence.
+        The output [B, T, H, P] in the compute dtype and the state after the last token of each sequence, or None.
     """
     start = arguments.start()
     initial = start.statistics
@@ -61,14 +64,17 @@ def native_attention(arguments: Arguments, recompute: bool = False) -> tuple[Ten
         arguments.refresh_interval or 0,
         needs_grad and not recompute,
         needs_grad,
+        output_final_state,
     )
+    if not output_final_state:
+        return output, None
     lengths = [end - begin for begin, end in itertools.pairwise(bounds)]
-    final = statistics_after(arguments, bounds, lengths, (gram, lag_moment, value_moment))
+    final = statistics_after(arguments, initial, bounds, lengths, (gram, lag_moment, value_moment))
     frozen = None
     interval = arguments.refresh_interval
     if interval is not None:
         assert start.frozen_statistics is not None
         crossed = [length // interval * interval for length in lengths]
-        refrozen = statistics_after(arguments, bounds, crossed, (frozen_gram, frozen_lag, frozen_value))
+        refrozen = statistics_after(arguments, initial, bounds, crossed, (frozen_gram, frozen_lag, frozen_value))
         frozen = choose_rows(torch.tensor([count > 0 for count in crossed]), refrozen, start.frozen_statistics)
     return output, RecurrentState(final, frozen, start.position + torch.tensor(lengths))

@@ -48,8 +48,8 @@ typedef enum { FULL, LOWER_C, UPPER_C, LOWER_A, UPPER_A, LOWER_B, UPPER_B } Shap
 
 /* One call; the fields of `Call` in build.py, in this order. Arrays are contiguous. REAL is float or double. */
 typedef struct {
-  int64_t is_double, backward, keep_rows, keep_anchors, tokens, sequences, heads, rank, head_dim, power, interval, chunk;
-  int64_t longest_segment, most_windows, group, next; /* a worker takes `group` heads of a sequence at a time */
+  int64_t is_double, backward, keep_rows, keep_anchors, sum_lags, tokens, sequences, heads, rank, head_dim, power;
+  int64_t interval, chunk, longest_segment, most_windows, group, next; /* a worker takes `group` heads of a sequence at a time */
   const int64_t *bounds, *segments, *segment_first; /* flat tokens of each sequence; segments' first tokens */
   const void *query, *key, *value, *write_weight, *plain, *filtered; /* [tokens, heads, ..] */
   const double *ridge, *gram, *lag_moment, *value_moment, *previous_key;
@@ -60,7 +60,7 @@ typedef struct {
   int32_t *info;
   const void *output_grad;
   const double *gram_after_grad, *lag_after_grad, *moment_after_grad; /* null where nobody used them */
-  const double *gram_frozen_grad, *lag_frozen_grad, *moment_frozen_grad; /* the same; and unless reading chunk-causally */
+  const double *gram_frozen_grad, *lag_frozen_grad, *moment_frozen_grad; /* the same, and in exact reads */
   void *query_grad, *key_grad, *value_grad, *write_weight_grad, *plain_grad, *filtered_grad;
   double *ridge_grad, *gram_grad, *lag_grad, *moment_grad, *previous_grad;
 } Call;

@@ -43,6 +43,7 @@ def native_read(
     interval: int,
     keep_rows: bool,
     keep_anchors: bool,
+    final_state: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Causal reads of every token, exact (interval 0) or chunk-causal.
 
@@ -55,6 +56,7 @@ def native_read(
         bounds: [N + 1], flat tokens.
         power, interval: K, and the refresh interval or 0.
         keep_rows, keep_anchors: what the backward pass will need; with anchors alone it computes the rows again.
+        final_state: whether the moments are wanted; else those of the lag may be left out.
 
     Returns:
         The output [B, T, H, P]; the final gram, lag and value moments; the same where the last window of a
@@ -64,7 +66,7 @@ def native_read(
         ArithmeticError: a Gram matrix plus the ridge is not positive definite; names the sequence and head.
     """
     call = _describe(query, value, power, interval, bounds, count)
-    call.keep_rows, call.keep_anchors = keep_rows, keep_anchors
+    call.keep_rows, call.keep_anchors, call.sum_lags = keep_rows, keep_anchors, final_state or power > 0
     results = _results(query, value, gram, lag_moment, value_moment, power, interval, keep_rows, keep_anchors)
     output, *after_and_frozen, rows, anchors, last_upper = results
     _expect_large(output, rows, anchors)
@@ -98,6 +100,7 @@ def _(
     interval: int,
     keep_rows: bool,
     keep_anchors: bool,
+    final_state: bool,
 ) -> Results:
     return _results(query, value, gram, lag_moment, value_moment, power, interval, keep_rows, keep_anchors)
 
@@ -178,7 +181,7 @@ def _initial_grads(previous_key: Tensor, value: Tensor) -> list[Tensor]:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, power, interval, _, _ = inputs
+    *tensors, power, interval, _, _, _ = inputs
     query, key, value, write_weight, plain, filtered, ridge, _, _, _, previous_key, count, bounds = tensors
     given = (query, key, value, write_weight, plain, filtered, ridge, previous_key, count, bounds)
     ctx.save_for_backward(*given, *output[7:])
@@ -201,7 +204,7 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     for place in (3, 4):  # write_weight, plain
         if saved[place] is None:
             found[place] = None
-    return *found, None, None, None, None, None, None
+    return *found, None, None, None, None, None, None, None
 
 
 native_read.register_autograd(_backward, setup_context=_save)
