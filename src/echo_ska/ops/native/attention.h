@@ -10,18 +10,19 @@ typedef struct {
   REAL *incoming, *symmetric, *lag_t, *moment_t;
   REAL *output, *values, *values_t, *keys, *before, *point, *scores, *solved, *rows;
   REAL *snapshots;                             /* J, A, C at the start of each window of a segment */
-  REAL *kept;                                  /* p_0 .. p_K and W of a segment, where they are computed again */
+  REAL *segment_keys, *segment_values, *segment_W; /* of a segment: whitened keys, behind the one before it; .. */
+  REAL *segment_solved;                        /* .. and p_0 .. p_K, where they are computed again */
 } NAME(Gradients);
 
 /* What one worker computes with. Rows are tokens or key dimensions; `rp` and `vp` are r and P in whole vectors. */
 typedef struct {
   long r, P, rp, vp, rd, vd, chunk, score_row;
   double *gram, *lag, *moment, *keys64, *values64, *upper, *lower, *whitener, *transposed, *work; /* statistics */
-  REAL *anchor, *kept;                         /* where nothing is kept for a backward pass */
+  REAL *anchor, *solved;                       /* where nothing is kept for a backward pass */
   REAL *whiten, *unwhiten;                     /* L^-T and L^-1, r x rp */
   REAL *inverse, *operator_, *readout;         /* J [r x rp], A^T or A [r x rp], C^T [r x vp] or C [P x rp] */
   REAL *frozen_inverse, *frozen_operator, *frozen_readout;
-  REAL *raw, *keys, *keys_t, *solve_rows_t, *queries, *values, *factor, *scores, *step, *point, *line;
+  REAL *raw, *keys, *keys_t, *W, *solve_rows_t, *queries, *values, *factor, *scores, *step, *point, *line;
   NAME(Gradients) grad;
 } NAME(Head);
 
@@ -60,6 +61,7 @@ static void NAME(lay_out)(const Call *call, NAME(Head) * head, char **arena) {
   head->frozen_inverse = NAME(take)(arena, r * rp), head->frozen_operator = NAME(take)(arena, r * rp);
   head->frozen_readout = NAME(take)(arena, (most + 1) * (rp > vp ? rp : vp));
   head->raw = NAME(take)(arena, (S + 1) * rp), head->keys = NAME(take)(arena, (S + 1) * rp);
+  head->W = NAME(take)(arena, S * rp);
   head->keys_t = NAME(take)(arena, r * sp), head->solve_rows_t = NAME(take)(arena, r * sp);
   head->queries = NAME(take)(arena, S * rp), head->values = NAME(take)(arena, S * vp);
   head->factor = NAME(take)(arena, S * sp);
@@ -67,7 +69,7 @@ static void NAME(lay_out)(const Call *call, NAME(Head) * head, char **arena) {
   head->step = NAME(take)(arena, S * rp), head->point = NAME(take)(arena, S * rp);
   head->line = NAME(take)(arena, (S > most ? S : most) * (rp > vp ? rp : vp));
   head->anchor = NAME(take)(arena, NAME(anchor_size)(call));
-  head->kept = NAME(take)(arena, S * (call->power + 2) * rp);
+  head->solved = NAME(take)(arena, S * (call->power + 1) * rp);
   if (!call->backward) return;
   NAME(Gradients) *grad = &head->grad;
   const long carried = 2 * r * rp + P * rp + rp;
@@ -83,17 +85,21 @@ static void NAME(lay_out)(const Call *call, NAME(Head) * head, char **arena) {
   grad->values_t = NAME(take)(arena, P * sp), grad->scores = NAME(take)(arena, (call->power + 1) * S * sp);
   grad->solved = NAME(take)(arena, S * (call->power + 1) * rp);
   grad->snapshots = NAME(take)(arena, call->most_windows * (2 * r + P) * rp);
-  grad->kept = NAME(take)(arena, call->keep_rows ? 0 : call->longest_segment * (call->power + 2) * rp);
+  const long segment = call->longest_segment;
+  grad->segment_keys = NAME(take)(arena, (segment + 1) * rp), grad->segment_W = NAME(take)(arena, segment * rp);
+  grad->segment_values = NAME(take)(arena, segment * vp);
+  grad->segment_solved = NAME(take)(arena, call->keep_rows ? 0 : segment * (call->power + 1) * rp);
 }
 
-/* Tokens t..t+m of one head, each times sqrt(weight): to (m x row) in REAL, columns zero-padded. */
-static void NAME(load)(const Call *call, const void *from, long h, long t, long m, long width, const REAL *weights,
-                       REAL *to, long row) {
+/* Tokens t..t+m of one head, each times sqrt(weight): to (m x row) in REAL, columns zero-padded. Tokens t+next.. will
+   be wanted soon. */
+static void NAME(load)(const Call *call, const void *from, long h, long t, long m, long next, long width,
+                       const REAL *weights, REAL *to, long row) {
   const REAL *source = (const REAL *)from;
   for (long i = 0; i < m; i++) {
     const long place = (t + i) * call->heads + h;
     const REAL factor = weights ? NAME(root)(weights[place]) : 1;
-    const REAL *ahead = source + (place + call->heads * (call->backward ? -m : m)) * width; /* the next chunk's */
+    const REAL *ahead = source + (place + call->heads * next) * width;
     for (long j = 0; j < width; j += 64 / sizeof(REAL)) __builtin_prefetch(ahead + j);
     for (long j = 0; j < width; j++) to[i * row + j] = factor * source[place * width + j];
     for (long j = width; j < row; j++) to[i * row + j] = 0;
@@ -196,8 +202,8 @@ static int NAME(set_anchor)(const Call *call, NAME(Head) * head, double ridge, c
 static void NAME(load_chunk)(const Call *call, NAME(Head) * head, long h, long t, long m) {
   const long r = head->r, rp = head->rp;
   const REAL *weights = (const REAL *)call->write_weight;
-  NAME(load)(call, call->key, h, t, m, r, weights, head->raw + rp, rp);
-  NAME(load)(call, call->value, h, t, m, head->P, weights, head->values, head->vp);
+  NAME(load)(call, call->key, h, t, m, m, r, weights, head->raw + rp, rp);
+  NAME(load)(call, call->value, h, t, m, m, head->P, weights, head->values, head->vp);
   NAME(product)(SET, UPPER_B, m, r, r, head->raw + rp, rp, 1, head->whiten, rp, head->keys + rp, rp);
 }
 
@@ -276,7 +282,7 @@ static void NAME(load_previous)(const Call *call, NAME(Head) * head, long n, lon
     for (long j = 0; j < rp; j++) head->raw[j] = j < r ? (REAL)previous[j] : 0;
     for (long j = 0; j < head->rd; j++) head->keys64[j] = j < r ? previous[j] : 0;
   } else {
-    NAME(load)(call, call->key, h, t - 1, 1, r, (const REAL *)call->write_weight, head->raw, rp);
+    NAME(load)(call, call->key, h, t - 1, 1, 1, r, (const REAL *)call->write_weight, head->raw, rp);
     for (long j = 0; j < head->rd; j++) head->keys64[j] = j < r ? head->raw[j] : 0;
   }
   NAME(product)(SET, UPPER_B, 1, r, r, head->raw, rp, 1, head->whiten, rp, head->keys, rp);
@@ -285,7 +291,7 @@ static void NAME(load_previous)(const Call *call, NAME(Head) * head, long n, lon
 /* One segment of one head. The statistics after the segment before it stand where the call returns them. */
 static int NAME(forward_segment)(const Call *call, NAME(Head) * head, long n, long h, long g) {
   const long r = head->r, P = head->P, rp = head->rp, vp = head->vp, rd = head->rd, sp = head->score_row;
-  const long first = call->bounds[n], kept = (call->power + 2) * rp; /* p_0 .. p_K and W, chunk by chunk */
+  const long first = call->bounds[n], kept = (call->power + 1) * rp; /* p_0 .. p_K, chunk by chunk */
   const long begin = call->segments[g], end = segment_end(call, n, g);
   const int is_first = g == call->segment_first[n];
   double *upper = call->keep_anchors ? call->last_upper + (n * call->heads + h) * r * r : 0;
@@ -306,11 +312,10 @@ static int NAME(forward_segment)(const Call *call, NAME(Head) * head, long n, lo
       freeze_state(call, n, h, head->gram, head->lag, head->moment, rd);
     const int window_ends = !call->interval || (t + m - first) % call->interval == 0;
     const int more = call->interval ? (t - first) / call->interval < (end - 1 - first) / call->interval : t + m < end;
-    REAL *solved = call->keep_rows ? (REAL *)call->rows + (h * call->tokens + t) * kept : head->kept;
-    REAL *W = solved + (call->power + 1) * m * rp;
+    REAL *solved = call->keep_rows ? (REAL *)call->rows + (h * call->tokens + t) * kept : head->solved, *W = head->W;
     NAME(load_chunk)(call, head, h, t, m);
     NAME(transpose_keys)(head, m);
-    NAME(load)(call, call->query, h, t, m, r, 0, head->step, rp);
+    NAME(load)(call, call->query, h, t, m, m, r, 0, head->step, rp);
     NAME(product)(SET, UPPER_B, m, r, r, head->step, rp, 1, head->whiten, rp, head->queries, rp);
     if (!call->interval || more) {
       const int broken = NAME(factor_chunk)(head, m, head->inverse, t == begin, W);

@@ -7,12 +7,20 @@ static void NAME(add)(REAL *to, const REAL *from, long count) {
   for (long i = 0; i < count; i++) to[i] += from[i];
 }
 
-static REAL *NAME(kept_rows)(const Call *call, const NAME(Head) * head, long h, long begin, long t) {
-  const long kept = (call->power + 2) * head->rp;
-  return call->keep_rows ? (REAL *)call->rows + (h * call->tokens + t) * kept : head->grad.kept + (t - begin) * kept;
+static REAL *NAME(solved_rows)(const Call *call, const NAME(Head) * head, long h, long begin, long t) {
+  const long kept = (call->power + 1) * head->rp;
+  return call->keep_rows ? (REAL *)call->rows + (h * call->tokens + t) * kept
+                         : head->grad.segment_solved + (t - begin) * kept;
 }
 
-/* J, A, C at the start of every window of the segment; where nothing was kept, its reads again. */
+/* Look at the chunk of the segment's keys, values and W that begins with token t. */
+static void NAME(look_at)(NAME(Head) * head, long begin, long t) {
+  head->keys = head->grad.segment_keys + (t - begin) * head->rp;
+  head->values = head->grad.segment_values + (t - begin) * head->vp;
+  head->W = head->grad.segment_W + (t - begin) * head->rp;
+}
+
+/* The segment's keys, values and W, and J, A, C at the start of every window; where nothing was kept, its reads. */
 static void NAME(retrace)(const Call *call, NAME(Head) * head, long n, long h, long begin, long end,
                           const REAL *anchor) {
   const long r = head->r, P = head->P, rp = head->rp, first = call->bounds[n];
@@ -20,6 +28,8 @@ static void NAME(retrace)(const Call *call, NAME(Head) * head, long n, long h, l
   memcpy(head->operator_, anchor + square, square * sizeof(REAL));
   memcpy(head->readout, anchor + 3 * square, P * rp * sizeof(REAL));
   REAL *snapshot = head->grad.snapshots - size;
+  NAME(look_at)(head, begin, begin);
+  NAME(load_previous)(call, head, n, h, begin);
   for (long t = begin, m; t < end; t += m) {
     m = NAME(chunk_length)(call, first, t, end);
     if (!call->interval || (t - first) % call->interval == 0) {
@@ -30,15 +40,16 @@ static void NAME(retrace)(const Call *call, NAME(Head) * head, long n, long h, l
       if (!call->keep_rows) NAME(transpose)(r, r, head->operator_, rp, head->frozen_operator, rp);
     }
     const int more = call->interval ? (t - first) / call->interval < (end - 1 - first) / call->interval : t + m < end;
-    if (call->keep_rows && !more) continue;
-    REAL *solved = NAME(kept_rows)(call, head, h, begin, t), *W = solved + (call->power + 1) * m * rp;
-    NAME(load_previous)(call, head, n, h, t);
+    NAME(look_at)(head, begin, t);
     NAME(load_chunk)(call, head, h, t, m);
-    if (!call->keep_rows) {
+    REAL *solved = NAME(solved_rows)(call, head, h, begin, t), *W = head->W;
+    if (!call->interval || more) {
       NAME(transpose_keys)(head, m);
-      NAME(load)(call, call->query, h, t, m, r, 0, head->step, rp);
+      NAME(factor_chunk)(head, m, head->inverse, t == begin, W);
+    }
+    if (!call->keep_rows) {
+      NAME(load)(call, call->query, h, t, m, m, r, 0, head->step, rp);
       NAME(product)(SET, UPPER_B, m, r, r, head->step, rp, 1, head->whiten, rp, head->queries, rp);
-      if (!call->interval || more) NAME(factor_chunk)(head, m, head->inverse, t == begin, W);
       if (!call->interval) NAME(transpose)(m, r, W, rp, head->solve_rows_t, head->score_row);
       NAME(solve_queries)(call, head, m, snapshot, head->frozen_operator, call->interval ? 0 : W, solved);
     }
@@ -109,16 +120,16 @@ static void NAME(write_gradients)(const Call *call, NAME(Head) * head, long h, l
   }
 }
 
-static void NAME(backward_chunk)(const Call *call, NAME(Head) * head, long n, long h, long begin, long t, long m,
+static void NAME(backward_chunk)(const Call *call, NAME(Head) * head, long h, long begin, long t, long m,
                                  const REAL *snapshot) {
   const long r = head->r, P = head->P, rp = head->rp, vp = head->vp, sp = head->score_row;
   const REAL *inverse = snapshot, *operator_ = snapshot + r * rp, *readout = snapshot + 2 * r * rp;
-  const REAL *solved = NAME(kept_rows)(call, head, h, begin, t), *W = solved + (call->power + 1) * m * rp;
+  const REAL *solved = NAME(solved_rows)(call, head, h, begin, t);
   NAME(Gradients) *grad = &head->grad;
-  NAME(load_previous)(call, head, n, h, t);
-  NAME(load_chunk)(call, head, h, t, m);
+  NAME(look_at)(head, begin, t);
+  const REAL *W = head->W;
   NAME(transpose_keys)(head, m);
-  NAME(load)(call, call->output_grad, h, t, m, P, 0, grad->output, vp);
+  NAME(load)(call, call->output_grad, h, t, m, -m, P, 0, grad->output, vp);
   NAME(blend)(call, head, h, t, m, solved, head->point);
   const REAL *keys = head->keys + rp;
   NAME(product)(SET, FULL, m, r, P, grad->output, vp, 1, readout, rp, grad->point, rp);
@@ -270,7 +281,7 @@ static void NAME(backward_segment)(const Call *call, NAME(Head) * head, long n, 
     const long index = (stop - 1 - base) / window, opens = base + index * window;
     const long t = opens + (stop - 1 - opens) / call->chunk * call->chunk;
     const long windows_before = call->interval ? index - (begin - first) / window : index;
-    NAME(backward_chunk)(call, head, n, h, begin, t, stop - t, grad->snapshots + windows_before * size);
+    NAME(backward_chunk)(call, head, h, begin, t, stop - t, grad->snapshots + windows_before * size);
     if (t == opens) NAME(turn_window)(call, head, 1);
     stop = t;
   }

@@ -49,7 +49,8 @@ typedef enum { FULL, LOWER_C, UPPER_C, LOWER_A, UPPER_A, LOWER_B, UPPER_B } Shap
 /* One call; the fields of `Call` in build.py, in this order. Arrays are contiguous. REAL is float or double. */
 typedef struct {
   int64_t is_double, backward, keep_rows, keep_anchors, sum_lags, tokens, sequences, heads, rank, head_dim, power;
-  int64_t interval, chunk, longest_segment, most_windows, group, next; /* a worker takes `group` heads of a sequence at a time */
+  int64_t interval, chunk, longest_segment, most_windows;
+  int64_t group, next; /* a worker takes `group` heads of a sequence at a time */
   const int64_t *bounds, *segments, *segment_first; /* flat tokens of each sequence; segments' first tokens */
   const void *query, *key, *value, *write_weight, *plain, *filtered; /* [tokens, heads, ..] */
   const double *ridge, *gram, *lag_moment, *value_moment, *previous_key;
@@ -163,7 +164,7 @@ int64_t echo_ska_anchor_size(const Call *call) {
 
 /* Numbers kept for each token of each head. */
 int64_t echo_ska_row_size(const Call *call) {
-  return (call->power + 2) * (call->is_double ? padded_f64(call->rank) : padded_f32(call->rank));
+  return (call->power + 1) * (call->is_double ? padded_f64(call->rank) : padded_f32(call->rank));
 }
 
 /* Work until no head is left. `scratch` is this worker's own, 64-byte aligned and without signalling garbage. */
