@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from echo_ska.ops.decoding_state import DecodingState, blocks
-from echo_ska.ops.native.step import can_step, native_step
+from echo_ska.ops.native.build import Step
+from echo_ska.ops.native.step import can_step, describe, native_step
 
 __all__ = ["DecodingState", "advance", "decode_step"]
 
@@ -84,15 +85,9 @@ def advance(
     if torch.is_autocast_enabled(query.device.type):
         with torch.autocast(query.device.type, enabled=False):
             return advance(state, query, key, value, write_weight, power=power, blend=blend, gain=gain, scale=scale)
-    if not torch.compiler.is_compiling() and state.frozen is None and can_step(state.moments, key):
+    if not torch.compiler.is_compiling() and can_step(state.moments):
         _begin(state, key, write_weight)
-        output = native_step(
-            *(state.moments, state.inverse, state.previous_key, query, key, value),
-            *(write_weight, blend, gain, scale, power),
-        )
-        state.count.add_(1)
-        state.position.add_(1)
-        return output
+        return native_step(_step_of(state), query, key, value, write_weight, blend, gain, scale, power)
     work = _views_of(state)
     if write_weight is None:
         work.key.copy_(key)
@@ -156,6 +151,25 @@ def _filtered(
     return torch.lerp(plain, filtered, work.blend_matrix)
 
 
+def _step_of(state: DecodingState) -> Step:
+    """Described once a state, because that takes as long as the step itself."""
+    if state._step is None or not _same(state._step[0], _tensors_of(state)):
+        state._step = _tensors_of(state), describe(state)
+    step: Step = state._step[1]
+    return step
+
+
+def _tensors_of(state: DecodingState) -> tuple[Tensor | None, ...]:
+    """What a step or the views of a state look into."""
+    readouts = None if state.frozen is None else state.frozen.readouts
+    return state.moments, state.inverse, state.previous_key, state.count, state.position, readouts
+
+
+def _same(these: tuple[Tensor | None, ...], those: tuple[Tensor | None, ...]) -> bool:
+    """Whether they are the same tensors, not equal ones."""
+    return [*map(id, these)] == [*map(id, those)]
+
+
 def _views_of(state: DecodingState) -> _Views:
     """Taken once a state, because in eager mode a view costs as much as a small product."""
     if torch.compiler.is_compiling():
@@ -172,7 +186,7 @@ class _Views:
         rows, heads, height, rank = state.moments.shape
         matrices, head_dim = rows * heads, height - 2 * rank
         frozen = state.frozen
-        self._sources = (state.moments, state.inverse, None if frozen is None else frozen.readouts)
+        self._sources = _tensors_of(state)
         self.moments = state.moments.view(matrices, height, rank)
         self.inverse = state.inverse.view(matrices, rank, rank)
         _, self.lag_transposed, value_moment = blocks(self.moments)
@@ -197,9 +211,7 @@ class _Views:
 
     def look_into(self, state: DecodingState) -> bool:
         """Whether these are still the tensors of that state."""
-        frozen = None if state.frozen is None else state.frozen.readouts
-        moments, inverse, readouts = self._sources
-        return moments is state.moments and inverse is state.inverse and readouts is frozen
+        return _same(self._sources, _tensors_of(state))
 
 
 def _check_token(

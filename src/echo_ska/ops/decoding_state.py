@@ -70,11 +70,12 @@ class DecodingState(TensorRecord):
     def __post_init__(self) -> None:
         self._tokens_until_due = 0
         self._all_begun = False
-        self._views: Any = None  # of echo_ska.ops.decoding
+        self._views: Any = None  # of echo_ska.ops.decoding, as the next
+        self._step: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy takes its own views: those of the original look into the original's memory.
-        return self.__dict__ | {"_tokens_until_due": 0, "_all_begun": False, "_views": None}
+        return self.__dict__ | {"_tokens_until_due": 0, "_all_begun": False, "_views": None, "_step": None}
 
     @classmethod
     @torch.no_grad()

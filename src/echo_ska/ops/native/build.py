@@ -82,7 +82,8 @@ def library() -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(path))
     for function in (loaded.echo_ska_scratch_bytes, loaded.echo_ska_anchor_size, loaded.echo_ska_row_size):
         function.argtypes, function.restype = [ctypes.POINTER(Call)], ctypes.c_int64
-    loaded.echo_ska_step.argtypes, loaded.echo_ska_step.restype = [ctypes.POINTER(Step)], None
+    loaded.echo_ska_step.argtypes = [ctypes.POINTER(Step), ctypes.c_int64, ctypes.c_void_p]
+    loaded.echo_ska_step.restype = None
     loaded.echo_ska_work.argtypes, loaded.echo_ska_work.restype = [ctypes.POINTER(Call), ctypes.c_void_p], None
     loaded.echo_ska_work_together.argtypes = [
         *(ctypes.POINTER(Call), ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)

@@ -68,14 +68,16 @@ typedef struct {
 
 /* One token of every head of a layer, in place on its decoding state. Absent coefficients are uniform. */
 typedef struct {
-  int64_t is_double, matrices, heads, rank, head_dim, power;
+  int64_t is_double, rows, heads, rank, head_dim, power, next;
   double uniform_gain, uniform_scale;
   double *moments, *inverse, *previous_key;
+  int64_t *count, *position;
+  const double *readouts; /* null unless reading chunk-causally */
   const void *query, *key, *value, *write_weight, *blend, *gain, *scale;
   void *output;
 } Step;
 
-#define MOST_RANK 1024
+#define MOST_ROWS 2048 /* of a decoding state's moments, and so more than its rank or head_dim */
 
 #define REAL double
 #define NAME(name) name##_f64
@@ -188,6 +190,9 @@ void echo_ska_work(Call *call, char *scratch) {
   }
 }
 
+/* GOMP_parallel of the caller's OpenMP. */
+typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
+
 typedef struct {
   Call *call;
   char *scratch;
@@ -200,9 +205,8 @@ static void work_in_team(void *given) {
   echo_ska_work(team->call, team->scratch + place * team->scratch_bytes);
 }
 
-/* Work on the threads that `parallel` (GOMP_parallel of the caller's OpenMP) has waiting; `scratch` is for all. */
-void echo_ska_work_together(Call *call, char *scratch, int64_t scratch_bytes, int64_t threads,
-                            void (*parallel)(void (*)(void *), void *, unsigned, unsigned)) {
+/* Work on the threads that `parallel` has waiting; `scratch` is for all. */
+void echo_ska_work_together(Call *call, char *scratch, int64_t scratch_bytes, int64_t threads, Parallel parallel) {
   Team team = {call, scratch, scratch_bytes, 0};
   parallel(work_in_team, &team, (unsigned)threads, 0);
 }
@@ -218,4 +222,11 @@ void echo_ska_expect_large(char *start, int64_t bytes) {
 #endif
 }
 
-void echo_ska_step(const Step *step) { step->is_double ? step_f64(step) : step_f32(step); }
+static void step_in_team(void *step) { ((Step *)step)->is_double ? step_f64(step) : step_f32(step); }
+
+/* One token; on `threads` threads of `parallel` if there are more than one. */
+void echo_ska_step(Step *step, int64_t threads, Parallel parallel) {
+  step->next = 0;
+  threads > 1 ? parallel(step_in_team, step, (unsigned)threads, 0) : step_in_team(step);
+  for (long n = 0; n < step->rows; n++) step->count[n]++, step->position[n]++;
+}

@@ -14,6 +14,7 @@ from torch import Tensor
 from echo_ska.ops.native.build import Call, library
 
 _own = threading.local()
+_forked = False
 
 
 def work_through(call: Call) -> None:
@@ -24,7 +25,7 @@ def work_through(call: Call) -> None:
     call.group = max(1, call.heads // groups)
     need = library().echo_ska_scratch_bytes(call)
     threads = min(threads, call.sequences * -(-call.heads // call.group))
-    team = _openmp() if threads > 1 else None
+    team = openmp() if threads > 1 else None
     if team is not None:
         library().echo_ska_work_together(call, _scratch(need * threads), need, threads, team)
         return
@@ -48,12 +49,14 @@ def _scratch(need: int) -> int:
 
 
 @functools.cache
-def _openmp() -> int | None:
-    """The address of GOMP_parallel in the OpenMP that torch itself computes with, where it has one.
+def openmp() -> int | None:
+    """The address of GOMP_parallel in the OpenMP that torch itself computes with, where it has one that may be used.
 
     Its threads wait for work at full speed for a while after every operation of torch: threads of our own would have
     to share the cores with them (a sixth of the time of a short call, measured).
     """
+    if _forked:
+        return None
     try:
         return ctypes.cast(ctypes.CDLL(torch._C.__file__).GOMP_parallel, ctypes.c_void_p).value
     except (AttributeError, OSError):
@@ -68,9 +71,10 @@ def _threads() -> ThreadPoolExecutor:
 
 def _after_fork() -> None:
     """A child has none of its parent's threads, and would wait for them for ever."""
-    global _openmp
+    global _forked
     _threads.cache_clear()
-    _openmp = functools.cache(lambda: None)
+    openmp.cache_clear()
+    _forked = True
 
 
 if hasattr(os, "register_at_fork"):
