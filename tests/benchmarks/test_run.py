@@ -63,6 +63,7 @@ def test_everything_is_measured(record):
     assert all({"8", "16"} < set(row) for row in figures["decoding"].values())
     assert set(figures["layers"]) >= {"ska", "softmax", "mamba2", "mamba2-transformers-64"}
     assert figures["growth"]["tokens"] == 20
+    assert set(figures["growth"]["token_seconds"]) == {"20"}
     assert figures["growth"]["error"] < 1e-5
     assert set(figures["peak"]) == {"float32", "float64"}
     assert record.configuration["sizes"]["rank"] == 4

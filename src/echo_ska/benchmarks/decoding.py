@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
+import itertools
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -35,7 +37,7 @@ TOKENS = 64
 """Random tokens that are decoded over and over."""
 
 SETTLED = 1000
-"""Decoded tokens after which a process is no longer expected to grow."""
+"""Decoded tokens after which a process is no longer expected to grow; also the tokens of a block that is timed."""
 
 
 def make_decoders(routes: Mapping[str, Any], plan: Plan) -> dict[str, Decoder]:
@@ -114,22 +116,25 @@ def grow(tokens: int, sizes: Sizes, device: str) -> dict[str, Any]:
     """Decode so many tokens from an empty state with SKA's exact read.
 
     Returns:
-        `tokens`; `seconds`; `bytes_settled` and `bytes_after`, resident after `SETTLED` tokens (or a tenth, where there
-        are fewer) and after all; `state_bytes`; `error`, of the read after the last token, against a factorisation of
-        the sums it has reached, over that read's largest entry.
+        `tokens`; `seconds`; `token_seconds`, those of a token in the median block of each stretch, by its last token
+        (a stretch ends with ten times as many tokens as the one before, blocks have `SETTLED` tokens, or a tenth of
+        all); `bytes_settled` and `bytes_after`, resident after a block and after all; `state_bytes`; `error`, of the
+        read after the last token, against a factorisation of the sums it has reached, over that read's largest entry.
     """
     function: dict[str, Any] = {"ridge": sizes.ridge, "power": sizes.power}
     source = Source(torch.float32, device)
     state = DecodingState.of(random_state(1, sizes, source, None), sizes.ridge)
     inputs = INPUTS["regression"](sizes, source, 4096)
-    settled = min(SETTLED, tokens // 10)
+    block = max(1, min(SETTLED, tokens // 10))
     bytes_settled = _resident(device)
-    begun = time.perf_counter()
+    marks = [time.perf_counter()]
     for t in range(tokens):
-        if t == settled:
-            bytes_settled = _resident(device)
         decode_step(state, **_token(inputs, t % 4096), **function)
-    seconds, bytes_after = time.perf_counter() - begun, _resident(device)
+        if (t + 1) % block == 0:
+            marks.append(time.perf_counter())
+            if t + 1 == block:
+                bytes_settled = _resident(device)
+    seconds, bytes_after = time.perf_counter() - marks[0], _resident(device)
     last = {name: tensor.double() for name, tensor in tokens_of(inputs, 0, 1).items()}
     reached = state.to_recurrent()
     exact = spectral_koopman_attention(**last, initial_state=reached, backend="recurrent", **function)[0].squeeze(1)
@@ -137,10 +142,20 @@ def grow(tokens: int, sizes: Sizes, device: str) -> dict[str, Any]:
     return {
         "tokens": tokens,
         "seconds": seconds,
+        "token_seconds": _by_stretch([later - earlier for earlier, later in itertools.pairwise(marks)], block),
         "bytes_settled": bytes_settled,
         "bytes_after": bytes_after,
         "state_bytes": state.nbytes,
         "error": error,
+    }
+
+
+def _by_stretch(blocks: list[float], tokens: int) -> dict[str, float]:
+    """Seconds a token of the median block among those that end by 10, 100, .. blocks, after the stretch before."""
+    ends = [10**power for power in range(1, len(str(len(blocks)))) if 10**power < len(blocks)] + [len(blocks)]
+    return {
+        str(end * tokens): statistics.median(blocks[begin:end]) / tokens
+        for begin, end in itertools.pairwise([1 if len(blocks) > 1 else 0, *ends])  # the first block warms up
     }
 
 

@@ -72,13 +72,13 @@ class Plan:
     threads: int = 1
     routes: tuple[str, ...] | None = None
     parts: tuple[str, ...] = PARTS
-    lengths: tuple[int, ...] = (512, 2048, 8192, 32_768, 65_536)
+    lengths: tuple[int, ...] = (512, 2048, 8192, 16_384, 32_768, 65_536)
     memory_lengths: tuple[int, ...] = (2048, 8192, 32_768)
     layer_lengths: tuple[int, ...] = (512, 2048, 8192)
     gate_lengths: tuple[int, int] = (65, 1000)
     prefill: tuple[int, int] = (32_768, 2048)
     contexts: tuple[int, ...] = (1024, 2048, 32_768, 131_072, 1_048_576)
-    decode_tokens: int = 100_000
+    decode_tokens: int = 1_000_000
     rounds: int = 7
     seconds_per_call: float = 90.0
     seconds_per_length: float = 60.0

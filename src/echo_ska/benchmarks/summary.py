@@ -134,13 +134,14 @@ def decoding(record: RunRecord) -> Rows:
 
 
 def growth(record: RunRecord) -> Rows:
-    """What a process that decodes many tokens in a row has resident."""
+    """The time of a token along the way of many in a row, and what that process has resident."""
     found = record.figures["growth"]
+    stretches = {f"a token, to {int(end):,}": seconds_text(time) for end, time in found["token_seconds"].items()}
     return [
-        ["tokens", "time a token", "memory it grew by", "state", "error of the read after the last"],
+        ["tokens", *stretches, "memory it grew by", "state", "error of the read after the last"],
         [
             f"{found['tokens']:,}",
-            seconds_text(found["seconds"] / found["tokens"]),
+            *stretches.values(),
             _bytes(max(0, found["bytes_after"] - found["bytes_settled"])),
             _bytes(found["state_bytes"]),
             f"{found['error']:.0e}",

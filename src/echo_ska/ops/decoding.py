@@ -8,6 +8,7 @@ from torch import Tensor
 from echo_ska.ops.decoding_state import DecodingState, blocks
 from echo_ska.ops.native.build import Step
 from echo_ska.ops.native.step import can_step, describe, native_step
+from echo_ska.ops.triton.support import can_decode
 
 __all__ = ["DecodingState", "advance", "decode_step"]
 
@@ -88,6 +89,9 @@ def advance(
     if not torch.compiler.is_compiling() and can_step(state.moments):
         _begin(state, key, write_weight)
         return native_step(_step_of(state), query, key, value, write_weight, blend, gain, scale, power)
+    if not torch.compiler.is_compiling() and state.frozen is None and can_decode(state.moments):
+        _begin(state, key, write_weight)
+        return _triton_step(state, query, key, value, write_weight, blend, gain, scale, power)
     work = _views_of(state)
     if write_weight is None:
         work.key.copy_(key)
@@ -123,6 +127,33 @@ def advance(
     if isinstance(scale, Tensor) or scale != 1:
         work.output.mul_(scale.reshape(-1, 1) if isinstance(scale, Tensor) else scale)
     return work.output.to(value.dtype, copy=True)
+
+
+def _triton_step(
+    state: DecodingState,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    write_weight: Tensor | None,
+    blend: Tensor | None,
+    gain: Tensor | float,
+    scale: Tensor | float,
+    power: int,
+) -> Tensor:
+    from echo_ska.ops.triton.decoding import decode_step as triton_step  # imports triton
+
+    moments = state.moments
+    plain, filtered = None, moments.new_ones(1) * scale * (gain**power if power > 0 else 1.0)
+    if blend is not None and power > 0:
+        blend = blend.to(moments.dtype)
+        plain, filtered = (1 - blend) * scale, blend * filtered
+    output = triton_step(
+        *(moments, state.inverse, state.previous_key, query, key, value, write_weight),
+        *(plain, filtered.expand(key.shape[:2]), power),
+    )
+    state.count.add_(1)
+    state.position.add_(1)
+    return output
 
 
 def _begin(state: DecodingState, key: Tensor, write_weight: Tensor | None) -> None:

@@ -59,3 +59,25 @@ def test_a_state_that_cannot_be_changed_in_place_is_refused(device):
     token = torch.ones(1, 1, 4, device=device)
     with pytest.raises(ValueError, match="moments must be contiguous"):
         decode_step(moments, inverse, previous, token, token, token[..., :3], None, None, token[..., 0], 0)
+
+
+@pytest.mark.parametrize("setting", CASES)
+def test_the_decoder_takes_the_kernel_where_it_can(setting, device, monkeypatch):
+    """`ops.decoding.decode_step` from an empty state on, by the kernel alone."""
+    from echo_ska.ops import decoding
+
+    if device == "cpu":
+        monkeypatch.setattr(decoding, "can_step", lambda moments: False)
+        monkeypatch.setattr(decoding, "can_decode", lambda moments: True)
+    case = make_case(5, batch=2, heads=2, **CASES[setting])
+    expected, last = case.run(backend="recurrent")
+    per_head = {n: t.to(device) for n, t in case.tensors.items() if t.dim() == 1}
+    ridge, power = per_head["ridge"], case.settings["power"]
+    state = decoding.DecodingState.of(case.tokens(0, 0).run(backend="recurrent")[1].to(device), ridge)
+    for t in range(5):
+        token = {n: x[:, t].to(device) for n, x in case.tensors.items() if x.dim() > 1}
+        found = decoding.decode_step(state, **token, **per_head, power=power)
+        torch.testing.assert_close(found.cpu(), expected[:, t], rtol=1e-9, atol=1e-9)
+    assert state._views is None  # nothing was done by PyTorch's way
+    for name, tensor in last.tensors().items():
+        torch.testing.assert_close(state.to_recurrent().tensors()[name].cpu(), tensor, rtol=1e-9, atol=1e-9)

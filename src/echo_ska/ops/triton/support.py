@@ -25,6 +25,11 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
+def can_decode(moments: torch.Tensor) -> bool:
+    """Whether the decoding kernel can take a token for a state with these moments, [N, H, 2 r + P, r]."""
+    return moments.device.type == "cuda" and moments.shape[-1] <= MAX_RANK and installed()
+
+
 def refusal(arguments: Arguments, chunk_size: int | None) -> str | None:
     """Why the call does not fit, and what to change; None if it does."""
     if not installed():
