@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from echo_ska.algebra import RidgeFactor
 from echo_ska.ops.native.build import Call, library
@@ -24,8 +26,7 @@ MOMENTS_AFTER = ("gram_after", "lag_after", "moment_after", "gram_frozen", "lag_
 Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-@torch.library.custom_op("echo_ska::native_read", mutates_args=(), device_types="cpu")
-def native_read(
+def _read(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -81,7 +82,10 @@ def native_read(
     return results
 
 
-@native_read.register_fake
+_read_node = torch.library.custom_op("echo_ska::native_read", _read, mutates_args=(), device_types="cpu")
+
+
+@_read_node.register_fake
 def _(
     query: Tensor,
     key: Tensor,
@@ -105,8 +109,7 @@ def _(
     return _results(query, value, gram, lag_moment, value_moment, power, interval, keep_rows, keep_anchors)
 
 
-@torch.library.custom_op("echo_ska::native_read_backward", mutates_args=(), device_types="cpu")
-def _native_read_backward(
+def _read_backward(
     output_grad: Tensor,
     moment_grads: list[Tensor],
     query: Tensor,
@@ -148,7 +151,12 @@ def _native_read_backward(
     return [*of_tokens, of_ridge.sum(dim=0), *of_moments]
 
 
-@_native_read_backward.register_fake
+_read_backward_node = torch.library.custom_op(
+    "echo_ska::native_read_backward", _read_backward, mutates_args=(), device_types="cpu"
+)
+
+
+@_read_backward_node.register_fake
 def _(
     output_grad: Tensor,
     moment_grads: list[Tensor],
@@ -190,7 +198,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.set_materialize_grads(False)  # zeros for what is kept would double it
 
 
-def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradients(
+    compute: Callable[..., list[Tensor]], ctx: Any, grads: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
     output_grad = torch.zeros_like(saved[2]) if grads[0] is None else grads[0]
     moment_grads = [
@@ -198,16 +208,37 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         for (shape, device), grad in zip(ctx.moments, grads[1:], strict=False)
         if any(grad is not None for grad in grads[1:])
     ]
-    found = _native_read_backward(
-        output_grad.contiguous(), [grad.contiguous() for grad in moment_grads], *saved, ctx.power, ctx.interval
-    )
+    found: list[Tensor | None] = [
+        *compute(
+            output_grad.contiguous(), [grad.contiguous() for grad in moment_grads], *saved, ctx.power, ctx.interval
+        )
+    ]
     for place in (3, 4):  # write_weight, plain
         if saved[place] is None:
             found[place] = None
     return *found, None, None, None, None, None, None, None
 
 
-native_read.register_autograd(_backward, setup_context=_save)
+_read_node.register_autograd(lambda ctx, *grads: _gradients(_read_backward_node, ctx, grads), setup_context=_save)
+
+
+class _EagerRead(torch.autograd.Function):
+    """The same operator without torch's dispatcher, which takes as long as the reads of twenty tokens."""
+
+    forward = staticmethod(_read)
+    setup_context = staticmethod(_save)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _gradients(_read_backward, ctx, grads)
+
+
+def native_read(query: Tensor, *others: Any) -> Results:
+    """`_read` with gradients: one node where a graph is captured, else at the least cost."""
+    captured = torch.compiler.is_compiling() or type(query) is not Tensor  # a tensor of torch.export, for one
+    found: Results = _read_node(query, *others) if captured else _EagerRead.apply(query, *others)
+    return found
 
 
 def segment_starts(begin: int, end: int, count: int, interval: int) -> list[int]:
