@@ -230,6 +230,9 @@ def test_a_memory_that_has_forgotten_does_not_answer_with_a_wrong_lag_moment():
     with pytest.raises(ValueError, match=r"power 1 cannot forget pairs.*subtract_suffix"):
         ordered.forget(*data)
     assert_identical(ordered, untouched)
+    longer = memory_of(data, data)
+    longer.subtract_prefix(memory, data[0][0])
+    assert not longer.lag_is_exact
     memory.merge(memory_of(data))
     assert not memory.lag_is_exact
 
@@ -302,8 +305,8 @@ def test_a_fork_goes_its_own_way():
     data = pairs(20)
     memory = memory_of(data)
     before, branch = memory.fork(), memory.fork(ridge=3.0, power=2, gain=0.5, blend=0.25)
-    branch.write(*pairs(5, seed=1))
     branch.statistics.gram.zero_()
+    branch.write(*pairs(5, seed=1))
     assert_identical(memory, before)
     assert branch.settings.power == 2
     rewritten = memory_of(data, ridge=3.0, power=2, gain=0.5, blend=0.25)

@@ -125,6 +125,13 @@ def test_a_direction_of_the_last_key_alone_is_not_spanned():
     assert bool(memory_of(keys).koopman_eigenvalues(exclude_last=False).isfinite().all())
 
 
+def test_a_direction_that_drowned_in_the_last_key_s_rounding_is_not_spanned():
+    keys = np.random.default_rng(0).standard_normal((20, 2)) * np.array([1.0, 1e-8])
+    keys[-1] = 1.0  # its square, 1, stands in G beside squares of 1e-16
+    with pytest.raises(ValueError, match="span all 2 directions and these span 1"):
+        memory_of(keys).koopman_eigenvalues()
+
+
 def test_the_units_of_the_keys_do_not_matter(decomposition):
     series = noisy_linear_system(200)
     expected = decomposition.DMD(mode="exact").fit_fetch((series[:-1], series[1:])).eigenvalues

@@ -82,7 +82,7 @@ def pair_blocks(
         raise ValueError(f"there must be as many keys as values and weights, and there are {said}")
     for begin in range(0, lengths["keys"], BLOCK):
         window = (slice(None),) * axis + (slice(begin, begin + BLOCK),)
-        block = {name: to_tokens(array[window], settings, device, dtype).detach() for name, array in named.items()}
+        block = {name: to_tokens(array[window], settings, device, dtype) for name, array in named.items()}
         for name, tokens in block.items():
             if not bool(tokens.isfinite().all()):
                 place = begin + int((~tokens.isfinite()).nonzero()[:, 1].min())
