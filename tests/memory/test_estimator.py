@@ -64,6 +64,14 @@ def test_learning_in_pieces_equals_learning_at_once(settings):
     np.testing.assert_array_equal(refitted.predict(X), whole.predict(X))
 
 
+def test_settings_changed_between_pieces_hold_for_all_rows():
+    X, y, _ = data()
+    estimator = AssociativeMemoryRegressor(1e3).partial_fit(X[:50], y[:50])
+    estimator.set_params(ridge=0.1).partial_fit(X[50:], y[50:])
+    expected = AssociativeMemoryRegressor(0.1).fit(X, y).predict(X)
+    np.testing.assert_allclose(estimator.predict(X), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_a_power_predicts_rows_ahead():
     """On a noiseless rotation the target of the row `power` steps later is known exactly."""
     angles = 0.3 * np.arange(200)

@@ -54,7 +54,10 @@ class AssociativeMemoryRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator
         return self._learn(X, y, sample_weight, first=True)
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Learn from further rows; arguments and errors as `fit`, and y must have as many columns as before."""
+        """Learn from further rows; arguments and errors as `fit`, and y must have as many columns as before.
+
+        Settings that were changed since the call before hold for all rows, those learnt before included.
+        """
         return self._learn(X, y, sample_weight, first=not hasattr(self, "memory_"))
 
     def predict(self, X: Any) -> np.ndarray:
@@ -69,18 +72,11 @@ class AssociativeMemoryRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator
         if sample_weight is not None:
             sample_weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
         targets = y.reshape(len(y), -1)
+        settings = {name: getattr(self, name) for name in ("ridge", "power", "gain", "blend")}
         if first:
-            memory = AssociativeMemory(
-                X.shape[1],
-                targets.shape[1],
-                ridge=self.ridge,
-                power=self.power,
-                gain=self.gain,
-                blend=self.blend,
-                device="cpu",
-            )
+            memory = AssociativeMemory(X.shape[1], targets.shape[1], device="cpu", **settings)
         else:
-            memory = self.memory_
+            memory = self.memory_.fork(**settings)
             if targets.shape[1] != memory.settings.head_dim:
                 raise ValueError(
                     f"y has {targets.shape[1]} targets and the calls before had {memory.settings.head_dim}: fit anew"
