@@ -1,4 +1,4 @@
-"""The README's Python blocks run as they stand, and the files it points to exist."""
+"""The Python blocks of the README and of docs/ run as they stand, and the files they point to exist."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).parents[1]
-README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+BLOCKS = {
+    f"{path.relative_to(CHECKOUT)} block {number}": block
+    for path in (CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md")))
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL))
+}
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_python_blocks_run(number):
-    exec(compile(BLOCKS[number], f"README block {number}", "exec"), {})
+@pytest.mark.parametrize("name", BLOCKS)
+def test_python_blocks_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write files
+    exec(compile(BLOCKS[name], name, "exec"), {})
 
 
 def test_there_are_python_blocks():
-    assert len(BLOCKS) >= 2
+    documents = [name.split()[0] for name in BLOCKS]
+    assert documents.count("README.md") >= 2
+    assert documents.count("docs/memory.md") >= 4
 
 
 @pytest.mark.parametrize(
