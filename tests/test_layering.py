@@ -16,11 +16,12 @@ ALLOWED = {
     "ops": {"algebra"},
     "nn": {"algebra", "ops"},
     "models": {"algebra", "ops", "nn"},
+    "memory": {"algebra", "ops", "nn", "models"},
     "tasks": set(),
     "training": {"algebra", "ops", "nn", "models", "tasks"},
     "evaluation": {"algebra", "ops", "nn", "models", "tasks", "training"},
-    "benchmarks": {"algebra", "ops", "nn", "models", "training", "evaluation"},
-    "experiments": {"algebra", "ops", "nn", "models", "tasks", "training", "evaluation", "benchmarks"},
+    "benchmarks": {"algebra", "ops", "nn", "models", "memory", "training", "evaluation"},
+    "experiments": {"algebra", "ops", "nn", "models", "memory", "tasks", "training", "evaluation", "benchmarks"},
 }
 TORCH_ONLY = ("algebra", "ops", "tasks")
 

@@ -1,4 +1,4 @@
-"""The README's Python blocks run as they stand, and the files it points to exist."""
+"""The Python blocks of the README and of docs/contexts.md run as they stand, and the files it points to exist."""
 
 from __future__ import annotations
 
@@ -19,6 +19,15 @@ def test_python_blocks_run(number):
 
 def test_there_are_python_blocks():
     assert len(BLOCKS) >= 2
+
+
+def test_the_blocks_of_a_page_run_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (CHECKOUT / "docs/contexts.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) >= 4
+    names: dict[str, object] = {}
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"docs/contexts.md block {number}", "exec"), names)
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,15 @@ def test_it_goes_on_in_inference_mode_and_from_it(model):
         assert_equal(continuation(model, outside), expected)
 
 
+def test_no_call_reads_more_than_a_segment(saved):
+    model, lengths = saved[0], []
+    hook = model.model.layers[0].register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    ContextState.read(model, ids(1000), segment_length=64)
+    hook.remove()
+    assert max(lengths) == 64
+    assert sum(lengths) == 999
+
+
 def test_progress_counts_to_the_end(saved):
     seen = []
     ContextState.read(saved[0], ids(10), segment_length=4, progress=lambda done, total: seen.append((done, total)))

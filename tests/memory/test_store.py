@@ -213,6 +213,20 @@ def test_a_damaged_index_is_made_anew_from_the_contexts(store, model, harm):
     assert store.find(model, ids(9))[1] == 9
 
 
+@pytest.mark.parametrize("harm", ["delete", "noise"])
+def test_an_index_that_is_lost_under_an_open_store_is_made_anew(store, model, harm, caplog):
+    store.put(ContextState.read(model, ids(9)))
+    path = store.folder / "index.sqlite3"
+    path.unlink() if harm == "delete" else path.write_bytes(b"x" * 5000)
+    store.put(ContextState.read(model, ids(12)))
+    assert [entry.tokens for entry in store.list()] == [12, 9]
+    path.unlink() if harm == "delete" else path.write_bytes(b"x" * 5000)
+    assert store.find(model, ids(20))[1] == 12
+    assert_clean(store)
+    if harm == "noise":
+        assert "is made anew from the stored contexts" in caplog.text
+
+
 def test_no_flipped_byte_of_the_index_gives_a_wrong_context(tmp_path, model):
     store = ContextStore(tmp_path / "store")
     states = contexts(model, 3)

@@ -101,10 +101,12 @@ class ContextState:
             past_key_values=cache,
             more=lambda begin, end: {"logits_to_keep": 1},
         )
+        done = 0
         for begin, _ in segments:
+            done = min(begin + segment_length, len(unread))
             if progress is not None:
-                progress(min(begin + segment_length, len(unread)), len(ids))
-        if progress is not None:
+                progress(done, len(ids))
+        if progress is not None and done < len(ids):  # without a parent, the last token is kept and not read
             progress(len(ids), len(ids))
         kept = encoding.own_copy(cache, model.config)
         encoding.make_symmetric(kept)

@@ -15,7 +15,7 @@ BUSY_SECONDS = 60.0
 
 _SCHEMA = (
     "CREATE TABLE contexts (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, fingerprint TEXT NOT NULL,"
-    " tokens INTEGER NOT NULL, token_hash TEXT NOT NULL, nbytes INTEGER NOT NULL, used INTEGER NOT NULL)",
+    " tokens INTEGER NOT NULL, token_hash TEXT NOT NULL, nbytes INTEGER NOT NULL, used INTEGER NOT NULL) STRICT",
     "CREATE INDEX by_model ON contexts (fingerprint, tokens)",
     "CREATE INDEX by_use ON contexts (used)",
 )
@@ -92,7 +92,7 @@ class ContextIndex:
             for statement in _SCHEMA:
                 connection.execute(statement)
             return True
-        if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+        if connection.execute("PRAGMA integrity_check(1)").fetchone() != ("ok",):
             raise DamagedIndexError(f"the index {self.path} is damaged (its check failed)")
         return False
 
@@ -161,9 +161,9 @@ def _translated(path: Path) -> Iterator[None]:
     """SQLite's errors as those that callers know."""
     try:
         yield
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or (code == sqlite3.SQLITE_ERROR and path.exists()):
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF  # none: its text was not UTF-8
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):  # the last: no such table
             raise DamagedIndexError(
                 f"the index {path} is damaged ({error}): open the store again, and it is made anew"
             ) from error

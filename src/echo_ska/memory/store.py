@@ -11,8 +11,9 @@ import secrets
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -36,6 +37,7 @@ ABANDONED_SECONDS = 86_400.0
 """Where folders cannot be locked, one that is being written counts as left behind after a day."""
 
 Stored = list[StoredContext]
+Answer = TypeVar("Answer")
 
 
 class ContextStore:
@@ -79,7 +81,7 @@ class ContextStore:
         """
         name = _name(state.fingerprint, state.tokens, state.token_hash)
         try:
-            entry = self._index.get(name)
+            entry = self._mended(lambda: self._index.get(name))
             if entry is not None and self._is_whole(entry):
                 self._touch(entry)
                 return entry
@@ -103,7 +105,7 @@ class ContextStore:
         """
         ids = token_ids(input_ids, model.config.vocab_size)
         fingerprint = model_fingerprint(model)
-        stored = self._index.of_model(fingerprint, len(ids))
+        stored = self._mended(lambda: self._index.of_model(fingerprint, len(ids)))
         hashes = prefix_hashes(ids, {entry.tokens for entry in stored})
         for entry in stored:
             if entry.name != _name(fingerprint, entry.tokens, hashes[entry.tokens]):
@@ -140,7 +142,7 @@ class ContextStore:
 
     def list(self) -> Stored:
         """What is stored, the most recently used first."""
-        return self._index.rows()
+        return self._mended(self._index.rows)
 
     @property
     def nbytes(self) -> int:
@@ -278,6 +280,14 @@ class ContextStore:
             shutil.rmtree(path, ignore_errors=True)
             if lock is not None:
                 os.close(lock)
+
+    def _mended(self, query: Callable[[], Answer]) -> Answer:
+        """What the index answers, made anew first if it is damaged."""
+        try:
+            return query()
+        except DamagedIndexError as error:
+            self._replace_index(error)
+            return query()
 
     def _open(self) -> None:
         with self._index.transaction() as connection:

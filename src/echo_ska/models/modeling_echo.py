@@ -26,8 +26,8 @@ from echo_ska.nn.registry import FEED_FORWARDS, MIXERS
 # The last projection of every mixer and feed-forward layer: what is added to the residual stream.
 RESIDUAL_PROJECTIONS = ("o_proj", "out_proj", "down_proj", "readout_proj")
 
-SEALED_FILES = ("config.json", "model*.safetensors", "model*.safetensors.index.json")
-"""The files of a saved model that its function depends on."""
+SEALED_FILES = ("model*.safetensors", "model*.safetensors.index.json")
+"""The files of a saved model whose checksums are kept: the weights. People edit the JSON beside them by hand."""
 
 
 class ScaledEmbedding(nn.Embedding):
@@ -66,7 +66,7 @@ class EchoPreTrainedModel(PreTrainedModel):
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **settings: Any
     ) -> Any:
-        """As Hugging Face's, with the checksums of configuration and weights beside them, in SHA256SUMS."""
+        """As Hugging Face's, with the checksums of the weights beside them, in SHA256SUMS."""
         result = super().save_pretrained(save_directory, is_main_process, **settings)
         if is_main_process:
             folder = Path(save_directory)
@@ -76,10 +76,10 @@ class EchoPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *arguments: Any, **settings: Any) -> Any:
-        """As Hugging Face's; a folder that has a SHA256SUMS is held to it.
+        """As Hugging Face's; weights that have a SHA256SUMS beside them are held to it.
 
         Raises:
-            ValueError: a file is not as it was saved.
+            ValueError: a weight file is not as it was saved.
         """
         if isinstance(pretrained_model_name_or_path, str | os.PathLike):
             _require_whole(Path(pretrained_model_name_or_path, settings.get("subfolder") or ""))
@@ -379,7 +379,7 @@ class EchoForCausalLM(EchoPreTrainedModel, GenerationMixin):
 
 
 def _require_whole(folder: Path) -> None:
-    """Raise a ValueError unless a saved model's files are as its SHA256SUMS says, if it has one."""
+    """Raise a ValueError unless a saved model's weights are as its SHA256SUMS says, if it has one."""
     if not (folder / SUMS).is_file():
         return
     try:

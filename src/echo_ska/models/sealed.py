@@ -186,5 +186,5 @@ def _number(error: OSError | SafetensorError) -> int | None:
     """The system's number of an error; safetensors passes it on in its text alone."""
     if isinstance(error, OSError):
         return error.errno
-    found = re.search(r"code: (\d+)", str(error))
+    found = re.search(r"(?:os error |code: )(\d+)", str(error))
     return int(found.group(1)) if found else None
