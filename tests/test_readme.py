@@ -8,23 +8,24 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).parents[1]
-BLOCKS = {
-    f"{path.relative_to(CHECKOUT)} block {number}": block
+PAGES = {
+    str(path.relative_to(CHECKOUT)): re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
     for path in (CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md")))
-    for number, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL))
 }
 
 
-@pytest.mark.parametrize("name", BLOCKS)
-def test_python_blocks_run(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", [page for page, blocks in PAGES.items() if blocks])
+def test_the_python_blocks_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # some write files
-    exec(compile(BLOCKS[name], name, "exec"), {})
+    names: dict[str, object] = {}
+    for number, block in enumerate(PAGES[page]):
+        exec(compile(block, f"{page} block {number}", "exec"), names)
 
 
 def test_there_are_python_blocks():
-    documents = [name.split()[0] for name in BLOCKS]
-    assert documents.count("README.md") >= 2
-    assert documents.count("docs/memory.md") >= 4
+    assert len(PAGES["README.md"]) >= 2
+    assert len(PAGES["docs/memory.md"]) >= 4
+    assert len(PAGES["docs/contexts.md"]) >= 4
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from sklearn.linear_model import Ridge
 
 from echo_ska.algebra import SufficientStatistics, read
 from echo_ska.memory import AssociativeMemory
-from echo_ska.memory.tokens import BLOCK
+from echo_ska.memory.pairs import BLOCK
 
 RANK, HEAD_DIM = 5, 3
 # name -> the axes of a memory, and the shape of its tensors around the time axis

@@ -8,9 +8,22 @@ from typing import Any
 from echo_ska.memory.associative import AssociativeMemory
 
 # Imported when they are first asked for, since they need more than torch: name -> module.
-_LATER = {"AssociativeMemoryRegressor": "echo_ska.memory.estimator"}
+_LATER = {
+    "AssociativeMemoryRegressor": "echo_ska.memory.estimator",
+    "ContextState": "echo_ska.memory.context",
+    "ContextStore": "echo_ska.memory.store",
+    "StoredContext": "echo_ska.memory.store",
+    "model_fingerprint": "echo_ska.memory.fingerprint",
+}
 
-__all__ = ["AssociativeMemory", "AssociativeMemoryRegressor"]
+__all__ = [
+    "AssociativeMemory",
+    "AssociativeMemoryRegressor",
+    "ContextState",
+    "ContextStore",
+    "StoredContext",
+    "model_fingerprint",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from echo_ska import algebra
 from echo_ska.algebra import KoopmanOperator, RidgeFactor, SufficientStatistics, accumulator_dtype
-from echo_ska.memory.files import read_sealed, write_sealed
+from echo_ska.memory.pairs import Rows, checked, from_tokens, pair_blocks, to_tokens
 from echo_ska.memory.settings import MemorySettings
-from echo_ska.memory.tokens import Rows, checked, from_tokens, pair_blocks, to_tokens
+from echo_ska.sealed import read_sealed_file, write_sealed_file
 
 KIND, VERSION = "associative memory", 1
 
@@ -277,7 +277,7 @@ class AssociativeMemory:
             OSError: it cannot be written.
         """
         metadata = {"settings": dataclasses.asdict(self._settings), "lag_is_exact": self._lag_is_exact}
-        write_sealed(path, self._statistics.tensors(), metadata, kind=KIND, version=VERSION, overwrite=overwrite)
+        write_sealed_file(path, self._statistics.tensors(), metadata, kind=KIND, version=VERSION, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: torch.device | str | None = None) -> Self:
@@ -287,7 +287,7 @@ class AssociativeMemory:
             OSError: the file cannot be read.
             ValueError: it is damaged, foreign, or of another format version; says which.
         """
-        tensors, metadata = read_sealed(path, kind=KIND, version=VERSION)
+        tensors, metadata = read_sealed_file(path, kind=KIND, version=VERSION)
         memory = cls._bare(MemorySettings(**metadata["settings"]), torch.device(device or torch.get_default_device()))
         dtype = accumulator_dtype(memory._device)
         loaded = {

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import collections
 import functools
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +21,13 @@ from echo_ska.nn import Block, SequenceMixer
 from echo_ska.nn.initialization import start_as
 from echo_ska.nn.mixer import MixerState
 from echo_ska.nn.registry import FEED_FORWARDS, MIXERS
+from echo_ska.sealed import SUMS, broken_sum, write_sums
 
 # The last projection of every mixer and feed-forward layer: what is added to the residual stream.
 RESIDUAL_PROJECTIONS = ("o_proj", "out_proj", "down_proj", "readout_proj")
+
+SEALED_FILES = ("model*.safetensors", "model*.safetensors.index.json")
+"""The files of a saved model whose checksums are kept: the weights. People edit the JSON beside them by hand."""
 
 
 class ScaledEmbedding(nn.Embedding):
@@ -56,6 +62,28 @@ class EchoPreTrainedModel(PreTrainedModel):
         scale, weight = getattr(module, "start_scale", 1.0), getattr(module, "weight", None)
         if isinstance(weight, Tensor) and scale != 1.0:
             start_as(weight, scale * weight)
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **settings: Any
+    ) -> Any:
+        """As Hugging Face's, with the checksums of the weights beside them, in SHA256SUMS."""
+        result = super().save_pretrained(save_directory, is_main_process, **settings)
+        if is_main_process:
+            folder = Path(save_directory)
+            sealed = [path.name for kind in SEALED_FILES for path in folder.glob(kind)]
+            write_sums(folder, sorted(sealed))
+        return result
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *arguments: Any, **settings: Any) -> Any:
+        """As Hugging Face's; weights that have a SHA256SUMS beside them are held to it.
+
+        Raises:
+            ValueError: a weight file is not as it was saved.
+        """
+        if isinstance(pretrained_model_name_or_path, str | os.PathLike):
+            _require_whole(Path(pretrained_model_name_or_path, settings.get("subfolder") or ""))
+        return super().from_pretrained(pretrained_model_name_or_path, *arguments, **settings)
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -348,6 +376,21 @@ class EchoForCausalLM(EchoPreTrainedModel, GenerationMixin):
     def has_state(self) -> bool:
         """Whether every layer can go on from a state; without that, there is no cache and no generation."""
         return self.model.has_state
+
+
+def _require_whole(folder: Path) -> None:
+    """Raise a ValueError unless a saved model's weights are as its SHA256SUMS says, if it has one."""
+    if not (folder / SUMS).is_file():
+        return
+    try:
+        broken = broken_sum(folder)
+    except FileNotFoundError as error:
+        raise ValueError(f"the model in {folder} is not whole: {error.filename} is missing") from error
+    if broken is not None:
+        raise ValueError(
+            f"the model file {folder / broken} is damaged (it does not match {SUMS}): save or copy the model again; "
+            f"if the change is meant, delete {folder / SUMS}"
+        )
 
 
 def _padding_boundaries(

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from echo_ska.memory import AssociativeMemory
-from echo_ska.memory.files import read_sealed, write_sealed
+from echo_ska.sealed import read_sealed_file, write_sealed_file
 
 KIND = "associative memory"
 
@@ -112,15 +112,15 @@ def test_foreign_files_are_refused_and_never_unpickled(tmp_path):
     save_file({"gram": torch.ones(3, 3)}, path, metadata={"format": "pt"})
     huge_header = struct.pack("<Q", 2**60) + path.read_bytes()[8:]
     for contents in (b"", b"\x89PNG\r\n" * 100, path.read_bytes(), huge_header, pickle.dumps(Trap()), b"{}" * 200):
-        assert "is not a file that echo_ska.memory wrote" in refused(path, contents)
+        assert "is not a file that echo_ska wrote" in refused(path, contents)
     with pytest.raises(FileNotFoundError):
         AssociativeMemory.load(tmp_path / "absent")
 
 
 def test_another_kind_or_version_is_refused_by_name(tmp_path):
     tensors = memory_of().statistics.tensors()
-    write_sealed(tmp_path / "kind", tensors, {}, kind="shopping list", version=1)
-    write_sealed(tmp_path / "version", tensors, {}, kind=KIND, version=99)
+    write_sealed_file(tmp_path / "kind", tensors, {}, kind="shopping list", version=1)
+    write_sealed_file(tmp_path / "version", tensors, {}, kind=KIND, version=99)
     with pytest.raises(ValueError, match="holds a file of kind 'shopping list', not 'associative memory'"):
         AssociativeMemory.load(tmp_path / "kind")
     with pytest.raises(ValueError, match="has format version 99 and this release of echo_ska reads version 1"):
@@ -161,12 +161,12 @@ def test_tensors_and_metadata_of_any_kind_come_back(tmp_path):
     }
     tensors["twin"] = tensors["shared"]
     metadata = {"note": 'quotes " and \\ and {"sha256":"' + "0" * 64 + '"}', "ü": [1, None, {"a": 0.1}]}
-    write_sealed(tmp_path / "a", tensors, metadata, kind="anything", version=3)
-    loaded, said = read_sealed(tmp_path / "a", kind="anything", version=3)
+    write_sealed_file(tmp_path / "a", tensors, metadata, kind="anything", version=3)
+    loaded, said = read_sealed_file(tmp_path / "a", kind="anything", version=3)
     assert said == metadata
     assert loaded.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert torch.equal(loaded[name], tensor)
         assert loaded[name].dtype == tensor.dtype
     with pytest.raises(ValueError, match="Out of range float"):
-        write_sealed(tmp_path / "b", {}, {"x": float("nan")}, kind="anything", version=3)
+        write_sealed_file(tmp_path / "b", {}, {"x": float("nan")}, kind="anything", version=3)

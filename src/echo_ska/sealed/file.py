@@ -1,4 +1,4 @@
-"""Sealed files: a safetensors file with JSON metadata and a checksum over every byte of it. Nothing is pickled.
+"""A sealed file: a safetensors file with JSON metadata and a checksum over every byte of it.
 
 Any safetensors reader opens one. The seal stands at the very beginning of the header, as the metadata entry `echo_ska`:
 
@@ -20,12 +20,14 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor
 
+from echo_ska.sealed.disk import PARTIAL, flush, storable
+
 _START = b'{"__metadata__":{"echo_ska":"{\\"sha256\\":\\"'
 _DIGITS = slice(8 + len(_START), 8 + len(_START) + 64)  # safetensors' 8 bytes of header length stand first
 _ZEROS = "0" * 64
 
 
-def write_sealed(
+def write_sealed_file(
     path: str | os.PathLike[str],
     tensors: dict[str, Tensor],
     metadata: dict[str, Any],
@@ -40,7 +42,7 @@ def write_sealed(
         path: the file.
         tensors: by name; of any dtype and device.
         metadata: JSON (no NaN).
-        kind: what the file holds, e.g. "associative memory"; `read_sealed` asks for it by this name.
+        kind: what the file holds, e.g. "associative memory"; `read_sealed_file` asks for it by this name.
         version: of the format of `tensors` and `metadata`.
         overwrite: replace a file that exists.
 
@@ -58,30 +60,31 @@ def write_sealed(
         separators=(",", ":"),
         allow_nan=False,
     )
-    stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    contents = bytearray(save(stored, metadata={"echo_ska": seal}))
+    contents = bytearray(save(storable(tensors), metadata={"echo_ska": seal}))
     if not _has_seal(contents):
         raise RuntimeError(
             "this release of safetensors lays its header out in another way: install the one in constraints.txt"
         )
     contents[_DIGITS] = _checksum(contents)
-    partial = path.with_name(f".partial-{path.name}-{secrets.token_hex(4)}")
+    partial = path.with_name(f"{PARTIAL}{path.name}-{secrets.token_hex(4)}")
     try:
         with partial.open("xb") as file:
             file.write(contents)
-            file.flush()
-            os.fsync(file.fileno())
+        flush(partial)
         partial.replace(path)
+        flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def read_sealed(path: str | os.PathLike[str], *, kind: str, version: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_sealed_file(
+    path: str | os.PathLike[str], *, kind: str, version: int
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors (on the CPU) and the metadata of a sealed file, after verifying all of it.
 
     Args:
         path: the file.
-        kind, version: what it must hold, as given to `write_sealed`.
+        kind, version: what it must hold, as given to `write_sealed_file`.
 
     Raises:
         OSError: it cannot be read.
@@ -91,7 +94,7 @@ def read_sealed(path: str | os.PathLike[str], *, kind: str, version: int) -> tup
     contents = bytearray(path.read_bytes())
     if not _has_seal(contents):
         raise ValueError(
-            f"{path} is not a file that echo_ska.memory wrote, or its beginning is damaged: name a file written by save"
+            f"{path} is not a file that echo_ska wrote, or its beginning is damaged: name a file written by save"
         )
     if contents[_DIGITS] != _checksum(contents):
         raise ValueError(
