@@ -104,7 +104,9 @@ def _prompt(given: str) -> str:
             prompt = given
             prompt.encode()  # bytes of the command line that are no UTF-8 come as lone surrogates
     except UnicodeError as error:
-        raise ValueError(f"The prompt is not UTF-8 text: {error.reason if hasattr(error, 'reason') else error}") from None
+        raise ValueError(
+            f"The prompt is not UTF-8 text: {error.reason if hasattr(error, 'reason') else error}"
+        ) from None
     if not prompt:
         raise ValueError("The prompt is empty: give --prompt TEXT, or --prompt - and text on standard input.")
     return prompt

@@ -52,7 +52,7 @@ def read_on(
         ValueError: a piece is no row, or there is no token at all.
     """
     device = next(model.parameters()).device
-    output, tokens = None, 0
+    last, tokens = None, 0
     with _in_eval_mode(model):
         for piece in pieces:
             if piece.dim() != 1:
@@ -61,16 +61,16 @@ def read_on(
                 model,
                 piece.to(device, torch.int64)[None],
                 segment_length,
-                past_key_values=None if output is None else output.past_key_values,
+                past_key_values=None if last is None else last.past_key_values,
                 more=lambda begin, end: {"logits_to_keep": 1},
             ):
-                pass
+                last = output
             tokens += len(piece)
             if progress is not None:
                 progress(tokens)
-    if output is None:
+    if last is None:
         raise ValueError("a prompt has at least one token, got none")
-    return Reading(output.logits[0, -1], output.past_key_values, tokens)
+    return Reading(last.logits[0, -1], last.past_key_values, tokens)
 
 
 @torch.no_grad()
@@ -103,8 +103,9 @@ def write_on(
     check_sampling(new_tokens, temperature, top_k)
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
-    for written in range(new_tokens):
-        if written > 0:
+    token: int | None = None
+    for _ in range(new_tokens):
+        if token is not None:
             with _in_eval_mode(model):
                 output = model(
                     input_ids=torch.tensor([[token]], device=device),

@@ -100,6 +100,8 @@ def test_what_the_folder_holds(tmp_path):
         "model.safetensors",
         "modeling_echo.py",
     }
-    assert json.loads((tmp_path / "m" / "config.json").read_text())["auto_map"]["AutoConfig"].startswith("modeling_echo.")
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["auto_map"]["AutoConfig"].startswith(
+        "modeling_echo."
+    )
     again = EchoForCausalLM.from_pretrained(tmp_path / "m")  # the package reads it too
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))

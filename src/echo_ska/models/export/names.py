@@ -75,21 +75,21 @@ class _Names(ast.NodeVisitor):
         self.scopes: list[set[str]] = []  # of the functions around
         self.class_scope: set[str] = set()  # of a class, where its body itself stands
 
-    def visit_Name(self, node: ast.Name) -> None:  # noqa: N802 (ast's own names, as below)
+    def visit_Name(self, node: ast.Name) -> None:
         if self._is_local(node.id):
             return
         if node.id in self.modules:
             raise ValueError(f"line {node.lineno} uses the module {node.id} otherwise than by an attribute")
         self._rename(node, node.id)
 
-    def visit_Attribute(self, node: ast.Attribute) -> None:  # noqa: N802
+    def visit_Attribute(self, node: ast.Attribute) -> None:
         value = node.value
         if isinstance(value, ast.Name) and value.id in self.modules and not self._is_local(value.id):
             self.edits.append(Edit.of(node, self.modules[value.id][node.attr]))
         else:
             self.generic_visit(node)
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> None:  # noqa: N802
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
         self._rename_definition(node)
         for outer in (*node.decorator_list, *node.bases, *node.keywords):
             self.visit(outer)
@@ -98,18 +98,18 @@ class _Names(ast.NodeVisitor):
             self.visit(statement)
         self.class_scope = before
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:  # noqa: N802
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         self._rename_definition(node)
         # Defaults and annotations belong to the scope around the function.
         for outer in (*node.decorator_list, node.args, *([node.returns] if node.returns else [])):
             self.visit(outer)
         self._inside(_bound_in(node.body) | _parameters(node.args), node.body)
 
-    def visit_Lambda(self, node: ast.Lambda) -> None:  # noqa: N802
+    def visit_Lambda(self, node: ast.Lambda) -> None:
         self.visit(node.args)
         self._inside(_parameters(node.args), [node.body])
 
-    def visit_ListComp(self, node: Any) -> None:  # noqa: N802
+    def visit_ListComp(self, node: Any) -> None:
         bound = {inner.id for part in node.generators for inner in ast.walk(part.target) if isinstance(inner, ast.Name)}
         self.visit(node.generators[0].iter)  # in the scope around
         first, *others = node.generators
@@ -134,7 +134,9 @@ class _Names(ast.NodeVisitor):
         found = re.match(rb"\s*(?:class|def)\s+", self.source[node.lineno - 1])
         assert found is not None
         begin = (node.lineno, found.end())
-        self._replace(Edit(begin, (node.lineno, found.end() + len(node.name.encode())), self.called[node.name]), node.name)
+        self._replace(
+            Edit(begin, (node.lineno, found.end() + len(node.name.encode())), self.called[node.name]), node.name
+        )
 
     def _rename(self, node: ast.Name, name: str) -> None:
         if self.called.get(name, name) != name:
