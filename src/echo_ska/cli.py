@@ -379,7 +379,11 @@ def evaluate(
     start(EvaluateRequest(model, tasks, data, limit, batch_size, device), json_file, _console())
 
 
-tokenizer_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Tokenizers from local text: **echo-ska tokenizer train**.")
+tokenizer_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Tokenizers from local text: **echo-ska tokenizer train**.",
+)
 app.add_typer(tokenizer_app, name="tokenizer")
 
 
