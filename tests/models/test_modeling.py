@@ -123,7 +123,7 @@ def test_damaged_weights_are_refused(tmp_path):
         path.write_bytes(data)
         for loader in (EchoForCausalLM, AutoModelForCausalLM):
             with pytest.raises(
-                ValueError, match=r"model.safetensors is damaged \(it does not match SHA256SUMS\): save"
+                ValueError, match=r"model.safetensors are damaged \(it does not match SHA256SUMS\): save"
             ):
                 loader.from_pretrained(tmp_path)
     path.unlink()
@@ -147,7 +147,7 @@ def test_weights_in_several_files_are_held_to_their_sums(tmp_path):
         path = tmp_path / "model" / name
         whole = path.read_bytes()
         path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-        with pytest.raises(ValueError, match="is damaged"):
+        with pytest.raises(ValueError, match="are damaged"):
             EchoForCausalLM.from_pretrained(tmp_path, subfolder="model")
         path.write_bytes(whole)
 

@@ -21,7 +21,7 @@ from echo_ska.nn import Block, SequenceMixer
 from echo_ska.nn.initialization import start_as
 from echo_ska.nn.mixer import MixerState
 from echo_ska.nn.registry import FEED_FORWARDS, MIXERS
-from echo_ska.sealed import SUMS, broken_sum, write_sums
+from echo_ska.sealed.folder import SUMS, broken_sum, write_sums
 
 # The last projection of every mixer and feed-forward layer: what is added to the residual stream.
 RESIDUAL_PROJECTIONS = ("o_proj", "out_proj", "down_proj", "readout_proj")
@@ -388,7 +388,7 @@ def _require_whole(folder: Path) -> None:
         raise ValueError(f"the model in {folder} is not whole: {error.filename} is missing") from error
     if broken is not None:
         raise ValueError(
-            f"the model file {folder / broken} is damaged (it does not match {SUMS}): save or copy the model again; "
+            f"the weights in {folder / broken} are damaged (they do not match {SUMS}): save or copy the model again; "
             f"if the change is meant, delete {folder / SUMS}"
         )
 

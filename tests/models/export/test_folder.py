@@ -95,6 +95,7 @@ def test_what_the_folder_holds(tmp_path):
     model = EchoForCausalLM(EchoConfig(**sizes))
     export_model(model, tmp_path / "m")
     assert {path.name for path in (tmp_path / "m").iterdir()} == {
+        "SHA256SUMS",
         "config.json",
         "generation_config.json",
         "model.safetensors",

@@ -68,7 +68,7 @@ class Module:
 
 
 def modeling_source() -> str:
-    """The text of `modeling_echo.py`: PyTorch and transformers are all it imports.
+    """The text of `modeling_echo.py`: it imports PyTorch, transformers and safetensors, which comes with it.
 
     Raises:
         ValueError: the sources use something that cannot be brought into one file; says what and where.
