@@ -123,7 +123,7 @@ def test_damaged_weights_are_refused(tmp_path):
         path.write_bytes(data)
         for loader in (EchoForCausalLM, AutoModelForCausalLM):
             with pytest.raises(
-                ValueError, match=r"model.safetensors are damaged \(it does not match SHA256SUMS\): save"
+                ValueError, match=r"model.safetensors are damaged \(they do not match SHA256SUMS\): save"
             ):
                 loader.from_pretrained(tmp_path)
     path.unlink()
