@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from echo_ska.models.cache_echo import EchoCache
 from echo_ska.models.configuration_echo import EchoConfig
+from echo_ska.models.rollback import RECENT_TOKENS, Rollback
 from echo_ska.models.segments import SEGMENT_LENGTH, read_in_segments
 from echo_ska.nn import Block, SequenceMixer
 from echo_ska.nn.initialization import start_as
@@ -46,6 +47,8 @@ class EchoPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ("Block",)
+    # A model whose states cannot be taken back is "stateful" to Hugging Face, and refused assisted decoding.
+    _is_stateful = False
     # Read in float32 even where the model is cast to half precision: they steer exponentials and solves.
     _keep_in_fp32_modules_strict = ("raw_ridge", "gain", "blend_weight", "blend_bias", "A_log", "dt_bias", "D")
 
@@ -152,6 +155,16 @@ class EchoModel(EchoPreTrainedModel):
         new_tokens = hidden_states.shape[1]
         cached = 0 if cache is None else cache.get_seq_length()
         padded = _padding_boundaries(attention_mask, hidden_states, cached)
+        embedded, real = hidden_states, None if padded is None else padded[1]
+        rollback = None if cache is None or not use_cache else cache.recorder()
+        if rollback is not None and cu_seqlens is not None:
+            rollback.forget()  # packed rows have no common length that tokens could be taken back from
+            rollback = None
+        if cache is not None and rollback is not None:
+            if first := rollback.too_long(cached, new_tokens):
+                output = self._read_in_two(embedded, real, cache, rollback, first, bool(keep_all))
+                return output if return_dict else output.to_tuple()
+            rollback.before(cached, cache.point)
         if padded is not None:
             if cu_seqlens is not None:
                 raise ValueError("give cu_seqlens or an attention_mask with padding, not both")
@@ -170,6 +183,8 @@ class EchoModel(EchoPreTrainedModel):
             hidden_states = self._step(hidden_states, cache, keep)
         else:
             hidden_states = self._run(hidden_states, cache, keep, new_tokens, cu_seqlens, output_state=use_cache)
+        if rollback is not None:
+            rollback.after(cached + new_tokens, self, embedded, real)
         hidden_states = self.norm(hidden_states)
         keep(hidden_states)
         output = BaseModelOutputWithPast(
@@ -205,6 +220,41 @@ class EchoModel(EchoPreTrainedModel):
             for layer, state in zip(cache.layers, states, strict=True):
                 layer.store(state, new_tokens)
         return hidden_states
+
+    def _read_in_two(
+        self,
+        embedded: Tensor,
+        real: Tensor | None,
+        cache: EchoCache,
+        rollback: Rollback,
+        first: int,
+        keep_all: bool,
+    ) -> BaseModelOutputWithPast:
+        """Read so many first tokens of a long call without a record, then the others, which can be taken back."""
+
+        def read(part: slice) -> BaseModelOutputWithPast:
+            return self.forward(
+                inputs_embeds=embedded[:, part],
+                attention_mask=None if real is None else real[:, part],
+                past_key_values=cache,
+                use_cache=True,
+                output_hidden_states=keep_all,
+                return_dict=True,
+            )
+
+        with cache.restored_on_error():
+            with cache.unrecorded():
+                early = read(slice(0, first))
+            rollback.forget()
+            late = read(slice(first, None))
+        hidden_states = None
+        if keep_all:
+            hidden_states = tuple(map(_joined, early.hidden_states, late.hidden_states))
+        return BaseModelOutputWithPast(
+            last_hidden_state=_joined(early.last_hidden_state, late.last_hidden_state),
+            past_key_values=cache,
+            hidden_states=hidden_states,
+        )
 
     @torch.compiler.disable
     def _prepare(self, states: list[MixerState]) -> None:
@@ -335,10 +385,21 @@ class EchoForCausalLM(EchoPreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
-        """Hand `generate` an empty cache of ours, which reading a prompt in chunks starts from."""
+        """Hand `generate` an empty cache of ours, which reading a prompt in chunks starts from.
+
+        Where drafts are to be judged or written, it records what it reads, so that they can be taken back.
+        """
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        if generation_config.use_cache and self.has_state and model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = EchoCache(self.config)
+        if not generation_config.use_cache or not self.has_state:
+            return
+        cache = model_kwargs.get("past_key_values")
+        if cache is None:
+            cache = model_kwargs["past_key_values"] = EchoCache(self.config)
+        draft = generation_config.prompt_lookup_num_tokens
+        if generation_config.is_assistant:
+            draft = generation_config.max_new_tokens or RECENT_TOKENS
+        if draft and isinstance(cache, EchoCache):
+            cache.activate_past_recording(max(RECENT_TOKENS, int(draft)))
 
     def state_bytes(self, length: int) -> int:
         """Bytes of one sequence's compact states after `length` tokens, all layers together, as they are stored."""
@@ -370,6 +431,11 @@ def _padding_boundaries(
         return None
     lengths = real.sum(dim=1)
     return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]), real
+
+
+def _joined(early: Tensor, late: Tensor) -> Tensor:
+    """[B, S, d] and [B, T, d] to [B, S + T, d]."""
+    return torch.cat([early, late], dim=1)
 
 
 def _scatter(packed: Tensor, real: Tensor, time: int) -> Tensor:
