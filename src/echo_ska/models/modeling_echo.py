@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import collections
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from echo_ska.models.cache_echo import EchoCache
@@ -40,13 +40,20 @@ class ScaledEmbedding(nn.Embedding):
         return super().forward(input_ids) * self.embedding_dim**0.5
 
 
+class EchoBlock(GradientCheckpointingLayer, Block):
+    """A `Block` that keeps its input alone for the backward pass, where gradient checkpointing is enabled.
+
+    That is Hugging Face's layer for it: hooks on the block are called once, not again when it is computed anew.
+    """
+
+
 class EchoPreTrainedModel(PreTrainedModel):
     """What the Echo models share: their configuration and how parameters start."""
 
     config_class = EchoConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("Block",)
+    _no_split_modules = ("EchoBlock",)
     # A model whose states cannot be taken back is "stateful" to Hugging Face, and refused assisted decoding.
     _is_stateful = False
     # Read in float32 even where the model is cast to half precision: they steer exponentials and solves.
@@ -59,6 +66,11 @@ class EchoPreTrainedModel(PreTrainedModel):
         scale, weight = getattr(module, "start_scale", 1.0), getattr(module, "weight", None)
         if isinstance(weight, Tensor) and scale != 1.0:
             start_as(weight, scale * weight)
+
+    def post_init(self) -> None:
+        """Hugging Face's last step of __init__; of the names above, those that this model has parameters of."""
+        super().post_init()
+        self._keep_in_fp32_modules_strict &= {name.rpartition(".")[2] for name, _ in self.named_parameters()}
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -80,7 +92,9 @@ class EchoModel(EchoPreTrainedModel):
         super().__init__(config)
         self.embed_tokens = ScaledEmbedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
-            Block(config.hidden_size, MIXERS[name](config), FEED_FORWARDS[config.feed_forward](config), config.norm_eps)
+            EchoBlock(
+                config.hidden_size, MIXERS[name](config), FEED_FORWARDS[config.feed_forward](config), config.norm_eps
+            )
             for name in config.layer_types
         )
         for name, module in self.layers.named_modules():
@@ -91,7 +105,6 @@ class EchoModel(EchoPreTrainedModel):
         if config.tie_word_embeddings:
             # A token's logit for itself is then about sqrt(d) times its others'; this starts it at 1.
             self.norm.start_scale = config.hidden_size**-0.5
-        self.gradient_checkpointing = False
         self.post_init()
 
     @property
@@ -209,11 +222,7 @@ class EchoModel(EchoPreTrainedModel):
         for index, block in enumerate(self.layers):
             keep(hidden_states)
             state = None if cache is None else cache.layers[index].state
-            run = functools.partial(block.__call__, cu_seqlens=cu_seqlens, output_state=output_state)
-            if self.gradient_checkpointing and self.training:
-                hidden_states, state = self._gradient_checkpointing_func(run, hidden_states, state)
-            else:
-                hidden_states, state = run(hidden_states, state)
+            hidden_states, state = block(hidden_states, state, cu_seqlens=cu_seqlens, output_state=output_state)
             states.append(state)
         if cache is not None and output_state:
             # Only now: a layer that raises leaves the cache as it was.
@@ -400,6 +409,34 @@ class EchoForCausalLM(EchoPreTrainedModel, GenerationMixin):
             draft = generation_config.max_new_tokens or RECENT_TOKENS
         if draft and isinstance(cache, EchoCache):
             cache.activate_past_recording(max(RECENT_TOKENS, int(draft)))
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: EchoCache | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As in any model; but where drafts are judged, what a given cache has read is not read a second time.
+
+        Hugging Face's assisted decoding begins with all tokens, whatever `past_key_values` it was given.
+        """
+        cached = 0 if past_key_values is None else past_key_values.get_seq_length()
+        whole = attention_mask is None or attention_mask.shape[1] == input_ids.shape[1]
+        if is_first_iteration and next_sequence_length is None and whole and 0 < cached < input_ids.shape[1]:
+            next_sequence_length = input_ids.shape[1] - cached
+        return super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
 
     def state_bytes(self, length: int) -> int:
         """Bytes of one sequence's compact states after `length` tokens, all layers together, as they are stored."""
