@@ -150,6 +150,16 @@ def test_turns_go_on_from_the_cache(model, given):
         dialogue = torch.cat([dialogue, answer, ids(1, 5, seed=turn)], dim=1)
 
 
+def test_new_tokens_without_a_mask_of_all_are_refused(model):
+    cache = EchoCache(model.config)
+    model.generate(ids(1, 9), past_key_values=cache, **GREEDY)
+    with pytest.raises(
+        ValueError, match=r"has read 20 tokens, but .* no more than 3: give all tokens, or the new ones"
+    ):
+        model.generate(ids(1, 3), past_key_values=cache, **GREEDY)
+    assert cache.get_seq_length() == 20
+
+
 def test_what_it_returns_on_request(model):
     prompt = ids(2, 9)
     output = model.generate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from echo_ska.models.cache_echo import EchoCache
 from echo_ska.models.configuration_echo import EchoConfig
+from echo_ska.models.padding import joined, padding_boundaries, scatter
 from echo_ska.models.rollback import RECENT_TOKENS, Rollback
 from echo_ska.models.segments import SEGMENT_LENGTH, read_in_segments
 from echo_ska.nn import Block, SequenceMixer
@@ -57,7 +58,15 @@ class EchoPreTrainedModel(PreTrainedModel):
     # A model whose states cannot be taken back is "stateful" to Hugging Face, and refused assisted decoding.
     _is_stateful = False
     # Read in float32 even where the model is cast to half precision: they steer exponentials and solves.
-    _keep_in_fp32_modules_strict = ("raw_ridge", "gain", "blend_weight", "blend_bias", "A_log", "dt_bias", "D")
+    _keep_in_fp32_modules_strict: Collection[str] = (
+        "raw_ridge",
+        "gain",
+        "blend_weight",
+        "blend_bias",
+        "A_log",
+        "dt_bias",
+        "D",
+    )
 
     def _init_weights(self, module: nn.Module) -> None:
         """Every module knows its own start, `reset_parameters`; residual projections start smaller."""
@@ -70,7 +79,8 @@ class EchoPreTrainedModel(PreTrainedModel):
     def post_init(self) -> None:
         """Hugging Face's last step of __init__; of the names above, those that this model has parameters of."""
         super().post_init()
-        self._keep_in_fp32_modules_strict &= {name.rpartition(".")[2] for name, _ in self.named_parameters()}
+        own = {name.rpartition(".")[2] for name, _ in self.named_parameters()}
+        self._keep_in_fp32_modules_strict = own.intersection(self._keep_in_fp32_modules_strict)
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -167,7 +177,7 @@ class EchoModel(EchoPreTrainedModel):
             cache.require_usable_by(self.config)
         new_tokens = hidden_states.shape[1]
         cached = 0 if cache is None else cache.get_seq_length()
-        padded = _padding_boundaries(attention_mask, hidden_states, cached)
+        padded = padding_boundaries(attention_mask, hidden_states, cached)
         embedded, real = hidden_states, None if padded is None else padded[1]
         rollback = None if cache is None or not use_cache else cache.recorder()
         if rollback is not None and cu_seqlens is not None:
@@ -190,7 +200,7 @@ class EchoModel(EchoPreTrainedModel):
 
         def keep(states: Tensor) -> None:
             if keep_all:
-                kept.append(states if padded is None else _scatter(states, padded[1], new_tokens))
+                kept.append(states if padded is None else scatter(states, padded[1], new_tokens))
 
         if cache is not None and use_cache and cu_seqlens is None and new_tokens == 1 and cache.can_step:
             hidden_states = self._step(hidden_states, cache, keep)
@@ -201,7 +211,7 @@ class EchoModel(EchoPreTrainedModel):
         hidden_states = self.norm(hidden_states)
         keep(hidden_states)
         output = BaseModelOutputWithPast(
-            last_hidden_state=hidden_states if padded is None else _scatter(hidden_states, padded[1], new_tokens),
+            last_hidden_state=hidden_states if padded is None else scatter(hidden_states, padded[1], new_tokens),
             past_key_values=cache if use_cache else None,
             hidden_states=tuple(kept) if keep_all else None,
         )
@@ -258,9 +268,9 @@ class EchoModel(EchoPreTrainedModel):
             late = read(slice(first, None))
         hidden_states = None
         if keep_all:
-            hidden_states = tuple(map(_joined, early.hidden_states, late.hidden_states))
+            hidden_states = tuple(map(joined, early.hidden_states, late.hidden_states))
         return BaseModelOutputWithPast(
-            last_hidden_state=_joined(early.last_hidden_state, late.last_hidden_state),
+            last_hidden_state=joined(early.last_hidden_state, late.last_hidden_state),
             past_key_values=cache,
             hidden_states=hidden_states,
         )
@@ -397,6 +407,10 @@ class EchoForCausalLM(EchoPreTrainedModel, GenerationMixin):
         """Hand `generate` an empty cache of ours, which reading a prompt in chunks starts from.
 
         Where drafts are to be judged or written, it records what it reads, so that they can be taken back.
+
+        Raises:
+            ValueError: new tokens go on from a cache without an attention mask as long as the dialogue, by which
+                Hugging Face tells them from all tokens.
         """
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         if not generation_config.use_cache or not self.has_state:
@@ -404,6 +418,14 @@ class EchoForCausalLM(EchoPreTrainedModel, GenerationMixin):
         cache = model_kwargs.get("past_key_values")
         if cache is None:
             cache = model_kwargs["past_key_values"] = EchoCache(self.config)
+        mask = model_kwargs.get("attention_mask")
+        # A mask of ones is dropped before, but for its length.
+        length = getattr(generation_config, "_mask_length", None) if mask is None else mask.shape[1]
+        if length is not None and 0 < length <= (cached := cache.get_seq_length()):
+            raise ValueError(
+                f"past_key_values has read {cached} tokens, but attention_mask (or input_ids) stands for no more than "
+                f"{length}: give all tokens, or the new ones and an attention_mask of [batch, {cached} + new]"
+            )
         draft = generation_config.prompt_lookup_num_tokens
         if generation_config.is_assistant:
             draft = generation_config.max_new_tokens or RECENT_TOKENS
@@ -425,9 +447,11 @@ class EchoForCausalLM(EchoPreTrainedModel, GenerationMixin):
         Hugging Face's assisted decoding begins with all tokens, whatever `past_key_values` it was given.
         """
         cached = 0 if past_key_values is None else past_key_values.get_seq_length()
-        whole = attention_mask is None or attention_mask.shape[1] == input_ids.shape[1]
-        if is_first_iteration and next_sequence_length is None and whole and 0 < cached < input_ids.shape[1]:
-            next_sequence_length = input_ids.shape[1] - cached
+        positions = kwargs.get("position_ids")  # of the whole dialogue, also where input_ids are the new tokens alone
+        if is_first_iteration and next_sequence_length is None and positions is not None:
+            whole = positions.shape[-1] == input_ids.shape[1] and int(positions[..., 0].max()) == 0
+            if whole and 0 < cached < input_ids.shape[1]:
+                next_sequence_length = input_ids.shape[1] - cached
         return super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
@@ -446,36 +470,3 @@ class EchoForCausalLM(EchoPreTrainedModel, GenerationMixin):
     def has_state(self) -> bool:
         """Whether every layer can go on from a state; without that, there is no cache and no generation."""
         return self.model.has_state
-
-
-def _padding_boundaries(
-    attention_mask: Tensor | None, hidden_states: Tensor, cached: int
-) -> tuple[Tensor, Tensor] | None:
-    """Boundaries [B + 1] and the [B, T] mask of the real tokens, or None where there is no padding."""
-    if attention_mask is None:
-        return None
-    batch, time = hidden_states.shape[:2]
-    if attention_mask.dim() != 2 or attention_mask.shape not in ((batch, time), (batch, cached + time)):
-        longer = f" or, with the {cached} cached tokens, [{batch}, {cached + time}]" if cached else ""
-        raise ValueError(
-            f"attention_mask must be [{batch}, {time}]{longer}, got {list(attention_mask.shape)}: 1 marks a token and "
-            "0 padding"
-        )
-    if bool(((attention_mask != 0) & (attention_mask != 1)).any()):
-        raise ValueError("attention_mask must hold 1 for tokens and 0 for padding: an additive mask is not read")
-    real = attention_mask[:, attention_mask.shape[1] - time :].bool()
-    if bool(real.all()):
-        return None
-    lengths = real.sum(dim=1)
-    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]), real
-
-
-def _joined(early: Tensor, late: Tensor) -> Tensor:
-    """[B, S, d] and [B, T, d] to [B, S + T, d]."""
-    return torch.cat([early, late], dim=1)
-
-
-def _scatter(packed: Tensor, real: Tensor, time: int) -> Tensor:
-    """[1, tokens, d] back to [B, T, d], zeros at the padding."""
-    padded = packed.new_zeros(real.shape[0], time, packed.shape[-1])
-    return padded.masked_scatter(real.unsqueeze(-1), packed)
