@@ -6,7 +6,7 @@ import types
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 import echo_ska
@@ -60,7 +60,7 @@ def refused(run):
 def test_help_and_version(run):
     assert run("--version").stdout == f"echo-ska {echo_ska.__version__}\n"
     listed = run("--help").stdout
-    for command in ("demo", "models", "memory", "train", "reproduce"):
+    for command in ("demo", "models", "memory", "train", "reproduce", "generate", "export", "eval", "tokenizer"):
         assert command in listed
         assert "echo-ska" in run(command, "--help").stdout
 
@@ -132,7 +132,12 @@ def test_text_is_learnt_kept_and_resumed(run, texts, tmp_path, monkeypatch):
     record = json.loads(figures.read_text())
     assert {"bits_per_byte", "bits_per_byte_before", "state_bytes", "parameters", "samples"} <= set(record["figures"])
     assert f"{record['figures']['bits_per_byte']:.3f}" in result.stdout
-    resumed = AutoModelForCausalLM.from_pretrained(output / "model").state_dict()
+    kept = AutoModelForCausalLM.from_pretrained(output / "model")
+    resumed = kept.state_dict()
+    tokenizer = AutoTokenizer.from_pretrained(output / "model")
+    assert tokenizer("é")["input_ids"] == list("é".encode())
+    assert kept.generation_config.eos_token_id == tokenizer.eos_token_id == 0
+    assert run("generate", output / "model", "--prompt", "The ", "--max-new-tokens=3").exit_code == 0
 
     assert run(*command[:-4], "--output", tmp_path / "whole").exit_code == 0
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole" / "model").state_dict()

@@ -12,15 +12,17 @@ import echo_ska
 PACKAGE = Path(echo_ska.__file__).parent
 # Each room may import the rooms named here (and itself).
 ALLOWED = {
+    "sealed": set(),
     "algebra": set(),
     "ops": {"algebra"},
     "nn": {"algebra", "ops"},
-    "models": {"algebra", "ops", "nn"},
+    "models": {"sealed", "algebra", "ops", "nn"},
+    "memory": {"sealed", "algebra", "ops", "nn", "models"},
     "tasks": set(),
-    "training": {"algebra", "ops", "nn", "models", "tasks"},
+    "training": {"sealed", "algebra", "ops", "nn", "models", "tasks"},
     "evaluation": {"algebra", "ops", "nn", "models", "tasks", "training"},
-    "benchmarks": {"algebra", "ops", "nn", "models", "training", "evaluation"},
-    "experiments": {"algebra", "ops", "nn", "models", "tasks", "training", "evaluation", "benchmarks"},
+    "benchmarks": {"algebra", "ops", "nn", "models", "memory", "training", "evaluation"},
+    "experiments": {"algebra", "ops", "nn", "models", "memory", "tasks", "training", "evaluation", "benchmarks"},
 }
 TORCH_ONLY = ("algebra", "ops", "tasks")
 

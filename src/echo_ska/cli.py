@@ -236,8 +236,9 @@ def train(
     after, and samples are printed. A recall task reports its accuracy at 1, 2, 4 and 8 times the training length.
 
     With --output DIR a run that was stopped, at any moment, goes on when the same command is given again; a DIR that
-    holds another run is refused. After `import echo_ska.models`,
-    `AutoModelForCausalLM.from_pretrained` loads the model in DIR/model.
+    holds another run is refused. DIR/model is then a model that `echo-ska generate`, `eval` and `export` take, with the
+    byte tokenizer beside it where it learnt text; after `import echo_ska.models`,
+    `AutoModelForCausalLM.from_pretrained` loads it.
 
     **Examples**
 
@@ -286,6 +287,125 @@ def train(
         json_file,
         _console(),
     )
+
+
+ModelFolder = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A folder of `save_pretrained`, or DIR/model of `echo-ska train`.")
+]
+
+
+@app.command()
+def generate(
+    model: ModelFolder,
+    prompt: Annotated[
+        str, typer.Option("--prompt", "-p", metavar="TEXT", help="What to go on from; - reads standard input.")
+    ],
+    context: Annotated[
+        Path | None, typer.Option("--context", metavar="FILE", help="Text to read before the prompt, of any length.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 200,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Draw from the so many likeliest tokens.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU if there is one.")] = "auto",
+    json_file: JsonFile = None,
+) -> None:
+    """Write on from a prompt, and from a context read before it in constant memory.
+
+    The text goes to standard output as it comes; what was read and written, the time of a token and the bytes of
+    state by kind of layer to standard error. The prompt follows the context at once: put a line end where there is
+    to be one.
+
+    **Examples:** `echo-ska generate runs/books/model --prompt "It was"` ·
+    `printf 'Who came?' | echo-ska generate MODEL --context novel.txt --prompt - --temperature 0 --json figures.json`
+    """
+    from echo_ska.commands.files import require_writable
+
+    require_writable(json_file, "--json")
+    from echo_ska.commands.generate import GenerateRequest
+    from echo_ska.commands.generate import generate as start
+
+    start(GenerateRequest(model, prompt, context, max_new_tokens, temperature, top_k, seed, device), json_file)
+
+
+@app.command()
+def export(
+    model: ModelFolder,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write it; new or empty.")],
+) -> None:
+    """Write a model folder that loads where this package is not installed.
+
+    It holds the weights, the tokenizer if there is one, and one file of readable code, modeling_echo.py, made from this
+    package's sources (PyTorch alone: no C, no Triton). `AutoModelForCausalLM.from_pretrained(FOLDER,
+    trust_remote_code=True)` loads it.
+
+    **Example:** `echo-ska export runs/books/model exported`
+    """
+    from echo_ska.commands.files import require_new_folder
+
+    require_new_folder(folder, "FOLDER")
+    from echo_ska.commands.export import export as start
+
+    start(model, folder, _console())
+
+
+@app.command("eval")
+def evaluate(
+    model: ModelFolder,
+    tasks: Annotated[str, typer.Option("--tasks", metavar="NAME,...", help="The harness's tasks, or ours: see below.")],
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FOLDER", help="The files that tasks named ..._local read.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions a task at most; all else.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences in a forward call.")] = 8,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU if there is one.")] = "auto",
+    json_file: JsonFile = None,
+) -> None:
+    """Ask a model the tasks of lm-evaluation-harness (`pip install 'echo-ska[eval]'`).
+
+    Its own tasks, such as hellaswag, download their data. hellaswag_local, piqa_local, arc_easy_local,
+    arc_challenge_local, lambada_local and babi_qa1_local ask the same questions in the same form from files in
+    --data FOLDER; docs/commands.md says which.
+
+    **Examples:** `echo-ska eval MODEL --tasks hellaswag,piqa` ·
+    `echo-ska eval MODEL --tasks lambada_local,babi_qa1_local --data data/ --limit 100 --json scores.json`
+    """
+    from echo_ska.commands.files import require_writable
+
+    require_writable(json_file, "--json")
+    from echo_ska.commands.evaluate import EvaluateRequest
+    from echo_ska.commands.evaluate import evaluate as start
+
+    start(EvaluateRequest(model, tasks, data, limit, batch_size, device), json_file, _console())
+
+
+tokenizer_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Tokenizers from local text: **echo-ska tokenizer train**.",
+)
+app.add_typer(tokenizer_app, name="tokenizer")
+
+
+@tokenizer_app.command("train")
+def train_tokenizer(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Text files, or folders of *.txt and *.md.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to keep it; new or empty.")],
+    vocab_size: Annotated[int, typer.Option(help="Tokens to end with, at least 257.")] = 8192,
+) -> None:
+    """Learn a byte-level BPE tokenizer from text on this machine.
+
+    Any text comes back from it exactly. Models of `echo-ska train --text` read bytes and have the byte tokenizer; this
+    one is for models that you train with other tools.
+
+    **Example:** `echo-ska tokenizer train books/ notes.md --vocab-size 4096 -o tokenizers/books`
+    """
+    from echo_ska.commands.files import require_new_folder
+
+    require_new_folder(output, "--output")
+    from echo_ska.commands.tokenizer import train_tokenizer as start
+
+    start(paths, vocab_size, output, _console())
 
 
 def main() -> None:

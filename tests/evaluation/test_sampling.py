@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from echo_ska.evaluation.sampling import printable, sample, sample_text
+from echo_ska.evaluation.sampling import printable, read_on, sample, sample_text, write_on
 from echo_ska.models import EchoForCausalLM
 from echo_ska.models.presets import preset
 
@@ -27,6 +27,26 @@ def test_greedy_equals_reading_everything_again(model):
             following = model.eval()(tokens[None], use_cache=False).logits[0, -1].argmax()
             tokens = torch.cat([tokens, following[None]])
     assert torch.equal(drawn, tokens[len(PROMPT) :])
+
+
+def test_pieces_are_read_as_one(model):
+    tokens = torch.arange(40)
+    counts = []
+    reading = read_on(model, [tokens[:13], tokens[:0], tokens[13:]], segment_length=5, progress=counts.append)
+    whole = read_on(model, [tokens])
+    assert torch.allclose(reading.logits, whole.logits, atol=1e-5)
+    assert reading.tokens == reading.cache.get_seq_length() == 40
+    assert counts == [13, 13, 40]
+
+
+def test_tokens_are_written_one_by_one(model):
+    greedy = sample(model, PROMPT, 6, temperature=0).tolist()
+    reading = read_on(model, [PROMPT])
+    written = write_on(model, reading, 6, temperature=0)
+    assert [next(written), next(written)] == greedy[:2]
+    assert reading.tokens == len(PROMPT) + 1  # no token is drawn, or read, before it is asked for
+    assert list(written) == greedy[2:]
+    assert reading.tokens == reading.cache.get_seq_length() == len(PROMPT) + 5
 
 
 def test_the_seed_decides(model):

@@ -74,7 +74,8 @@ def test_packed_documents_do_not_bleed(model):
 def test_save_and_load(model, tmp_path):
     tokens = ids(2, 12)
     model.save_pretrained(tmp_path)
-    assert {path.suffix for path in tmp_path.iterdir()} <= {".json", ".safetensors"}
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors", ""}
+    assert (tmp_path / "SHA256SUMS").read_text().split()[1:] == ["model.safetensors"]
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "echo_ska"
     for loader in (EchoForCausalLM, AutoModelForCausalLM):
         loaded = loader.from_pretrained(tmp_path)
@@ -109,6 +110,46 @@ def test_loading_overwrites_no_trained_parameter(tmp_path):
     loaded = EchoForCausalLM.from_pretrained(tmp_path)
     for (name, found), expected in zip(loaded.named_parameters(), model.parameters(), strict=True):
         assert torch.equal(found, expected), name
+
+
+def test_damaged_weights_are_refused(tmp_path):
+    model = tiny(ska_layers=[1])
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    whole = path.read_bytes()
+    for position in (3, 700, len(whole) // 2, len(whole) - 1):
+        data = bytearray(whole)
+        data[position] ^= 0x10
+        path.write_bytes(data)
+        for loader in (EchoForCausalLM, AutoModelForCausalLM):
+            with pytest.raises(
+                ValueError, match=r"model.safetensors are damaged \(they do not match SHA256SUMS\): save"
+            ):
+                loader.from_pretrained(tmp_path)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"is not whole: .*model.safetensors is missing"):
+        EchoForCausalLM.from_pretrained(tmp_path)
+    path.write_bytes(whole[:-1])
+    model.save_pretrained(tmp_path)  # saving again mends it
+    EchoForCausalLM.from_pretrained(tmp_path)
+    (tmp_path / "SHA256SUMS").unlink()  # as folders of other tools have none
+    EchoForCausalLM.from_pretrained(tmp_path)
+
+
+def test_weights_in_several_files_are_held_to_their_sums(tmp_path):
+    model = tiny(ska_layers=[1])
+    model.save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    names = (tmp_path / "model" / "SHA256SUMS").read_text().split()[1::2]
+    assert len(names) > 3
+    loaded = EchoForCausalLM.from_pretrained(tmp_path, subfolder="model")
+    assert torch.equal(loaded(ids(1, 9)).logits, model(ids(1, 9)).logits)
+    for name in names:
+        path = tmp_path / "model" / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(ValueError, match="are damaged"):
+            EchoForCausalLM.from_pretrained(tmp_path, subfolder="model")
+        path.write_bytes(whole)
 
 
 def test_the_residual_stream_starts_with_unit_size_tokens():

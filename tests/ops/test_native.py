@@ -84,27 +84,38 @@ def test_a_forked_process_can_use_it():
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 
 
+def outputs_and_bytes_kept(tensors, **settings):
+    """The output and all gradients, and the bytes that the forward pass kept for them."""
+    sizes = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        sizes[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output, _ = run(tensors, **settings)
+    return [output, *torch.autograd.grad(output.sin().sum(), tensors)], sum(sizes.values())
+
+
 @needs_compiler
 @pytest.mark.parametrize("interval", [None, 64])
 def test_computing_again_gives_the_same_gradients_and_keeps_less(interval):
     tensors = inputs(700, dtype=torch.float64)
-
-    def kept(recompute: bool) -> tuple[list[torch.Tensor], int]:
-        sizes = {}
-
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            sizes[tensor.data_ptr()] = tensor.nbytes
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            output, _ = run(tensors, recompute=recompute, refresh_interval=interval)
-        return [output, *torch.autograd.grad(output.sin().sum(), tensors)], sum(sizes.values())
-
-    (keeping, many), (again, few) = kept(False), kept(True)
+    keeping, many = outputs_and_bytes_kept(tensors, recompute=False, refresh_interval=interval)
+    again, few = outputs_and_bytes_kept(tensors, recompute=True, refresh_interval=interval)
     for one, other in zip(keeping, again, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
     rows = tensors[0].numel() * 3 * 8  # p_0 .. p_2 of every token
     assert many - few == rows
+
+
+@needs_compiler
+def test_left_to_itself_it_keeps_what_is_small(monkeypatch):
+    tensors = inputs(100)
+    kept, again = (outputs_and_bytes_kept(tensors, recompute=recompute)[1] for recompute in (False, True))
+    assert outputs_and_bytes_kept(tensors)[1] == kept
+    monkeypatch.setattr("echo_ska.ops.native.attention.KEPT_BYTES", 1000)
+    assert outputs_and_bytes_kept(tensors)[1] == again < kept
 
 
 @needs_compiler

@@ -148,6 +148,22 @@ def test_a_damaged_file_is_refused_and_nothing_is_touched(tmp_path, undisturbed,
     assert contents(directory) == contents(undisturbed)
 
 
+@pytest.mark.parametrize("name", [checkpoints.MODEL, checkpoints.OPTIMIZER, checkpoints.TRAINER, checkpoints.SUMS])
+def test_a_byte_changed_anywhere_is_refused(tmp_path, undisturbed, name):
+    folder = shutil.copytree(final(undisturbed), tmp_path / "step-000040")
+    path = folder / name
+    whole = path.read_bytes()
+    for position in {*range(0, len(whole), 1 + len(whole) // 300), len(whole) - 1}:
+        for flip in (1 << position % 8, 0x07):  # the second makes another line break of a line break
+            data = bytearray(whole)
+            data[position] ^= flip
+            path.write_bytes(data)
+            with pytest.raises(ValueError, match="is damaged"):
+                checkpoints.read_checkpoint(folder)
+    path.write_bytes(whole)
+    checkpoints.read_checkpoint(folder)
+
+
 def test_other_settings_are_refused_by_name(undisturbed):
     before = snapshot(undisturbed)
     other = config(learning_rate=1e-3, seed=1, log_every=7)

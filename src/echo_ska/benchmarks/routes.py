@@ -240,6 +240,7 @@ ROUTES: dict[str, Maker] = {
     "ska-power-0": _ska("SKA, exact, power 0", power=0),
     "ska-chunk-causal": _ska_chunk_causal,
     "ska-recompute": _ska("SKA, exact, power {sizes.power}, recompute", recompute=True),
+    "ska-kept": _ska("SKA, exact, power {sizes.power}, all kept", recompute=False),
     "ska-pytorch": _ska_pytorch,
     "softmax": lambda sizes, device: softmax_route("softmax attention", sizes),
     "linear": lambda sizes, device: linear_route("linear attention", sizes),

@@ -29,3 +29,10 @@ def require_folder(path: Path | None, option: str) -> None:
             if not part.is_dir():
                 raise ValueError(f"{option} {path} cannot be a folder: {part} is a file.")
             return
+
+
+def require_new_folder(path: Path, option: str) -> None:
+    """Raise ValueError, naming the option, unless `path` is an empty folder or one that does not exist yet."""
+    require_folder(path, option)
+    if path.is_dir() and any(path.iterdir()):
+        raise ValueError(f"{option} {path} is not empty: name a new folder, nothing is overwritten.")

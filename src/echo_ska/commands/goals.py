@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from echo_ska.evaluation.memory_plot import format_bytes
 from echo_ska.evaluation.recall import recall_accuracy
 from echo_ska.evaluation.sampling import check_sampling, printable, sample_text
-from echo_ska.models import EchoForCausalLM
+from echo_ska.models import EchoForCausalLM, byte_tokenizer
 from echo_ska.tasks import TASKS, RecallTask
 from echo_ska.training import DataSource, RecallData, TextData, TextFile, bits_per_byte, load_text, split_by_file
 from echo_ska.training.text import VOCAB_SIZE
@@ -60,6 +61,8 @@ class Goal(Protocol):
     name: str
     data: DataSource
     vocab_size: int
+    tokenizer: PreTrainedTokenizerFast | None
+    """To be kept beside the model; None where tokens are no text."""
 
     def introduce(self, console: Console) -> None:
         """Say what will be learnt."""
@@ -89,6 +92,7 @@ class LearnText:
         if request.score_bytes < 2:
             raise ValueError(f"--score-bytes must be at least 2, got {request.score_bytes}.")
         self.request = request
+        self.tokenizer: PreTrainedTokenizerFast | None = byte_tokenizer()
         self.split = split_by_file(load_text(request.text), request.held_out)
         self.data: DataSource = TextData(
             self.split.training,
@@ -145,6 +149,7 @@ class LearnRecall:
         self.task = _task(request)
         self.data: DataSource = RecallData(self.task, request.batch_size, request.seed)
         self.vocab_size = self.task.vocab_size
+        self.tokenizer: PreTrainedTokenizerFast | None = None
 
     def introduce(self, console: Console) -> None:
         """See `Goal`."""

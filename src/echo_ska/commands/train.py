@@ -68,7 +68,7 @@ def train_command(request: TrainRequest, json_file: Path | None, console: Consol
         raise KeyboardInterrupt(_how_to_resume(request.output)) from None
     record = dataclasses.replace(record, figures=figures)
     if request.output is not None:
-        _keep(record, model, request.output)
+        _keep(record, model, request.output, goal)
         say(console, f"Kept in {request.output}: model, checkpoints, log.jsonl, records.jsonl.")
     write_json(json_file, dataclasses.asdict(record))
 
@@ -109,9 +109,13 @@ def _require_own_folder(output: Path | None) -> None:
         raise ValueError(f"{output / 'model'} exists and is not of a run that could go on: train in another directory.")
 
 
-def _keep(record: RunRecord, model: EchoForCausalLM, output: Path) -> None:
+def _keep(record: RunRecord, model: EchoForCausalLM, output: Path, goal: Goal) -> None:
     """Save the model and append the record, unless the same run was recorded when it was finished before."""
     logging.disable_progress_bar()
+    if goal.tokenizer is not None:
+        end = goal.tokenizer.eos_token_id
+        model.generation_config.eos_token_id = model.generation_config.pad_token_id = end
+        goal.tokenizer.save_pretrained(output / "model")
     model.save_pretrained(output / "model")
     path = output / "records.jsonl"
     settings = json.loads(json.dumps(record.configuration))

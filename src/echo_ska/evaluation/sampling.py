@@ -1,15 +1,139 @@
-"""Writing on from a prompt, token by token, with the model's own cache."""
+"""Reading a context and writing on from it, token by token, with the model's own cache."""
 
 from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from echo_ska.models.segments import read_in_segments
+from echo_ska.models.segments import SEGMENT_LENGTH, read_in_segments
 from echo_ska.training.text import END_OF_FILE
 
 
+@dataclasses.dataclass
+class Reading:
+    """What a model knows after the tokens it has read.
+
+    Attributes:
+        logits: of the token to come, [V].
+        cache: the states of its layers.
+        tokens: how many tokens they have read.
+    """
+
+    logits: Tensor
+    cache: Any
+    tokens: int
+
+
 @torch.no_grad()
+def read_on(
+    model: nn.Module,
+    pieces: Iterable[Tensor],
+    *,
+    segment_length: int = SEGMENT_LENGTH,
+    progress: Callable[[int], None] | None = None,
+) -> Reading:
+    """Read tokens that come piece by piece: memory for one piece and one segment, however many there are.
+
+    The model is in eval mode meanwhile.
+
+    Args:
+        model: `model(input_ids=, past_key_values=, use_cache=True, logits_to_keep=1)` returns `.logits` [1, 1, V] of
+            the last token and `.past_key_values`.
+        pieces: rows of integers [T_i], one after the other; some may be empty.
+        segment_length: tokens in a forward call, at least 1.
+        progress: called with the number of tokens read so far, after each piece.
+
+    Raises:
+        ValueError: a piece is no row, or there is no token at all.
+    """
+    device = next(model.parameters()).device
+    last, tokens = None, 0
+    with _in_eval_mode(model):
+        for piece in pieces:
+            if piece.dim() != 1:
+                raise ValueError(f"a prompt is a row of tokens, got shape {list(piece.shape)}")
+            for _, output in read_in_segments(
+                model,
+                piece.to(device, torch.int64)[None],
+                segment_length,
+                past_key_values=None if last is None else last.past_key_values,
+                more=lambda begin, end: {"logits_to_keep": 1},
+            ):
+                last = output
+            tokens += len(piece)
+            if progress is not None:
+                progress(tokens)
+    if last is None:
+        raise ValueError("a prompt has at least one token, got none")
+    return Reading(last.logits[0, -1], last.past_key_values, tokens)
+
+
+@torch.no_grad()
+def write_on(
+    model: nn.Module,
+    reading: Reading,
+    new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    stop_token: int | None = None,
+    seed: int = 0,
+) -> Iterator[int]:
+    """Draw tokens one at a time, each with the state of all before it, and yield each as soon as it is drawn.
+
+    The model is in eval mode meanwhile. The same seed draws the same tokens from the same model.
+
+    Args:
+        model: see `read_on`.
+        reading: where to go on from. It is updated: afterwards it holds all drawn tokens but the last.
+        new_tokens: how many tokens to draw at most, at least 0.
+        temperature: the logits are divided by it; 0 always takes the likeliest token.
+        top_k: draw from the so many likeliest tokens alone; None from all.
+        stop_token: stop before this token.
+        seed: of the draws.
+
+    Raises:
+        ValueError: for a setting out of range, when the first token is asked for.
+    """
+    check_sampling(new_tokens, temperature, top_k)
+    generator = torch.Generator().manual_seed(seed)
+    device = next(model.parameters()).device
+    token: int | None = None
+    for _ in range(new_tokens):
+        if token is not None:
+            with _in_eval_mode(model):
+                output = model(
+                    input_ids=torch.tensor([[token]], device=device),
+                    past_key_values=reading.cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+            reading.logits, reading.cache, reading.tokens = (
+                output.logits[0, -1],
+                output.past_key_values,
+                reading.tokens + 1,
+            )
+        token = _draw(reading.logits.cpu().double(), temperature, top_k, generator)
+        if token == stop_token:
+            return
+        yield token
+
+
+@contextlib.contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 def sample(
     model: nn.Module,
     prompt: Tensor,
@@ -25,13 +149,10 @@ def sample(
     The model is in eval mode meanwhile. The same seed draws the same tokens from the same model.
 
     Args:
-        model: `model(input_ids=, past_key_values=, use_cache=True, logits_to_keep=1)` returns `.logits` [1, 1, V] of
-            the last token and `.past_key_values`.
+        model: see `read_on`.
         prompt: [T] integers, T >= 1.
         new_tokens: how many tokens to draw at most, at least 0.
-        temperature: the logits are divided by it; 0 always takes the likeliest token.
-        top_k: draw from the so many likeliest tokens alone; None from all.
-        stop_token: stop before this token.
+        temperature, top_k, stop_token: see `write_on`.
         seed: of the draws.
 
     Returns:
@@ -40,29 +161,17 @@ def sample(
     Raises:
         ValueError: for an empty prompt or a setting out of range.
     """
-    if prompt.dim() != 1 or len(prompt) == 0:
-        raise ValueError(f"the prompt must be a row of at least one token, got shape {list(prompt.shape)}")
     check_sampling(new_tokens, temperature, top_k)
-    generator = torch.Generator().manual_seed(seed)
-    device = next(model.parameters()).device
-    following, cache = prompt.to(device, torch.int64), None
-    drawn: list[int] = []
-    was_training = model.training
-    model.eval()
-    try:
-        for _ in range(new_tokens):
-            for _, output in read_in_segments(
-                model, following[None], past_key_values=cache, more=lambda begin, end: {"logits_to_keep": 1}
-            ):
-                cache = output.past_key_values
-            token = _draw(output.logits[0, -1].cpu().double(), temperature, top_k, generator)
-            if token == stop_token:
-                break
-            drawn.append(token)
-            following = torch.tensor([token], device=device)
-    finally:
-        model.train(was_training)
-    return torch.tensor(drawn, dtype=torch.int64)
+    drawn = write_on(
+        model,
+        read_on(model, [prompt]),
+        new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        stop_token=stop_token,
+        seed=seed,
+    )
+    return torch.tensor(list(drawn), dtype=torch.int64)
 
 
 def check_sampling(new_tokens: int, temperature: float, top_k: int | None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
@@ -16,6 +16,7 @@ from echo_ska.models.cache_echo import EchoCache
 from echo_ska.models.configuration_echo import EchoConfig
 from echo_ska.models.padding import joined, padding_boundaries, scatter
 from echo_ska.models.rollback import RECENT_TOKENS, Rollback
+from echo_ska.models.sealed_weights import SealedWeights
 from echo_ska.models.segments import SEGMENT_LENGTH, read_in_segments
 from echo_ska.nn import Block, SequenceMixer
 from echo_ska.nn.initialization import start_as
@@ -48,7 +49,7 @@ class EchoBlock(GradientCheckpointingLayer, Block):
     """
 
 
-class EchoPreTrainedModel(PreTrainedModel):
+class EchoPreTrainedModel(SealedWeights):
     """What the Echo models share: their configuration and how parameters start."""
 
     config_class = EchoConfig

@@ -37,7 +37,7 @@ def spectral_koopman_attention(
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
     chunk_size: int | None = None,
-    recompute: bool = False,
+    recompute: bool | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, RecurrentState | None]:
     """Spectral Koopman Attention: ridge regression of values on keys, read through a power of the keys' operator.
@@ -73,8 +73,9 @@ def spectral_koopman_attention(
         output_final_state: whether to return the state after the last token.
         cu_seqlens: [N + 1] boundaries of N sequences packed along time (then B = 1 and states have N rows).
         chunk_size: tokens a chunk of the parallel route; None chooses. It does not change the function.
-        recompute: keep nothing per token for the backward pass, which then computes it again: less memory, about a
-            third more time.
+        recompute: keep nothing per token for the backward pass, which then computes it again; False keeps it. None
+            leaves it to the backend: the CPU kernels compute again what would take more than 64 MB, and which writing
+            and reading back costs more time than it saves; "chunked" keeps; "triton" always computes again.
         backend: "recurrent" (token by token: the definition and the decoder), "chunked" (parallel PyTorch),
             "native" (causal reads on a CPU, by C kernels that are compiled on first use), "triton" (GPU kernels;
             float32 or lower, rank up to 128, first derivatives), or "auto": recurrent for a single token, else
@@ -129,7 +130,7 @@ def spectral_koopman_attention(
         elif backend == "native":
             output, state = native_attention(arguments, recompute, output_final_state)
         else:
-            output, state = chunked_attention(arguments, chunk_size, recompute, output_final_state)
+            output, state = chunked_attention(arguments, chunk_size, bool(recompute), output_final_state)
     return output.to(value.dtype), state if output_final_state else None
 
 

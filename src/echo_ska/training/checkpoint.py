@@ -11,9 +11,7 @@ There is no random state in them: everything random in a step follows from (seed
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from echo_ska.sealed import PARTIAL, SUMS, broken_sum, flush, storable, write_sums
+
 FORMAT = 1
-MODEL, OPTIMIZER, TRAINER, SUMS = "model.safetensors", "optimizer.safetensors", "trainer.json", "SHA256SUMS"
-PARTIAL = ".partial-"
-"""Prefix of folders that are being written or deleted; whatever bears it was left by a killed run."""
+MODEL, OPTIMIZER, TRAINER = "model.safetensors", "optimizer.safetensors", "trainer.json"
 
 
 class Checkpoint(NamedTuple):
@@ -66,16 +64,15 @@ def save_checkpoint(
     trainer = {"format": FORMAT, "step": step, "configuration": configuration, "state": state}
     try:
         partial.mkdir(parents=True)
-        save_file(_storable(_model_tensors(model)), partial / MODEL)
-        save_file(_storable(_optimizer_tensors(model, optimizer)), partial / OPTIMIZER)
+        save_file(storable(_model_tensors(model)), partial / MODEL)
+        save_file(storable(_optimizer_tensors(model, optimizer)), partial / OPTIMIZER)
         (partial / TRAINER).write_text(json.dumps(trainer, indent=2) + "\n", encoding="utf-8")
-        sums = "".join(f"{_sha256(partial / name)}  {name}\n" for name in (MODEL, OPTIMIZER, TRAINER))
-        (partial / SUMS).write_text(sums, encoding="utf-8")
+        write_sums(partial, [MODEL, OPTIMIZER, TRAINER])
         for name in (MODEL, OPTIMIZER, TRAINER, SUMS):
-            _flush(partial / name)
-        _flush(partial)
+            flush(partial / name)
+        flush(partial)
         partial.rename(final)
-        _flush(final.parent)
+        flush(final.parent)
     except (OSError, SafetensorError) as error:
         raise OSError(f"The checkpoint {final} could not be written: {error}.") from error
     for path in list_checkpoints(directory)[:-keep]:
@@ -97,16 +94,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ValueError: one sentence, if a file is missing or damaged or the format is another.
     """
     try:
-        sums = (path / SUMS).read_text(encoding="utf-8")
-        recorded = {name: digest for digest, _, name in (line.partition("  ") for line in sums.splitlines())}
-        for name in (MODEL, OPTIMIZER, TRAINER):
-            if recorded.get(name) != _sha256(path / name):
-                raise _damaged(path / name, "its contents do not match its checksum")
+        if (broken := broken_sum(path, [MODEL, OPTIMIZER, TRAINER])) is not None:
+            raise _damaged(path / broken, "its contents do not match its checksum")
         trainer = json.loads((path / TRAINER).read_text(encoding="utf-8"))
     except OSError as error:
         raise _damaged(Path(error.filename or path), f"it cannot be read, {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise _damaged(path / SUMS, "it is not text") from error
     if trainer["format"] != FORMAT:
         raise ValueError(
             f"The checkpoint {path} has format {trainer['format']} and this version of echo-ska reads format "
@@ -173,15 +165,6 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     }
 
 
-def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, contiguous, and none of them a view into a larger storage, as safetensors demands."""
-    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return {
-        name: tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
-        for name, tensor in stored.items()
-    }
-
-
 def _alike(target: Tensor | None, saved: Tensor | None) -> bool:
     return target is not None and saved is not None and (target.shape, target.dtype) == (saved.shape, saved.dtype)
 
@@ -195,19 +178,3 @@ def _damaged(path: Path, what: str) -> ValueError:
 
 def _some(names: list[str]) -> str:
     return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Force a file or folder to disk."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows cannot open folders
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -46,13 +46,22 @@ def load_text(paths: Iterable[str | Path]) -> list[TextFile]:
         ValueError: one sentence, for a path that is missing or unreadable, a folder without text, and a file
             that is empty or not UTF-8 text (with the offset of its first bad byte, counted from 0).
     """
+    return [_read(file) for file in find_text(paths)]
+
+
+def find_text(paths: Iterable[str | Path]) -> list[Path]:
+    """The files that `load_text` reads, each once, unread.
+
+    Raises:
+        ValueError: a path is missing, a folder holds no text, or there is no path.
+    """
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
         for file in _files_of(path):
             found.setdefault(file.resolve(), file)
     if not found:
         raise ValueError("No text was given: name at least one file or folder.")
-    return [_read(file) for file in found.values()]
+    return list(found.values())
 
 
 def split_by_file(files: Sequence[TextFile], held_out: Iterable[str | Path] | None = None) -> TextSplit:

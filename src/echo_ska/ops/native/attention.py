@@ -9,7 +9,7 @@ from torch import Tensor
 
 from echo_ska.ops.arguments import Arguments
 from echo_ska.ops.native.build import why_unavailable
-from echo_ska.ops.native.kernels import native_read
+from echo_ska.ops.native.kernels import KEPT_BYTES, kept_bytes, native_read
 from echo_ska.ops.sequences import coefficients, sequence_bounds, statistics_after
 from echo_ska.ops.state import RecurrentState, choose_rows
 
@@ -29,7 +29,7 @@ def why_not_native(arguments: Arguments) -> str | None:
 
 
 def native_attention(
-    arguments: Arguments, recompute: bool = False, output_final_state: bool = True
+    arguments: Arguments, recompute: bool | None = None, output_final_state: bool = True
 ) -> tuple[Tensor, RecurrentState | None]:
     """The same function as `recurrent_attention`, by compiled kernels.
 
@@ -37,7 +37,7 @@ def native_attention(
 
     Args:
         arguments: a checked call with at least one token, for which `why_not_native` is None.
-        recompute: keep nothing per token for the backward pass, which computes it again.
+        recompute: keep nothing per token for the backward pass, which computes it again; None decides by `KEPT_BYTES`.
         output_final_state: whether the state is wanted.
 
     Returns:
@@ -55,6 +55,8 @@ def native_attention(
     needs_grad = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (*tokens, *per_head)
     )
+    if recompute is None:
+        recompute = not torch.compiler.is_compiling() and kept_bytes(arguments.query, arguments.power) > KEPT_BYTES
     output, gram, lag_moment, value_moment, frozen_gram, frozen_lag, frozen_value, *_ = native_read(
         *tokens,
         *per_head,

@@ -20,6 +20,8 @@ SEGMENT_LENGTH = 256
 # grows by orders of magnitude between two factorisations, which float32 tokens could not follow.
 FIRST_SEGMENT_LENGTH = 64
 LARGE_BYTES = 4 << 20
+# What is kept per token pays while it stays near the processor; what is more is computed again (docs/benchmarks.md).
+KEPT_BYTES = 64 << 20
 MOST_WINDOWS = 16  # of a chunk-causal segment; each keeps its statistics during the backward pass
 
 MOMENTS_AFTER = ("gram_after", "lag_after", "moment_after", "gram_frozen", "lag_frozen", "moment_frozen")
@@ -208,11 +210,8 @@ def _gradients(
         for (shape, device), grad in zip(ctx.moments, grads[1:], strict=False)
         if any(grad is not None for grad in grads[1:])
     ]
-    found: list[Tensor | None] = [
-        *compute(
-            output_grad.contiguous(), [grad.contiguous() for grad in moment_grads], *saved, ctx.power, ctx.interval
-        )
-    ]
+    given = (output_grad.contiguous(), [grad.contiguous() for grad in moment_grads], *saved)
+    found: list[Tensor | None] = [*compute(*given, ctx.power, ctx.interval)]
     for place in (3, 4):  # write_weight, plain
         if saved[place] is None:
             found[place] = None
@@ -234,11 +233,17 @@ class _EagerRead(torch.autograd.Function):
         return _gradients(_read_backward, ctx, grads)
 
 
-def native_read(query: Tensor, *others: Any) -> Results:
+def native_read(*arguments: Any) -> Results:
     """`_read` with gradients: one node where a graph is captured, else at the least cost."""
-    captured = torch.compiler.is_compiling() or type(query) is not Tensor  # a tensor of torch.export, for one
-    found: Results = _read_node(query, *others) if captured else _EagerRead.apply(query, *others)
+    captured = torch.compiler.is_compiling() or type(arguments[0]) is not Tensor  # a tensor of torch.export, for one
+    found: Results = _read_node(*arguments) if captured else _EagerRead.apply(*arguments)
     return found
+
+
+def kept_bytes(query: Tensor, power: int) -> int:
+    """What a call with these queries [B, T, H, r] keeps for its backward pass unless it recomputes, without anchors."""
+    size = 8 if query.dtype == torch.float64 else 4
+    return query.numel() * (power + 1) * size
 
 
 def segment_starts(begin: int, end: int, count: int, interval: int) -> list[int]:

@@ -1,0 +1,163 @@
+"""`echo-ska generate`: read a context and a prompt once, and write on from them as the tokens come."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from echo_ska.commands.load import load_model, load_tokenizer, require_model_folder, require_state
+from echo_ska.commands.show import KINDS
+from echo_ska.evaluation.memory import live_bytes_by_kind
+from echo_ska.evaluation.memory_plot import format_bytes
+from echo_ska.evaluation.sampling import Reading, check_sampling, printable, read_on, write_on
+from echo_ska.evaluation.streaming import TextStream
+from echo_ska.models import EchoForCausalLM
+from echo_ska.models.tokenization import text_blocks
+from echo_ska.training.records import write_json
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """What was asked for; the options of `echo-ska generate`, which documents them."""
+
+    model: Path
+    prompt: str
+    context: Path | None
+    max_new_tokens: int
+    temperature: float
+    top_k: int | None
+    seed: int
+    device: str
+
+
+def generate(request: GenerateRequest, json_file: Path | None) -> None:
+    """Write the text to standard output and the figures to standard error.
+
+    Raises:
+        ValueError: a folder, file, prompt or setting is not as it must be; nothing was written.
+    """
+    check_sampling(request.max_new_tokens, request.temperature, request.top_k)
+    require_model_folder(request.model)
+    prompt = _prompt(request.prompt)
+    if request.context is not None and not request.context.is_file():
+        raise ValueError(f"--context {request.context} is not a file: name one with text.")
+    model = load_model(request.model, request.device)
+    require_state(model, request.model)
+    tokenizer = load_tokenizer(request.model, model.config.vocab_size)
+    console = Console(stderr=True, soft_wrap=True)
+
+    began = time.perf_counter()
+    reading = _read(model, tokenizer, request.context, prompt, console)
+    read_seconds, tokens_read = time.perf_counter() - began, reading.tokens
+
+    stream, tokens = TextStream(tokenizer), []
+    began = time.perf_counter()
+    written = write_on(
+        model,
+        reading,
+        request.max_new_tokens,
+        temperature=request.temperature,
+        top_k=request.top_k,
+        stop_token=tokenizer.eos_token_id,
+        seed=request.seed,
+    )
+    for token in written:
+        tokens.append(token)
+        _put(stream.push(token))
+    _put(stream.close() + "\n")
+    write_seconds = time.perf_counter() - began
+
+    reading.cache.compact()
+    figures = {
+        "model": str(request.model),
+        "tokens_read": tokens_read,
+        "tokens_written": len(tokens),
+        "seconds_reading": read_seconds,
+        "seconds_writing": write_seconds,
+        "seconds_per_token": write_seconds / len(tokens) if tokens else None,
+        "state_bytes": live_bytes_by_kind(model.config, reading.cache),
+        "ended_itself": len(tokens) < request.max_new_tokens,
+        "text": tokenizer.decode(tokens, skip_special_tokens=True),
+    }
+    console.print(_table(figures))
+    settings = ("temperature", "top_k", "max_new_tokens", "seed")
+    write_json(json_file, figures | {name: getattr(request, name) for name in settings})
+
+
+def _prompt(given: str) -> str:
+    """The prompt as text; "-" reads standard input to its end, as it is."""
+    try:
+        if given == "-":
+            prompt = sys.stdin.buffer.read().decode()
+        else:
+            prompt = given
+            prompt.encode()  # bytes of the command line that are no UTF-8 come as lone surrogates
+    except UnicodeError as error:
+        raise ValueError(
+            f"The prompt is not UTF-8 text: {error.reason if hasattr(error, 'reason') else error}"
+        ) from None
+    if not prompt:
+        raise ValueError("The prompt is empty: give --prompt TEXT, or --prompt - and text on standard input.")
+    return prompt
+
+
+def _read(
+    model: EchoForCausalLM, tokenizer: PreTrainedTokenizerBase, context: Path | None, prompt: str, console: Console
+) -> Reading:
+    """The context, block by block, and then the prompt."""
+    with Progress(
+        TextColumn("reading"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[tokens]:,} tokens"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=context is None or not console.is_terminal,
+    ) as progress:
+        task = progress.add_task("reading", total=context.stat().st_size if context else None, tokens=0)
+
+        def pieces() -> Iterator[Tensor]:
+            for block in text_blocks(context) if context is not None else ():
+                yield _tokens(tokenizer, block)
+                progress.advance(task, len(block.encode()))
+            yield _tokens(tokenizer, prompt)
+
+        return read_on(model, pieces(), progress=lambda tokens: progress.update(task, tokens=tokens))
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+def _put(text: str) -> None:
+    """Text that a terminal cannot be commanded by, at once."""
+    if text:
+        typer.echo(printable(text), nl=False)
+        sys.stdout.flush()
+
+
+def _table(figures: dict) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(justify="right")
+    speed = figures["tokens_read"] / max(figures["seconds_reading"], 1e-9)
+    table.add_row("tokens read", f"{figures['tokens_read']:,} ({speed:,.0f} a second)")
+    table.add_row("tokens written", f"{figures['tokens_written']:,}")
+    if figures["seconds_per_token"] is not None:
+        table.add_row("time per token", f"{1000 * figures['seconds_per_token']:.2f} ms")
+    for kind, size in figures["state_bytes"].items():
+        table.add_row(f"state, {KINDS.get(kind, kind)}", format_bytes(size))
+    return table

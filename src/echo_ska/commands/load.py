@@ -1,0 +1,91 @@
+"""Models and tokenizers from folders, with one sentence for what a folder may lack."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from echo_ska.models import EchoConfig, EchoForCausalLM
+
+
+def require_model_folder(folder: Path) -> None:
+    """Raise ValueError, saying what to name instead, unless `folder` holds a model of ours."""
+    if not folder.exists():
+        raise ValueError(f"There is no folder {folder}: name one that `echo-ska train` or save_pretrained wrote.")
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name the folder of a model.")
+    if not (folder / "config.json").is_file():
+        inside = folder / "model"
+        hint = f"name {inside}" if (inside / "config.json").is_file() else "it has no config.json"
+        raise ValueError(f"{folder} is not the folder of a model: {hint}.")
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'config.json'} does not describe a model: {error}.") from None
+    if kind != EchoConfig.model_type:
+        raise ValueError(f"{folder} holds a model of type {kind}, not {EchoConfig.model_type}.")
+
+
+def load_model(folder: Path, device: str = "auto") -> EchoForCausalLM:
+    """The model in `folder`, in the dtype it was saved in, ready to be asked.
+
+    Args:
+        folder: as `echo-ska train` or `save_pretrained` wrote it. Only safetensors are read.
+        device: "cpu", "cuda", or "auto": the GPU if there is one.
+
+    Raises:
+        ValueError: `folder` holds no such model, its weights are missing, damaged or of another model, or there is no
+            such device here.
+    """
+    require_model_folder(folder)
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device must be one of auto, cpu, cuda, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("There is no GPU that torch can use: leave --device out, or take cpu.")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    logging.disable_progress_bar()
+    try:
+        model, found = EchoForCausalLM.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True, local_files_only=True
+        )
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"The weights in {folder} cannot be read: {str(error).splitlines()[0]}") from None
+    if lacking := sorted(found["missing_keys"]):
+        raise ValueError(f"The weights in {folder} are not all of this model: {lacking[0]} is missing.")
+    return model.to(device).eval()
+
+
+def load_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the model in `folder`.
+
+    Args:
+        folder: the model's.
+        vocab_size: ids that the model knows.
+
+    Raises:
+        ValueError: there is none, it cannot be read, or it has ids that the model does not know.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(
+            f"{folder} has no tokenizer (tokenizer.json): save the model's own there with "
+            "tokenizer.save_pretrained(...); echo_ska.models.byte_tokenizer() is that of models that learnt bytes."
+        )
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # `tokenizers` raises bare Exceptions
+        raise ValueError(f"The tokenizer in {folder} cannot be read: {str(error).splitlines()[0]}") from None
+    if len(tokenizer) > vocab_size:
+        raise ValueError(f"The tokenizer in {folder} has {len(tokenizer)} tokens, its model only {vocab_size}.")
+    return tokenizer
+
+
+def require_state(model: EchoForCausalLM, folder: Path) -> None:
+    """Raise ValueError if a layer cannot go on from a state, so that nothing can be written token by token."""
+    if not model.has_state:
+        raise ValueError(f"A layer of the model in {folder} reads whole sequences and keeps no state: it cannot write.")

@@ -1,0 +1,349 @@
+"""A folder of contexts, found again by their tokens: what was read once is not read again."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import logging
+import os
+import secrets
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor
+
+from echo_ska.memory.context import FORMAT, KIND, ContextState, Progress
+from echo_ska.memory.fingerprint import model_fingerprint
+from echo_ska.memory.index import ContextIndex, DamagedIndexError, StoredContext
+from echo_ska.memory.token_ids import prefix_hashes, token_ids
+from echo_ska.models import EchoForCausalLM
+from echo_ska.models.segments import SEGMENT_LENGTH
+from echo_ska.sealed import flush, read_description, read_sealed_folder
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+INDEX, STATES, WORK = "index.sqlite3", "states", "work"
+ABANDONED_SECONDS = 86_400.0
+"""Where folders cannot be locked, one that is being written counts as left behind after a day."""
+
+Stored = list[StoredContext]
+Answer = TypeVar("Answer")
+
+
+class ContextStore:
+    """Contexts on disk, for any number of models, threads and processes.
+
+        folder/index.sqlite3    which contexts there are; made anew from the folders below if it is lost or damaged
+        folder/states/<name>/   one context each, as `ContextState.save` writes it, named after its model and tokens
+        folder/work/            what is being written or deleted
+
+    What `put` has returned is on disk, whatever happens to the process then. A context is looked up, verified by its
+    checksums, and only then used; a damaged one is reported by a warning, removed, and read anew.
+
+    Args:
+        folder: made if it is not there.
+        max_bytes: of all files together; beyond it, the contexts least recently used are deleted. None keeps all.
+
+    Raises:
+        ValueError: max_bytes below 1.
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: str | Path, max_bytes: int | None = None) -> None:
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError(f"max_bytes must be at least 1, or None, got {max_bytes}")
+        self.folder, self.max_bytes = Path(folder), max_bytes
+        for name in (STATES, WORK):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self._index = ContextIndex(self.folder / INDEX)
+        try:
+            self._open()
+        except DamagedIndexError as error:
+            self._replace_index(error)
+        self.sweep()
+
+    def put(self, state: ContextState) -> StoredContext:
+        """Keep a context; one of the same model and tokens is kept once.
+
+        Raises:
+            ValueError: it alone is larger than `max_bytes`.
+            OSError: it cannot be written (ENOSPC: the disk is full); what was stored before is as it was.
+        """
+        name = _name(state.fingerprint, state.tokens, state.token_hash)
+        try:
+            entry = self._mended(lambda: self._index.get(name))
+            if entry is not None and self._is_whole(entry):
+                self._touch(entry)
+                return entry
+            with self._working_folder() as work:
+                state.save(work / name)
+                return self._take_in(work / name, state)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise OSError(
+                error.errno,
+                f"the context of {state.tokens:,} tokens was not stored ({reason}); what {self.folder} held before is "
+                "as it was: free space, or remove() contexts",
+            ) from error
+
+    def find(self, model: EchoForCausalLM, input_ids: Tensor | Sequence[int]) -> tuple[ContextState, int] | None:
+        """The longest stored context that these tokens begin with, and its number of tokens; None if there is none.
+
+        Args:
+            model: only contexts that it has read count.
+            input_ids: [T] or [1, T].
+        """
+        ids = token_ids(input_ids, model.config.vocab_size)
+        fingerprint = model_fingerprint(model)
+        stored = self._mended(lambda: self._index.of_model(fingerprint, len(ids)))
+        hashes = prefix_hashes(ids, {entry.tokens for entry in stored})
+        for entry in stored:
+            if entry.name != _name(fingerprint, entry.tokens, hashes[entry.tokens]):
+                continue
+            state = self._load(entry, model)
+            if state is not None:
+                self._touch(entry)
+                return state, entry.tokens
+        return None
+
+    def read(
+        self,
+        model: EchoForCausalLM,
+        input_ids: Tensor | Sequence[int],
+        *,
+        segment_length: int = SEGMENT_LENGTH,
+        progress: Progress | None = None,
+    ) -> ContextState:
+        """The context of these tokens: what is stored of them is not read again, and the result is stored.
+
+        If it cannot be stored (a full disk, say), it is returned all the same, with a warning in the log.
+        Arguments are those of `ContextState.read`; `progress` counts the tokens that are read.
+        """
+        ids = token_ids(input_ids, model.config.vocab_size)
+        parent, known = self.find(model, ids) or (None, 0)
+        if parent is not None and known == len(ids):
+            return parent
+        state = ContextState.read(model, ids[known:], parent, segment_length=segment_length, progress=progress)
+        try:
+            self.put(state)
+        except (OSError, ValueError) as error:
+            logger.warning("%s", error)
+        return state
+
+    def list(self) -> Stored:
+        """What is stored, the most recently used first."""
+        return self._mended(self._index.rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all stored files."""
+        return sum(entry.nbytes for entry in self.list())
+
+    def remove(self, entry: StoredContext | str) -> None:
+        """Delete a context, given as in `list` or by its name.
+
+        Raises:
+            ValueError: there is none of that name.
+        """
+        name = entry if isinstance(entry, str) else entry.name
+        found = self._index.get(name)
+        if found is None:
+            raise ValueError(f"{self.folder} holds no context {name}: see list()")
+        try:
+            self._index.drop(found.id)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            # A full disk has no room for the index's journal: make some.
+            shutil.rmtree(self.folder / STATES / name, ignore_errors=True)
+            self._index.drop(found.id)
+        self._discard([name])
+
+    def sweep(self) -> None:
+        """Delete what killed processes left behind; a new `ContextStore` does so by itself."""
+        with self._index.transaction() as connection:
+            known = {row[0] for row in connection.execute("SELECT name FROM contexts")}
+            for path in (self.folder / STATES).iterdir():
+                if path.name not in known:
+                    self._set_aside(path)
+            left = [path for path in (self.folder / WORK).iterdir() if _is_abandoned(path)]
+        for path in left:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _take_in(self, written: Path, state: ContextState) -> StoredContext:
+        """Move a written context to its place and into the index, in one transaction, and evict others for it."""
+        name = written.name
+        nbytes = sum(path.stat().st_size for path in written.iterdir())
+        if self.max_bytes is not None and nbytes > self.max_bytes:
+            raise ValueError(
+                f"the context of {state.tokens:,} tokens was not stored: it takes {nbytes:,} bytes, more than the "
+                f"store's max_bytes = {self.max_bytes:,}"
+            )
+        evicted: list[str] = []
+        try:
+            with self._index.transaction() as connection:
+                entry = self._index.row(connection, name)
+                if entry is not None:  # another process was faster
+                    return entry
+                place = self.folder / STATES / name
+                self._set_aside(place)
+                written.rename(place)
+                flush(place.parent)
+                entry = self._index.add(connection, name, state.fingerprint, state.tokens, state.token_hash, nbytes)
+                if self.max_bytes is not None:
+                    evicted = self._index.evict(connection, self.max_bytes)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._discard([name])
+            raise
+        self._discard(evicted)
+        return entry
+
+    def _load(self, entry: StoredContext, model: EchoForCausalLM) -> ContextState | None:
+        """A stored context, or None if it is damaged (then it is removed) or cannot be had."""
+        try:
+            state = ContextState.load(self.folder / STATES / entry.name, model)
+            if (state.fingerprint, state.tokens, state.token_hash) != (
+                entry.fingerprint,
+                entry.tokens,
+                entry.token_hash,
+            ):
+                raise ValueError(f"the context {entry.name} is not what the index says")
+            return state
+        except ValueError as error:
+            self._report(entry, error)
+        except OSError as error:
+            logger.warning("a stored context of %s tokens cannot be read now: %s", f"{entry.tokens:,}", error)
+        return None
+
+    def _is_whole(self, entry: StoredContext) -> bool:
+        """Whether a stored context's files are as they were written; else it is removed."""
+        try:
+            read_sealed_folder(self.folder / STATES / entry.name, KIND, FORMAT)
+            return True
+        except ValueError as error:
+            self._report(entry, error)
+            return False
+
+    def _report(self, entry: StoredContext, error: ValueError) -> None:
+        """Remove an entry that does not load, unless another process has just removed or replaced it."""
+        current = self._index.get(entry.name)
+        if current is None or current.id != entry.id:
+            return
+        logger.warning("removed a stored context of %s tokens: %s", f"{entry.tokens:,}", error)
+        with contextlib.suppress(OSError):  # a full disk: it is removed next time
+            self._index.drop(entry.id)
+            self._discard([entry.name])
+
+    def _touch(self, entry: StoredContext) -> None:
+        try:
+            self._index.touch(entry.id)
+        except OSError as error:  # when it was used is no reason to fail
+            logger.debug("%s", error)
+
+    def _discard(self, names: Iterable[str]) -> None:
+        """Delete the folders of contexts that are not in the index (any more)."""
+        with self._index.transaction() as connection:
+            aside = [self._set_aside(self.folder / STATES / n) for n in names if not self._index.row(connection, n)]
+        for path in aside:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _set_aside(self, path: Path) -> Path:
+        """Rename what stands at `path`, if anything does, out of the way."""
+        aside = self.folder / WORK / f"deleted-{secrets.token_hex(8)}"
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(aside)
+        return aside
+
+    @contextlib.contextmanager
+    def _working_folder(self) -> Iterator[Path]:
+        """A folder to write in, locked for as long as the process lives so that no other sweeps it."""
+        path = self.folder / WORK / f"written-{secrets.token_hex(8)}"
+        with self._index.transaction():  # so that nobody sweeps between the two lines
+            path.mkdir()
+            lock = None if fcntl is None else os.open(path, os.O_RDONLY)
+            if lock is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
+
+    def _mended(self, query: Callable[[], Answer]) -> Answer:
+        """What the index answers, made anew first if it is damaged."""
+        try:
+            return query()
+        except DamagedIndexError as error:
+            self._replace_index(error)
+            return query()
+
+    def _open(self) -> None:
+        with self._index.transaction() as connection:
+            if self._index.is_new(connection):
+                self._adopt(connection)
+
+    def _adopt(self, connection: sqlite3.Connection) -> None:
+        """Put every whole folder into a new index, the oldest first."""
+        for path in sorted((self.folder / STATES).iterdir(), key=lambda path: path.stat().st_mtime_ns):
+            try:
+                found = read_description(path, KIND, FORMAT)
+                values = (found["fingerprint"], found["tokens"], found["token_hash"])
+                if path.name == _name(*values):
+                    nbytes = sum(file.stat().st_size for file in path.iterdir())
+                    self._index.add(connection, path.name, *values, nbytes)
+            except (ValueError, KeyError, OSError) as error:
+                logger.warning("a stored context was left out of the new index: %s", error)
+
+    def _replace_index(self, error: DamagedIndexError) -> None:
+        """Set a damaged index aside and make another from the folders."""
+        lock = None if fcntl is None else os.open(self.folder, os.O_RDONLY)
+        try:
+            if lock is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                self._open()  # another process may have done it meanwhile
+            except DamagedIndexError:
+                logger.warning("%s: it is made anew from the stored contexts", error)
+                for suffix in ("", "-journal"):
+                    with contextlib.suppress(FileNotFoundError):
+                        (self.folder / f"{INDEX}{suffix}").replace(self.folder / f"{INDEX}.damaged{suffix}")
+                self._open()
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+
+def _name(fingerprint: str, tokens: int, token_hash: str) -> str:
+    """The folder of a context: it says in which format, of which model and of which tokens."""
+    return hashlib.sha256(f"{FORMAT} {fingerprint} {tokens} {token_hash}".encode()).hexdigest()[:40]
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether nobody writes in a working folder any more."""
+    if path.name.startswith("deleted-"):
+        return True
+    try:
+        if fcntl is None:
+            return time.time() - path.stat().st_mtime > ABANDONED_SECONDS
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(descriptor)
+    except BlockingIOError:
+        return False
+    except FileNotFoundError:  # its writer has just finished
+        return False
+    return True

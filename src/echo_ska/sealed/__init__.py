@@ -1,0 +1,27 @@
+"""Files that are whole or refused: written beside, flushed, renamed; sealed by checksums; nothing is pickled."""
+
+from echo_ska.sealed.disk import PARTIAL, digest, flush, storable
+from echo_ska.sealed.file import read_sealed_file, write_sealed_file
+from echo_ska.sealed.folder import (
+    SUMS,
+    broken_sum,
+    read_description,
+    read_sealed_folder,
+    write_sealed_folder,
+    write_sums,
+)
+
+__all__ = [
+    "PARTIAL",
+    "SUMS",
+    "broken_sum",
+    "digest",
+    "flush",
+    "read_description",
+    "read_sealed_file",
+    "read_sealed_folder",
+    "storable",
+    "write_sealed_file",
+    "write_sealed_folder",
+    "write_sums",
+]

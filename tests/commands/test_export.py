@@ -1,0 +1,16 @@
+"""`echo-ska export`."""
+
+from __future__ import annotations
+
+
+def test_a_model_is_exported_and_generates(run, refused, model_folder, tmp_path):
+    folder = tmp_path / "exported"
+    result = run("export", model_folder, folder)
+    assert result.exit_code == 0, result.output
+    assert "trust_remote_code=True" in result.stdout
+    assert (folder / "modeling_echo.py").is_file()
+    asked = ("--prompt", "Hello", "--temperature=0", "--max-new-tokens=5")
+    assert run("generate", folder, *asked).stdout == run("generate", model_folder, *asked).stdout
+    refused("is not empty", "export", model_folder, folder)
+    refused("There is no folder", "export", tmp_path / "absent", tmp_path / "x")
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,68 @@
+"""The PyTorch route under a compiler. That it computes the right thing is a law."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from echo_ska.ops import spectral_koopman_attention
+
+READINGS = {
+    "exact": {},
+    "chunk-causal": {"refresh_interval": 64},
+    "non-causal": {"causal": False},
+    "weighted, blended": {"weighted": True},
+}
+
+
+def call(reading):
+    """The op as a function of its token inputs alone, and those."""
+    generator = torch.Generator().manual_seed(0)
+    settings = dict(READINGS[reading])
+    weighted = settings.pop("weighted", False)
+
+    def op(query, key, value, write_weight=None, blend=None):
+        steering = {"write_weight": write_weight, "blend": blend, "ridge": 0.5, "backend": "chunked"}
+        output, state = spectral_koopman_attention(
+            query, key, value, **steering, **settings, output_final_state=settings.get("causal", True)
+        )
+        return output, None if state is None else state.statistics.lag_moment
+
+    def normal(width):
+        return torch.randn(2, 150, 3, width, generator=generator, dtype=torch.float64)
+
+    tensors = [F.normalize(normal(8), dim=-1), F.normalize(normal(8), dim=-1), normal(5)]
+    if weighted:
+        tensors += [torch.rand(2, 150, 3, generator=generator, dtype=torch.float64) for _ in range(2)]
+    return op, [tensor.requires_grad_() for tensor in tensors]
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_a_captured_graph_holds_it_as_one_node_with_the_same_gradients(reading):
+    torch.compiler.reset()
+    op, tensors = call(reading)
+    compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
+    results = []
+    for function in (op, compiled):
+        outputs = [output for output in function(*tensors) if output is not None]
+        loss = sum(output.sin().sum() for output in outputs)
+        results.append([*outputs, *torch.autograd.grad(loss, tensors)])
+    for found, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def test_an_exported_program_takes_other_lengths():
+    op, tensors = call("exact")
+
+    class Module(torch.nn.Module):
+        def forward(self, query, key, value):
+            return op(query, key, value)[0]
+
+    length = torch.export.Dim("length", min=2, max=4096)
+    names = ("query", "key", "value")
+    exported = torch.export.export(
+        Module(), tuple(tensor.detach() for tensor in tensors), dynamic_shapes={name: {1: length} for name in names}
+    )
+    longer = [torch.cat([tensor, tensor], dim=1).detach() for tensor in tensors]
+    torch.testing.assert_close(exported.module()(*longer), op(*longer)[0], rtol=0, atol=1e-12)
