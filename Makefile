@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_OPTIONS ?=
 
-.PHONY: venv demo test check bench tables clean
+.PHONY: venv demo test check check-huggingface bench tables clean
 
 venv: $(VENV)/.installed
 
@@ -25,6 +25,16 @@ check: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_layering.py
+
+# Hugging Face's own tests of models, which the source distribution of the installed transformers holds (about a minute).
+check-huggingface: venv
+	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) -c constraints.txt -e '.[huggingface]'
+	rm -rf $(VENV)/huggingface && mkdir $(VENV)/huggingface
+	$(BIN)/python -m pip download --quiet $(PIP_OPTIONS) --no-deps --no-binary transformers --dest $(VENV)/huggingface \
+	  "transformers==$$($(BIN)/python -c 'import transformers; print(transformers.__version__)')"
+	tar -xzf $(VENV)/huggingface/transformers-*.tar.gz -C $(VENV)/huggingface --strip-components=1
+	ECHO_SKA_HUGGINGFACE_TESTS=$(VENV)/huggingface $(BIN)/python -m pytest tests/models/test_huggingface_suite.py \
+	  tests/models/test_huggingface_tools.py
 
 # About twenty minutes on two CPU cores; `make tables` then writes docs/benchmarks.md anew from the record.
 bench: venv

@@ -26,6 +26,7 @@ def test_there_are_python_blocks():
     assert len(PAGES["README.md"]) >= 2
     assert len(PAGES["docs/memory.md"]) >= 4
     assert len(PAGES["docs/contexts.md"]) >= 4
+    assert len(PAGES["docs/huggingface.md"]) >= 6
 
 
 @pytest.mark.parametrize(

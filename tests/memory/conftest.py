@@ -1,4 +1,4 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `small_models`, which other processes run as a script too
+sys.path.insert(0, str(Path(__file__).parent))  # for `context_models`, which other processes run as a script too

@@ -9,11 +9,11 @@ import shutil
 import subprocess
 import sys
 
+import context_models
 import pytest
-import small_models
 import torch
+from context_models import KINDS, VOCAB, continuation, ids, tiny
 from safetensors.torch import load_file
-from small_models import KINDS, VOCAB, continuation, ids, tiny
 
 from echo_ska import sealed
 from echo_ska.memory import ContextState, encoding
@@ -124,7 +124,7 @@ def test_saved_and_loaded_in_a_new_process_it_goes_on_with_the_same_bits(tmp_pat
             expected[folder] = continuation(model, state)
             state.save(folder / "state")
             assert bytes_of(ContextState.load(folder / "state")) == bytes_of(state)
-    subprocess.run([sys.executable, small_models.__file__, *map(str, expected)], check=True)
+    subprocess.run([sys.executable, context_models.__file__, *map(str, expected)], check=True)
     for folder, continued in expected.items():
         assert_equal(load_file(folder / "continuation.safetensors"), continued)
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from small_models import KINDS, tiny
+from context_models import KINDS, tiny
 from torch import nn
 
 from echo_ska.memory import fingerprint, model_fingerprint

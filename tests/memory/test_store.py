@@ -17,7 +17,7 @@ import traceback
 
 import pytest
 import torch
-from small_models import KINDS, ids, tiny
+from context_models import KINDS, ids, tiny
 
 from echo_ska.memory import ContextState, ContextStore
 from echo_ska.memory.index import ContextIndex
@@ -362,7 +362,7 @@ ON_A_SMALL_DISK = """
 import errno, logging, os, pathlib, sys
 import torch
 torch.set_num_threads(1)
-from small_models import ids, tiny
+from context_models import ids, tiny
 from echo_ska.memory import ContextState, ContextStore
 model, folder = tiny(ska_layers=[1]), pathlib.Path(sys.argv[1])
 store, kept = ContextStore(folder / "store"), []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from echo_ska.models.configuration_echo import EchoConfig
+from echo_ska.models.rollback import RECENT_TOKENS, Point, Rollback
 from echo_ska.nn.mixer import MixerState
 
 
@@ -20,25 +21,40 @@ class EchoCacheLayer(CacheLayerMixin):
     Attributes:
         state: the mixer's state, or None before the first token.
         tokens: tokens read, padding included, as Hugging Face counts them.
+        record_past: whether tokens can be taken back; `EchoCache.activate_past_recording` sets it.
     """
+
+    is_croppable = True
 
     def __init__(self) -> None:
         super().__init__()
         self.state: MixerState | None = None
         self.tokens = 0
+        self.record_past = False
+        self._shared = False  # whether the state is also that of a point to go back to
         self._inference_mode = False  # whether the state's tensors were made under it
+        self._device: torch.device | None = None  # while the state is offloaded, where it came from
 
     def store(self, state: MixerState, new_tokens: int) -> None:
         """Keep the state after `new_tokens` more tokens."""
         self.state, self.tokens, self.is_initialized = state, self.tokens + new_tokens, True
-        self._inference_mode = torch.is_inference_mode_enabled()
+        self._shared, self._inference_mode = False, torch.is_inference_mode_enabled()
+
+    def share(self) -> MixerState | None:
+        """The state, to be kept as it is now: before it is next changed in place, this layer takes a copy."""
+        self._shared = True
+        return self.state
+
+    def restore(self, state: MixerState | None, tokens: int) -> None:
+        """Go back to a state that was shared."""
+        self.state, self.tokens, self.is_initialized, self._shared = state, tokens, state is not None, True
 
     def changeable_state(self) -> MixerState:
         """The state, to be changed in place; torch forbids that outside of inference mode for tensors made inside."""
         assert self.state is not None
-        if self._inference_mode and not torch.is_inference_mode_enabled():
+        if self._shared or (self._inference_mode and not torch.is_inference_mode_enabled()):
             self.state = self.state.clone()
-        self._inference_mode = torch.is_inference_mode_enabled()
+        self._shared, self._inference_mode = False, torch.is_inference_mode_enabled()
         return self.state
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -61,18 +77,27 @@ class EchoCacheLayer(CacheLayerMixin):
 
     def offload(self) -> None:
         if self.state is not None:
+            self._device = next(iter(self.state.tensors().values())).device
             self.state = self.state.to("cpu")
 
+    def prefetch(self) -> None:
+        if self.state is not None and self._device is not None:
+            self.state, self._device = self.state.to(self._device), None
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.batch_select_indices(beam_idx)
+        self.map(_rows(beam_idx))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        if self.state is not None:
-            self.state = self.state.select_rows(indices)
+        self.map(_rows(indices))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
+        self.map(_repeated(repeats))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Apply `function`, whose results share no memory with their arguments, to every tensor of the state."""
         if self.state is not None:
-            self.state = self.state.map(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+            self.state = self.state.map(function)
+            self._shared, self._inference_mode = False, torch.is_inference_mode_enabled()
 
 
 class EchoCache(Cache):
@@ -81,6 +106,9 @@ class EchoCache(Cache):
     A model changes it: calls with several tokens replace the states, calls with one token a row (without gradients)
     update their tensors in place. `copy.deepcopy(cache)` forks it; rows are selected, repeated and reordered into
     memory of their own.
+
+    Tokens can be taken back (`crop`) if that was asked for before they were read, by `activate_past_recording`;
+    `generate` asks for it where it decodes with drafts. A cache that nobody asked keeps nothing but its states.
 
     Args:
         config: of the model whose states it holds.
@@ -92,6 +120,7 @@ class EchoCache(Cache):
         super().__init__(layers=[EchoCacheLayer() for _ in config.layer_types])
         self.shape = state_shape(config)
         self._interrupted = False
+        self._rollback = Rollback()
 
     @property
     def can_step(self) -> bool:
@@ -110,6 +139,124 @@ class EchoCache(Cache):
     def reset(self) -> None:
         super().reset()
         self._interrupted = False
+        self._rollback.forget()
+
+    def activate_past_recording(self, tokens: int = RECENT_TOKENS) -> None:
+        """From now on, keep what `crop` needs.
+
+        The least `tokens` tokens can then be taken back at any time, and everything since the last crop as long as that
+        is no more than 4,096 tokens. It takes the memory of at most three more states of every layer (of a softmax
+        attention layer, its whole key-value cache) and of the embedded tokens since, a few thousand a row at most.
+
+        Args:
+            tokens: >= 1; where it was asked for before, the larger number holds.
+
+        Raises:
+            ValueError: `tokens` is below 1.
+        """
+        if tokens < 1:
+            raise ValueError(f"the number of tokens that can be taken back must be at least 1, got {tokens}")
+        self._rollback.recent = max(self._rollback.recent, tokens)
+        self._set_recording(True)
+
+    def recorder(self) -> Rollback | None:
+        """What the next call has to be recorded in; None, and nothing is kept any more, where nobody asked for it."""
+        if self.layers[0].record_past:
+            return self._rollback
+        self._rollback.forget()
+        return None
+
+    @contextlib.contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        """While tokens are read that the record is not to hold."""
+        rollback, self._rollback = self._rollback, Rollback()
+        self._set_recording(False)
+        try:
+            yield
+        finally:
+            self._rollback = rollback
+            self._set_recording(True)
+
+    @contextlib.contextmanager
+    def restored_on_error(self) -> Iterator[None]:
+        """While it is changed in several steps: if one of them fails, it is as it was before the first."""
+        start = self.point()
+        try:
+            yield
+        except BaseException:
+            self._go_to(start)
+            raise
+
+    def point(self) -> Point:
+        """The states as they are now. They are not copied until one of them is to be changed in place."""
+        return Point(self.get_seq_length(), [layer.share() for layer in self.layers])
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last tokens: the states are those of a cache that has never read them.
+
+        Where tokens of one call are taken back and others of it stay, the model reads those that stay again, in one
+        call from the nearest state that was kept: the result is that of reading them in such a call. Afterwards no
+        gradient flows through the states.
+
+        Args:
+            tokens_to_remove: as Hugging Face gives it, 0 or the NEGATIVE number of tokens, padding included.
+
+        Raises:
+            ValueError: the number is positive, or more than can be taken back; the cache is then left alone.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(f"crop takes the number of tokens to remove as a negative one, got {tokens_to_remove}")
+        self._require_whole()
+        tokens, rollback = self.get_seq_length(), self.recorder()
+        target = tokens + tokens_to_remove
+        if rollback is None and tokens_to_remove < 0:
+            raise ValueError(
+                f"crop({tokens_to_remove}) cannot take back what was not recorded: call activate_past_recording() on "
+                "the cache before the tokens are read"
+            )
+        if rollback is None:
+            return
+        if tokens_to_remove < 0:
+            nearest = rollback.nearest(target)
+            if nearest is None:
+                raise ValueError(
+                    f"crop({tokens_to_remove}) goes back too far: {rollback.farthest(tokens)} of the {tokens} tokens "
+                    "read can be taken back; activate_past_recording(tokens=...) before reading keeps more"
+                )
+            kept = rollback.between(nearest.tokens, target) if nearest.tokens < target else None
+            with self.restored_on_error(), self.unrecorded(), torch.no_grad():
+                self._go_to(nearest)
+                if kept is not None:
+                    model, embedded, real = kept
+                    model(inputs_embeds=embedded, attention_mask=real, past_key_values=self, use_cache=True)
+        rollback.cropped_to(self.point())
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._rollback.map(_rows(beam_idx))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._rollback.map(_rows(indices))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._rollback.map(_repeated(repeats))
+
+    def _require_whole(self) -> None:
+        if self._interrupted:
+            raise ValueError(
+                "reading a token into past_key_values was interrupted, so some layers have read it and some have not: "
+                "start from another cache, or reset() this one"
+            )
+
+    def _go_to(self, point: Point) -> None:
+        for layer, state in zip(self.layers, point.states, strict=True):
+            layer.restore(state, point.tokens)
+
+    def _set_recording(self, record: bool) -> None:
+        for layer in self.layers:
+            layer.record_past = record
 
     @property
     def nbytes(self) -> int:
@@ -127,11 +274,7 @@ class EchoCache(Cache):
 
     def require_usable_by(self, config: EchoConfig) -> None:
         """Raise a ValueError, saying why, unless a model of that configuration can go on from here."""
-        if self._interrupted:
-            raise ValueError(
-                "reading a token into past_key_values was interrupted, so some layers have read it and some have not: "
-                "start from another cache, or reset() this one"
-            )
+        self._require_whole()
         wanted = state_shape(config)
         different = [
             f"{name} {self.shape[name]} there, {wanted[name]} here"
@@ -140,6 +283,14 @@ class EchoCache(Cache):
         ]
         if different:
             raise ValueError(f"past_key_values is the cache of another model: {'; '.join(different)}")
+
+
+def _rows(indices: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: tensor.index_select(0, indices.to(tensor.device))
+
+
+def _repeated(repeats: int) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: tensor.repeat_interleave(repeats, dim=0)
 
 
 def state_shape(config: EchoConfig) -> dict[str, Any]:

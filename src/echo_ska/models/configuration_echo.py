@@ -48,7 +48,8 @@ class EchoConfig(PreTrainedConfig):
     """
 
     model_type = "echo_ska"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    attribute_map = {"num_attention_heads": "num_heads"}  # noqa: RUF012 (what Hugging Face's tools ask for)
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (the Trainer adds a list to it)
 
     def __init__(
         self,
@@ -202,5 +203,6 @@ def _inherited_names() -> set[str]:
         "bos_token_id",
         "eos_token_id",
         "pad_token_id",
+        "num_labels",
         "quantization_config",
     }

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import collections
-import functools
-import os
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from echo_ska.models.cache_echo import EchoCache
 from echo_ska.models.configuration_echo import EchoConfig
+from echo_ska.models.padding import joined, padding_boundaries, scatter
+from echo_ska.models.rollback import RECENT_TOKENS, Rollback
+from echo_ska.models.sealed_weights import SealedWeights
 from echo_ska.models.segments import SEGMENT_LENGTH, read_in_segments
 from echo_ska.nn import Block, SequenceMixer
 from echo_ska.nn.initialization import start_as
 from echo_ska.nn.mixer import MixerState
 from echo_ska.nn.registry import FEED_FORWARDS, MIXERS
-from echo_ska.sealed.folder import SUMS, broken_sum, write_sums
 
 # The last projection of every mixer and feed-forward layer: what is added to the residual stream.
 RESIDUAL_PROJECTIONS = ("o_proj", "out_proj", "down_proj", "readout_proj")
-
-SEALED_FILES = ("model*.safetensors", "model*.safetensors.index.json")
-"""The files of a saved model whose checksums are kept: the weights. People edit the JSON beside them by hand."""
 
 
 class ScaledEmbedding(nn.Embedding):
@@ -45,15 +42,32 @@ class ScaledEmbedding(nn.Embedding):
         return super().forward(input_ids) * self.embedding_dim**0.5
 
 
-class EchoPreTrainedModel(PreTrainedModel):
+class EchoBlock(GradientCheckpointingLayer, Block):
+    """A `Block` that keeps its input alone for the backward pass, where gradient checkpointing is enabled.
+
+    That is Hugging Face's layer for it: hooks on the block are called once, not again when it is computed anew.
+    """
+
+
+class EchoPreTrainedModel(SealedWeights):
     """What the Echo models share: their configuration and how parameters start."""
 
     config_class = EchoConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("Block",)
+    _no_split_modules = ("EchoBlock",)
+    # A model whose states cannot be taken back is "stateful" to Hugging Face, and refused assisted decoding.
+    _is_stateful = False
     # Read in float32 even where the model is cast to half precision: they steer exponentials and solves.
-    _keep_in_fp32_modules_strict = ("raw_ridge", "gain", "blend_weight", "blend_bias", "A_log", "dt_bias", "D")
+    _keep_in_fp32_modules_strict: Collection[str] = (
+        "raw_ridge",
+        "gain",
+        "blend_weight",
+        "blend_bias",
+        "A_log",
+        "dt_bias",
+        "D",
+    )
 
     def _init_weights(self, module: nn.Module) -> None:
         """Every module knows its own start, `reset_parameters`; residual projections start smaller."""
@@ -63,27 +77,11 @@ class EchoPreTrainedModel(PreTrainedModel):
         if isinstance(weight, Tensor) and scale != 1.0:
             start_as(weight, scale * weight)
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **settings: Any
-    ) -> Any:
-        """As Hugging Face's, with the checksums of the weights beside them, in SHA256SUMS."""
-        result = super().save_pretrained(save_directory, is_main_process, **settings)
-        if is_main_process:
-            folder = Path(save_directory)
-            sealed = [path.name for kind in SEALED_FILES for path in folder.glob(kind)]
-            write_sums(folder, sorted(sealed))
-        return result
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *arguments: Any, **settings: Any) -> Any:
-        """As Hugging Face's; weights that have a SHA256SUMS beside them are held to it.
-
-        Raises:
-            ValueError: a weight file is not as it was saved.
-        """
-        if isinstance(pretrained_model_name_or_path, str | os.PathLike):
-            _require_whole(Path(pretrained_model_name_or_path, settings.get("subfolder") or ""))
-        return super().from_pretrained(pretrained_model_name_or_path, *arguments, **settings)
+    def post_init(self) -> None:
+        """Hugging Face's last step of __init__; of the names above, those that this model has parameters of."""
+        super().post_init()
+        own = {name.rpartition(".")[2] for name, _ in self.named_parameters()}
+        self._keep_in_fp32_modules_strict = own.intersection(self._keep_in_fp32_modules_strict)
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -105,7 +103,9 @@ class EchoModel(EchoPreTrainedModel):
         super().__init__(config)
         self.embed_tokens = ScaledEmbedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
-            Block(config.hidden_size, MIXERS[name](config), FEED_FORWARDS[config.feed_forward](config), config.norm_eps)
+            EchoBlock(
+                config.hidden_size, MIXERS[name](config), FEED_FORWARDS[config.feed_forward](config), config.norm_eps
+            )
             for name in config.layer_types
         )
         for name, module in self.layers.named_modules():
@@ -116,7 +116,6 @@ class EchoModel(EchoPreTrainedModel):
         if config.tie_word_embeddings:
             # A token's logit for itself is then about sqrt(d) times its others'; this starts it at 1.
             self.norm.start_scale = config.hidden_size**-0.5
-        self.gradient_checkpointing = False
         self.post_init()
 
     @property
@@ -179,7 +178,17 @@ class EchoModel(EchoPreTrainedModel):
             cache.require_usable_by(self.config)
         new_tokens = hidden_states.shape[1]
         cached = 0 if cache is None else cache.get_seq_length()
-        padded = _padding_boundaries(attention_mask, hidden_states, cached)
+        padded = padding_boundaries(attention_mask, hidden_states, cached)
+        embedded, real = hidden_states, None if padded is None else padded[1]
+        rollback = None if cache is None or not use_cache else cache.recorder()
+        if rollback is not None and cu_seqlens is not None:
+            rollback.forget()  # packed rows have no common length that tokens could be taken back from
+            rollback = None
+        if cache is not None and rollback is not None:
+            if first := rollback.too_long(cached, new_tokens):
+                output = self._read_in_two(embedded, real, cache, rollback, first, bool(keep_all))
+                return output if return_dict else output.to_tuple()
+            rollback.before(cached, cache.point)
         if padded is not None:
             if cu_seqlens is not None:
                 raise ValueError("give cu_seqlens or an attention_mask with padding, not both")
@@ -192,16 +201,18 @@ class EchoModel(EchoPreTrainedModel):
 
         def keep(states: Tensor) -> None:
             if keep_all:
-                kept.append(states if padded is None else _scatter(states, padded[1], new_tokens))
+                kept.append(states if padded is None else scatter(states, padded[1], new_tokens))
 
         if cache is not None and use_cache and cu_seqlens is None and new_tokens == 1 and cache.can_step:
             hidden_states = self._step(hidden_states, cache, keep)
         else:
             hidden_states = self._run(hidden_states, cache, keep, new_tokens, cu_seqlens, output_state=use_cache)
+        if rollback is not None:
+            rollback.after(cached + new_tokens, self, embedded, real)
         hidden_states = self.norm(hidden_states)
         keep(hidden_states)
         output = BaseModelOutputWithPast(
-            last_hidden_state=hidden_states if padded is None else _scatter(hidden_states, padded[1], new_tokens),
+            last_hidden_state=hidden_states if padded is None else scatter(hidden_states, padded[1], new_tokens),
             past_key_values=cache if use_cache else None,
             hidden_states=tuple(kept) if keep_all else None,
         )
@@ -222,17 +233,48 @@ class EchoModel(EchoPreTrainedModel):
         for index, block in enumerate(self.layers):
             keep(hidden_states)
             state = None if cache is None else cache.layers[index].state
-            run = functools.partial(block.__call__, cu_seqlens=cu_seqlens, output_state=output_state)
-            if self.gradient_checkpointing and self.training:
-                hidden_states, state = self._gradient_checkpointing_func(run, hidden_states, state)
-            else:
-                hidden_states, state = run(hidden_states, state)
+            hidden_states, state = block(hidden_states, state, cu_seqlens=cu_seqlens, output_state=output_state)
             states.append(state)
         if cache is not None and output_state:
             # Only now: a layer that raises leaves the cache as it was.
             for layer, state in zip(cache.layers, states, strict=True):
                 layer.store(state, new_tokens)
         return hidden_states
+
+    def _read_in_two(
+        self,
+        embedded: Tensor,
+        real: Tensor | None,
+        cache: EchoCache,
+        rollback: Rollback,
+        first: int,
+        keep_all: bool,
+    ) -> BaseModelOutputWithPast:
+        """Read so many first tokens of a long call without a record, then the others, which can be taken back."""
+
+        def read(part: slice) -> BaseModelOutputWithPast:
+            return self.forward(
+                inputs_embeds=embedded[:, part],
+                attention_mask=None if real is None else real[:, part],
+                past_key_values=cache,
+                use_cache=True,
+                output_hidden_states=keep_all,
+                return_dict=True,
+            )
+
+        with cache.restored_on_error():
+            with cache.unrecorded():
+                early = read(slice(0, first))
+            rollback.forget()
+            late = read(slice(first, None))
+        hidden_states = None
+        if keep_all:
+            hidden_states = tuple(map(joined, early.hidden_states, late.hidden_states))
+        return BaseModelOutputWithPast(
+            last_hidden_state=joined(early.last_hidden_state, late.last_hidden_state),
+            past_key_values=cache,
+            hidden_states=hidden_states,
+        )
 
     @torch.compiler.disable
     def _prepare(self, states: list[MixerState]) -> None:
@@ -363,10 +405,63 @@ class EchoForCausalLM(EchoPreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
-        """Hand `generate` an empty cache of ours, which reading a prompt in chunks starts from."""
+        """Hand `generate` an empty cache of ours, which reading a prompt in chunks starts from.
+
+        Where drafts are to be judged or written, it records what it reads, so that they can be taken back.
+
+        Raises:
+            ValueError: new tokens go on from a cache without an attention mask as long as the dialogue, by which
+                Hugging Face tells them from all tokens.
+        """
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        if generation_config.use_cache and self.has_state and model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = EchoCache(self.config)
+        if not generation_config.use_cache or not self.has_state:
+            return
+        cache = model_kwargs.get("past_key_values")
+        if cache is None:
+            cache = model_kwargs["past_key_values"] = EchoCache(self.config)
+        mask = model_kwargs.get("attention_mask")
+        # A mask of ones is dropped before, but for its length.
+        length = getattr(generation_config, "_mask_length", None) if mask is None else mask.shape[1]
+        if length is not None and 0 < length <= (cached := cache.get_seq_length()):
+            raise ValueError(
+                f"past_key_values has read {cached} tokens, but attention_mask (or input_ids) stands for no more than "
+                f"{length}: give all tokens, or the new ones and an attention_mask of [batch, {cached} + new]"
+            )
+        draft = generation_config.prompt_lookup_num_tokens
+        if generation_config.is_assistant:
+            draft = generation_config.max_new_tokens or RECENT_TOKENS
+        if draft and isinstance(cache, EchoCache):
+            cache.activate_past_recording(max(RECENT_TOKENS, int(draft)))
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: EchoCache | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As in any model; but where drafts are judged, what a given cache has read is not read a second time.
+
+        Hugging Face's assisted decoding begins with all tokens, whatever `past_key_values` it was given.
+        """
+        cached = 0 if past_key_values is None else past_key_values.get_seq_length()
+        positions = kwargs.get("position_ids")  # of the whole dialogue, also where input_ids are the new tokens alone
+        if is_first_iteration and next_sequence_length is None and positions is not None:
+            whole = positions.shape[-1] == input_ids.shape[1] and int(positions[..., 0].max()) == 0
+            if whole and 0 < cached < input_ids.shape[1]:
+                next_sequence_length = input_ids.shape[1] - cached
+        return super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
 
     def state_bytes(self, length: int) -> int:
         """Bytes of one sequence's compact states after `length` tokens, all layers together, as they are stored."""
@@ -376,46 +471,3 @@ class EchoForCausalLM(EchoPreTrainedModel, GenerationMixin):
     def has_state(self) -> bool:
         """Whether every layer can go on from a state; without that, there is no cache and no generation."""
         return self.model.has_state
-
-
-def _require_whole(folder: Path) -> None:
-    """Raise a ValueError unless a saved model's weights are as its SHA256SUMS says, if it has one."""
-    if not (folder / SUMS).is_file():
-        return
-    try:
-        broken = broken_sum(folder)
-    except FileNotFoundError as error:
-        raise ValueError(f"the model in {folder} is not whole: {error.filename} is missing") from error
-    if broken is not None:
-        raise ValueError(
-            f"the weights in {folder / broken} are damaged (they do not match {SUMS}): save or copy the model again; "
-            f"if the change is meant, delete {folder / SUMS}"
-        )
-
-
-def _padding_boundaries(
-    attention_mask: Tensor | None, hidden_states: Tensor, cached: int
-) -> tuple[Tensor, Tensor] | None:
-    """Boundaries [B + 1] and the [B, T] mask of the real tokens, or None where there is no padding."""
-    if attention_mask is None:
-        return None
-    batch, time = hidden_states.shape[:2]
-    if attention_mask.dim() != 2 or attention_mask.shape not in ((batch, time), (batch, cached + time)):
-        longer = f" or, with the {cached} cached tokens, [{batch}, {cached + time}]" if cached else ""
-        raise ValueError(
-            f"attention_mask must be [{batch}, {time}]{longer}, got {list(attention_mask.shape)}: 1 marks a token and "
-            "0 padding"
-        )
-    if bool(((attention_mask != 0) & (attention_mask != 1)).any()):
-        raise ValueError("attention_mask must hold 1 for tokens and 0 for padding: an additive mask is not read")
-    real = attention_mask[:, attention_mask.shape[1] - time :].bool()
-    if bool(real.all()):
-        return None
-    lengths = real.sum(dim=1)
-    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]), real
-
-
-def _scatter(packed: Tensor, real: Tensor, time: int) -> Tensor:
-    """[1, tokens, d] back to [B, T, d], zeros at the padding."""
-    padded = packed.new_zeros(real.shape[0], time, packed.shape[-1])
-    return padded.masked_scatter(real.unsqueeze(-1), packed)

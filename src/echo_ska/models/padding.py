@@ -1,0 +1,39 @@
+"""Padded batches [B, T, d] and the packed rows [1, tokens, d] that the blocks read in their place."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def padding_boundaries(
+    attention_mask: Tensor | None, hidden_states: Tensor, cached: int
+) -> tuple[Tensor, Tensor] | None:
+    """Boundaries [B + 1] and the [B, T] mask of the real tokens, or None where there is no padding."""
+    if attention_mask is None:
+        return None
+    batch, time = hidden_states.shape[:2]
+    if attention_mask.dim() != 2 or attention_mask.shape not in ((batch, time), (batch, cached + time)):
+        longer = f" or, with the {cached} cached tokens, [{batch}, {cached + time}]" if cached else ""
+        raise ValueError(
+            f"attention_mask must be [{batch}, {time}]{longer}, got {list(attention_mask.shape)}: 1 marks a token and "
+            "0 padding"
+        )
+    if bool(((attention_mask != 0) & (attention_mask != 1)).any()):
+        raise ValueError("attention_mask must hold 1 for tokens and 0 for padding: an additive mask is not read")
+    real = attention_mask[:, attention_mask.shape[1] - time :].bool()
+    if bool(real.all()):
+        return None
+    lengths = real.sum(dim=1)
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]), real
+
+
+def joined(early: Tensor, late: Tensor) -> Tensor:
+    """[B, S, d] and [B, T, d] to [B, S + T, d]."""
+    return torch.cat([early, late], dim=1)
+
+
+def scatter(packed: Tensor, real: Tensor, time: int) -> Tensor:
+    """[1, tokens, d] back to [B, T, d], zeros at the padding."""
+    padded = packed.new_zeros(real.shape[0], time, packed.shape[-1])
+    return padded.masked_scatter(real.unsqueeze(-1), packed)

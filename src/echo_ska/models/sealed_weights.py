@@ -1,0 +1,55 @@
+"""Saved weights that are held to their checksums."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from echo_ska.sealed.folder import SUMS, broken_sum, write_sums
+
+SEALED_FILES = ("model*.safetensors", "model*.safetensors.index.json")
+"""The files of a saved model whose checksums are kept: the weights. People edit the JSON beside them by hand."""
+
+
+class SealedWeights(PreTrainedModel):
+    """A model whose folder also holds the checksums of its weights, and that refuses damaged ones."""
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **settings: Any
+    ) -> Any:
+        """As Hugging Face's, with the checksums of the weights beside them, in SHA256SUMS."""
+        result = super().save_pretrained(save_directory, is_main_process, **settings)
+        if is_main_process:
+            folder = Path(save_directory)
+            sealed = [path.name for kind in SEALED_FILES for path in folder.glob(kind)]
+            write_sums(folder, sorted(sealed))
+        return result
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *arguments: Any, **settings: Any) -> Any:
+        """As Hugging Face's; weights that have a SHA256SUMS beside them are held to it.
+
+        Raises:
+            ValueError: a weight file is not as it was saved.
+        """
+        if isinstance(pretrained_model_name_or_path, str | os.PathLike):
+            _require_whole(Path(pretrained_model_name_or_path, settings.get("subfolder") or ""))
+        return super().from_pretrained(pretrained_model_name_or_path, *arguments, **settings)
+
+
+def _require_whole(folder: Path) -> None:
+    """Raise a ValueError unless a saved model's weights are as its SHA256SUMS says, if it has one."""
+    if not (folder / SUMS).is_file():
+        return
+    try:
+        broken = broken_sum(folder)
+    except FileNotFoundError as error:
+        raise ValueError(f"the model in {folder} is not whole: {error.filename} is missing") from error
+    if broken is not None:
+        raise ValueError(
+            f"the weights in {folder / broken} are damaged (they do not match {SUMS}): save or copy the model again; "
+            f"if the change is meant, delete {folder / SUMS}"
+        )

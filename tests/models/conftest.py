@@ -1,0 +1,9 @@
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `small_models`
+
+
+def pytest_configure(config):
+    for name in ("slow", "accelerate_tests", "torch_compile_test", *(f"flash_attn_{n}test" for n in ("", "3_", "4_"))):
+        config.addinivalue_line("markers", f"{name}: of Hugging Face's own tests")
