@@ -42,21 +42,28 @@ def interleaved(
         expected: predicted seconds; a name that is missing is thought to be quick.
 
     Returns:
-        The samples by name. A short call is repeated in a sample until it takes a twentieth of a second.
+        The samples by name. A short call is repeated in a sample until it takes a twentieth of a second. One that takes
+        less than two seconds is made once before its sample, as in training: what the row before has left of memory and
+        caches would else be part of it.
     """
     repeats = dict.fromkeys(calls, 1)
+    quick = set()
     for name, call in calls.items():
         if (expected or {}).get(name, 0.0) < WARM_UP_BELOW:
             first = seconds_of(call, device)
             # The first call also pays for what is set up once (on a GPU it may compile kernels).
             warm = seconds_of(call, device) if device == "cuda" or first < WARM_UP_BELOW else first
             repeats[name] = max(1, math.ceil(SAMPLE_SECONDS / max(warm, 1e-7)))
+            if warm < WARM_UP_BELOW:
+                quick.add(name)
     names = list(calls)
     samples: dict[str, list[float]] = {name: [] for name in names}
     begun = time.perf_counter()
     for turn in range(rounds if names else 0):
         first_turn = turn % len(names)
         for name in names[first_turn:] + names[:first_turn]:
+            if name in quick:
+                calls[name]()
             samples[name].append(seconds_of(calls[name], device, repeats[name]))
         if time.perf_counter() - begun > budget:
             break
