@@ -91,7 +91,7 @@ _backward_node = torch.library.custom_op("echo_ska::parallel_read_backward", _re
 
 
 @read_node.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _read_shapes(query: Tensor, key: Tensor, value: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     gram, lag_moment, value_moment = others[4:7]
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
     output = value.new_empty(value.shape, dtype=dtype)
@@ -99,7 +99,7 @@ def _(query: Tensor, key: Tensor, value: Tensor, *others: Any) -> tuple[Tensor, 
 
 
 @_backward_node.register_fake
-def _(grads: list[Tensor], has_grad: list[bool], *arguments: Any) -> list[Tensor]:
+def _backward_shapes(grads: list[Tensor], has_grad: list[bool], *arguments: Any) -> list[Tensor]:
     value = arguments[2]
     return [value.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in arguments[:14]]
 
