@@ -303,6 +303,10 @@ def generate(
     context: Annotated[
         Path | None, typer.Option("--context", metavar="FILE", help="Text to read before the prompt, of any length.")
     ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option("--state", metavar="STATE", help="What `echo-ska context read` saved, instead of --context."),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 200,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Draw from the so many likeliest tokens.")] = None,
@@ -310,7 +314,7 @@ def generate(
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU if there is one.")] = "auto",
     json_file: JsonFile = None,
 ) -> None:
-    """Write on from a prompt, and from a context read before it in constant memory.
+    """Write on from a prompt, and from a context read before it in constant memory, now or by `context read`.
 
     The text goes to standard output as it comes; what was read and written, the time of a token and the bytes of
     state by kind of layer to standard error. The prompt follows the context at once: put a line end where there is
@@ -325,7 +329,7 @@ def generate(
     from echo_ska.commands.generate import GenerateRequest
     from echo_ska.commands.generate import generate as start
 
-    start(GenerateRequest(model, prompt, context, max_new_tokens, temperature, top_k, seed, device), json_file)
+    start(GenerateRequest(model, prompt, context, state, max_new_tokens, temperature, top_k, seed, device), json_file)
 
 
 @app.command()
@@ -377,6 +381,108 @@ def evaluate(
     from echo_ska.commands.evaluate import evaluate as start
 
     start(EvaluateRequest(model, tasks, data, limit, batch_size, device), json_file, _console())
+
+
+@app.command()
+def serve(
+    model: ModelFolder,
+    store: Annotated[
+        Path | None, typer.Option("--store", metavar="FOLDER", help="Keep states of prompts here, and find them again.")
+    ] = None,
+    store_bytes: Annotated[
+        int, typer.Option(min=1, help="Of the store's files; beyond it, those least recently used are deleted.")
+    ] = 10_000_000_000,
+    host: Annotated[str, typer.Option(help="The address to listen at; 127.0.0.1 is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one and says which.")] = 8000,
+    max_body_bytes: Annotated[int, typer.Option(min=1, help="Of a request; longer ones are refused.")] = 2_000_000,
+    max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Longer prompts are refused.")] = 131_072,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Requests for longer answers are refused.")] = 1024,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU if there is one.")] = "auto",
+) -> None:
+    """Serve a model by OpenAI's HTTP interface, on this machine (`pip install 'echo-ska[serve]'`).
+
+    /v1/chat/completions and /v1/completions, whole or streamed, /v1/models, /health. One answer is written at a time,
+    other requests wait in order. With --store, the beginning of a prompt that was read once is not read again.
+    docs/serving.md says what requests may hold.
+
+    **Example:** `echo-ska serve runs/books/model --store contexts/`
+    """
+    from echo_ska.commands.files import require_folder
+
+    require_folder(store, "--store")
+    from echo_ska.commands.serve import ServeRequest
+    from echo_ska.commands.serve import serve as start
+
+    start(
+        ServeRequest(model, store, store_bytes, host, port, max_body_bytes, max_prompt_tokens, max_new_tokens, device),
+        _console(),
+    )
+
+
+context_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Read a text once, keep the state, go on from it: **echo-ska context read**, **show**, **list**.",
+)
+app.add_typer(context_app, name="context")
+
+
+@context_app.command("read")
+def context_read(
+    model: ModelFolder,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="UTF-8 text of any length.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="STATE", help="The folder to make; a new one.")],
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU if there is one.")] = "auto",
+    json_file: JsonFile = None,
+) -> None:
+    """Read a text file once, in constant memory, and keep the model's state after it.
+
+    The state has one size whatever the length (unless the model has attention layers). It belongs to this model:
+    `echo-ska generate MODEL --state STATE` goes on from it, in Python `ContextState.load` does.
+
+    **Example:** `echo-ska context read runs/books/model novel.txt -o novel.state`
+    """
+    from echo_ska.commands.files import require_absent, require_writable
+
+    require_writable(json_file, "--json")
+    require_absent(output, "--output")
+    from echo_ska.commands.context import read_context
+
+    read_context(model, file, output, device, json_file, _console())
+
+
+@context_app.command("show")
+def context_show(
+    state: Annotated[Path, typer.Argument(metavar="STATE", help="A folder that `echo-ska context read` made.")],
+    json_file: JsonFile = None,
+) -> None:
+    """Verify a saved context by its checksums and say what it holds; exit code 1 if it is damaged.
+
+    **Example:** `echo-ska context show novel.state`
+    """
+    from echo_ska.commands.files import require_writable
+
+    require_writable(json_file, "--json")
+    from echo_ska.commands.context import show_context
+
+    show_context(state, json_file, _console())
+
+
+@context_app.command("list")
+def context_list(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="The folder of a `ContextStore`, or serve's --store.")],
+    json_file: JsonFile = None,
+) -> None:
+    """List a store's contexts, the most recently used first: tokens, bytes, model, when last used.
+
+    **Example:** `echo-ska context list contexts/`
+    """
+    from echo_ska.commands.files import require_writable
+
+    require_writable(json_file, "--json")
+    from echo_ska.commands.context import list_contexts
+
+    list_contexts(store, json_file, _console())
 
 
 tokenizer_app = typer.Typer(

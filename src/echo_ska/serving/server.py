@@ -1,0 +1,65 @@
+"""The application on a socket, by uvicorn."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import uvicorn
+from starlette.applications import Starlette
+
+GRACE_SECONDS = 5
+"""How long answers under way may go on when the server is stopped."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Args:
+        host: an address or name of this machine.
+        port: 0 takes a free one.
+
+    Raises:
+        OSError: the address is not this machine's, or the port is taken; one sentence.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=128)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OSError(f"cannot listen at {host} port {port}: {reason}; choose another --host or --port") from None
+
+
+def address(listening: socket.socket) -> str:
+    """The URL of a listening socket, as clients take it."""
+    host, port = listening.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+
+
+def make_server(app: Starlette) -> uvicorn.Server:
+    """The server of an application, quiet but for warnings and errors; `run(sockets=[...])` runs it."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            loop="asyncio",
+            http="h11",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+    )
+
+
+def run(app: Starlette, listening: socket.socket, ready: Callable[[str], None]) -> None:
+    """Serve until the process is told to end (Ctrl-C, SIGTERM).
+
+    Args:
+        app: of `create_app`.
+        listening: of `bind`.
+        ready: called with the address before the first request is taken.
+    """
+    ready(address(listening))
+    make_server(app).run(sockets=[listening])
