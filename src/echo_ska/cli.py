@@ -6,15 +6,14 @@ torch and transformers are imported inside the commands, so that `--help` and a 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from echo_ska import __version__
+from echo_ska.cli_context import context_app
+from echo_ska.cli_options import JsonFile, ModelFolder, console
 from echo_ska.commands.errors import OneSentenceErrors
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 app = typer.Typer(
     cls=OneSentenceErrors,
@@ -23,10 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write the printed figures to FILE as JSON.")
-]
 
 
 def _print_version(asked: bool) -> None:
@@ -71,7 +66,7 @@ def demo(
     require_folder(output, "--output")
     from echo_ska.commands.run import start_demo
 
-    start_demo(output, json_file, _console())
+    start_demo(output, json_file, console())
 
 
 @app.command()
@@ -88,7 +83,7 @@ def models(json_file: JsonFile = None) -> None:
     require_writable(json_file, "--json")
     from echo_ska.commands.show import show_models
 
-    show_models(json_file, _console())
+    show_models(json_file, console())
 
 
 @app.command()
@@ -113,7 +108,7 @@ def memory(
     require_writable(plot, "--plot", suffix=".png")
     from echo_ska.commands.show import show_memory
 
-    show_memory(presets or ["echo-180m"], dtype, plot, json_file, _console())
+    show_memory(presets or ["echo-180m"], dtype, plot, json_file, console())
 
 
 @app.command()
@@ -136,7 +131,7 @@ def reproduce(
     require_writable(json_file, "--json")
     from echo_ska.commands.run import start_experiment
 
-    start_experiment(name, seeds, quick, json_file, _console())
+    start_experiment(name, seeds, quick, json_file, console())
 
 
 @app.command()
@@ -178,7 +173,7 @@ def bench(
     from echo_ska.commands.bench import BenchRequest, start_bench
 
     request = BenchRequest(lengths, routes, parts, threads, rounds, decode_tokens, device, quick)
-    start_bench(request, output, json_file, _console())
+    start_bench(request, output, json_file, console())
 
 
 @app.command()
@@ -285,13 +280,8 @@ def train(
             },
         ),
         json_file,
-        _console(),
+        console(),
     )
-
-
-ModelFolder = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A folder of `save_pretrained`, or DIR/model of `echo-ska train`.")
-]
 
 
 @app.command()
@@ -350,7 +340,7 @@ def export(
     require_new_folder(folder, "FOLDER")
     from echo_ska.commands.export import export as start
 
-    start(model, folder, _console())
+    start(model, folder, console())
 
 
 @app.command("eval")
@@ -380,7 +370,7 @@ def evaluate(
     from echo_ska.commands.evaluate import EvaluateRequest
     from echo_ska.commands.evaluate import evaluate as start
 
-    start(EvaluateRequest(model, tasks, data, limit, batch_size, device), json_file, _console())
+    start(EvaluateRequest(model, tasks, data, limit, batch_size, device), json_file, console())
 
 
 @app.command()
@@ -415,75 +405,11 @@ def serve(
 
     start(
         ServeRequest(model, store, store_bytes, host, port, max_body_bytes, max_prompt_tokens, max_new_tokens, device),
-        _console(),
+        console(),
     )
 
 
-context_app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    help="Read a text once, keep the state, go on from it: **echo-ska context read**, **show**, **list**.",
-)
 app.add_typer(context_app, name="context")
-
-
-@context_app.command("read")
-def context_read(
-    model: ModelFolder,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="UTF-8 text of any length.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="STATE", help="The folder to make; a new one.")],
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU if there is one.")] = "auto",
-    json_file: JsonFile = None,
-) -> None:
-    """Read a text file once, in constant memory, and keep the model's state after it.
-
-    The state has one size whatever the length (unless the model has attention layers). It belongs to this model:
-    `echo-ska generate MODEL --state STATE` goes on from it, in Python `ContextState.load` does.
-
-    **Example:** `echo-ska context read runs/books/model novel.txt -o novel.state`
-    """
-    from echo_ska.commands.files import require_absent, require_writable
-
-    require_writable(json_file, "--json")
-    require_absent(output, "--output")
-    from echo_ska.commands.context import read_context
-
-    read_context(model, file, output, device, json_file, _console())
-
-
-@context_app.command("show")
-def context_show(
-    state: Annotated[Path, typer.Argument(metavar="STATE", help="A folder that `echo-ska context read` made.")],
-    json_file: JsonFile = None,
-) -> None:
-    """Verify a saved context by its checksums and say what it holds; exit code 1 if it is damaged.
-
-    **Example:** `echo-ska context show novel.state`
-    """
-    from echo_ska.commands.files import require_writable
-
-    require_writable(json_file, "--json")
-    from echo_ska.commands.context import show_context
-
-    show_context(state, json_file, _console())
-
-
-@context_app.command("list")
-def context_list(
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="The folder of a `ContextStore`, or serve's --store.")],
-    json_file: JsonFile = None,
-) -> None:
-    """List a store's contexts, the most recently used first: tokens, bytes, model, when last used.
-
-    **Example:** `echo-ska context list contexts/`
-    """
-    from echo_ska.commands.files import require_writable
-
-    require_writable(json_file, "--json")
-    from echo_ska.commands.context import list_contexts
-
-    list_contexts(store, json_file, _console())
-
 
 tokenizer_app = typer.Typer(
     no_args_is_help=True,
@@ -511,15 +437,9 @@ def train_tokenizer(
     require_new_folder(output, "--output")
     from echo_ska.commands.tokenizer import train_tokenizer as start
 
-    start(paths, vocab_size, output, _console())
+    start(paths, vocab_size, output, console())
 
 
 def main() -> None:
     """Run the command line."""
     app()
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console()
