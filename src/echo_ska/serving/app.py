@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from starlette.applications import Starlette
@@ -84,7 +84,9 @@ class _Server:
                     raise RefusedError("This server answers to localhost alone.", code="unknown_host", status=403)
                 return await endpoint(request)
             except RefusedError as error:
-                return JSONResponse(error.body(), error.status)
+                # What may not have been read to its end is not waited for.
+                headers = {"Connection": "close"} if error.status in (408, 413) else None
+                return JSONResponse(error.body(), error.status, headers)
             except BusyError as error:
                 return JSONResponse(error_body(str(error), 503, code="busy"), 503, {"Retry-After": "5"})
             except ClientDisconnect:
@@ -191,7 +193,7 @@ class _Events:
         self._job.cancel()
         self._queue.put_nowait(CancelledAnswerError())
 
-    async def __aiter__(self) -> AsyncIterator[str | Outcome | Exception]:
+    async def __aiter__(self) -> AsyncGenerator[str | Outcome | Exception, None]:
         try:
             while True:
                 what = await self._queue.get()
