@@ -96,7 +96,7 @@ def test_a_context_is_shown_and_damage_is_found(run, refused, model_folder, stat
     assert "is missing" in run("context", "show", state).stderr
     (state / "context.json").write_text("{}")
     refused("context.json does not match", "context", "show", state)
-    refused("there is no context at", "context", "show", tmp_path / "absent")
+    refused("There is no context at", "context", "show", tmp_path / "absent")
 
 
 def test_a_store_is_listed(run, refused, model_folder, tmp_path):
@@ -135,7 +135,7 @@ def test_what_is_refused(refused, model_folder, state, text, tmp_path):
     assert not (tmp_path / "new").exists()
     both = ("--state", state, "--context", text)
     refused("Give --context or --state", "generate", model_folder, "--prompt=x", *both)
-    refused("there is no context at", "generate", model_folder, "--prompt=x", "--state", tmp_path / "absent")
+    refused("There is no context at", "generate", model_folder, "--prompt=x", "--state", tmp_path / "absent")
     refused("The prompt is empty", "generate", model_folder, "--prompt=", "--context", text)
 
 

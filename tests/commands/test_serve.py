@@ -70,7 +70,7 @@ def test_what_is_refused(refused, model_folder, tmp_path):
     refused("There is no folder", "serve", tmp_path / "absent", "--port=0")
     (tmp_path / "file").touch()
     refused("is a file", "serve", model_folder, "--port=0", "--store", tmp_path / "file")
-    refused("cannot listen at 192.0.2.1", "serve", model_folder, "--port=0", "--host=192.0.2.1")
+    refused("Cannot listen at 192.0.2.1", "serve", model_folder, "--port=0", "--host=192.0.2.1")
 
 
 def test_without_the_extra(refused, model_folder, monkeypatch):

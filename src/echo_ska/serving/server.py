@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 
@@ -26,7 +27,8 @@ def bind(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=128)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        number = getattr(error, "errno", None)  # a name that is not known has one of its own kind, below 0
+        reason = os.strerror(number) if number and number > 0 else getattr(error, "strerror", None) or str(error)
         raise OSError(f"cannot listen at {host} port {port}: {reason}; choose another --host or --port") from None
 
 
