@@ -9,12 +9,16 @@ import json
 import os
 import queue
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 
 import pytest
+import torch
+
+from echo_ska.models import EchoForCausalLM
 
 needs_server = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("starlette", "uvicorn")),
@@ -63,6 +67,41 @@ def test_a_model_is_served_and_ended(run, model_folder, tmp_path):
         assert process.wait(30) in (0, 130)
         assert "Traceback" not in process.stderr.read()
     assert "1 contexts" in run("context", "list", tmp_path / "store").stdout
+
+
+@needs_server
+@pytest.mark.parametrize("stream", [True, False])
+def test_answers_are_called_off_when_the_server_is_stopped(model_folder, tmp_path, stream):
+    endless = tmp_path / "endless"
+    shutil.copytree(model_folder, endless)
+    model = EchoForCausalLM.from_pretrained(model_folder)
+    with torch.no_grad():
+        model.lm_head.weight[0] = 0  # the end token is never the likeliest
+    model.save_pretrained(endless)
+    with (
+        serving(endless, "--max-new-tokens=1000000") as (process, port),
+        contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection,
+    ):
+        body = json.dumps({"prompt": "Hello", "temperature": 0, "max_tokens": 1_000_000, "stream": stream})
+        connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+        if stream:
+            response = connection.getresponse()
+            assert response.read(20)
+        else:
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as other:
+                found = 0
+                while not found:
+                    other.request("GET", "/health")
+                    found = json.loads(other.getresponse().read())["unfinished"]
+        process.terminate()
+        if not stream:
+            response = connection.getresponse()
+            assert response.status == 503
+        text = response.read().decode()
+        assert "The server was stopped before the answer was written." in text
+        assert "[DONE]" not in text
+        assert process.wait(30) is not None
+        assert "Traceback" not in process.stderr.read()
 
 
 @needs_server

@@ -30,6 +30,7 @@ DISCARDED_TIMES = 8
 """Of a body that is too long, so many times the limit is read and thrown away, so that the client hears the answer."""
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 FAILED = "The server failed at this request; its log says how."
+STOPPED = "The server was stopped before the answer was written."
 
 
 def create_app(engine: Engine, *, max_body_bytes: int = MAX_BODY_BYTES, loopback_only: bool = True) -> Starlette:
@@ -40,6 +41,9 @@ def create_app(engine: Engine, *, max_body_bytes: int = MAX_BODY_BYTES, loopback
         max_body_bytes: longer bodies are refused.
         loopback_only: answer only requests that were sent to a name of this machine itself, so that no web page can
             reach it by a name of its own (DNS rebinding).
+
+    Returns:
+        The application; `state.call_off()`, from any thread, ends all its answers and lets no other begin.
 
     Raises:
         ValueError: max_body_bytes below 1.
@@ -56,7 +60,7 @@ class _Server:
         self._created = int(time.time())
 
     def app(self) -> Starlette:
-        return Starlette(
+        app = Starlette(
             routes=[
                 Route("/health", self._guarded(self._health), methods=["GET"]),
                 Route("/v1/models", self._guarded(self._models), methods=["GET"]),
@@ -67,6 +71,8 @@ class _Server:
             exception_handlers={HTTPException: _http_error, Exception: _failure},
             lifespan=self._lifespan,
         )
+        app.state.call_off = self._worker.close
+        return app
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -90,7 +96,7 @@ class _Server:
             except BusyError as error:
                 return JSONResponse(error_body(str(error), 503, code="busy"), 503, {"Retry-After": "5"})
             except ClientDisconnect:
-                return _nobody()
+                return Response(status_code=499)  # nobody is there any more: it is not sent
 
         return answer
 
@@ -131,10 +137,8 @@ class _Server:
             async for what in pieces:
                 if isinstance(what, Outcome):
                     return JSONResponse(form.whole(text, what))
-                if isinstance(what, CancelledAnswerError):
-                    return _nobody()
                 if isinstance(what, Exception):
-                    return _failed()
+                    return _ended(what)
                 text += what
         raise AssertionError("events end with an outcome or an exception")
 
@@ -217,10 +221,8 @@ async def _stream(events: _Events, form: AnswerForm, include_usage: bool) -> Asy
                 if include_usage:
                     yield event(form.usage_chunk(what))
                 yield END_OF_STREAM
-            elif isinstance(what, CancelledAnswerError):
-                return
             elif isinstance(what, Exception):
-                yield event(error_body(FAILED, 500))
+                yield event(error_body(STOPPED if isinstance(what, CancelledAnswerError) else FAILED, 500))
             else:
                 yield event(form.chunk(what) | more)
 
@@ -238,13 +240,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _failure(request: Request, error: Exception) -> Response:
     """A mistake of ours; Starlette hands it on to the server's log."""
-    return _failed()
+    return _ended(error)
 
 
-def _failed() -> Response:
+def _ended(error: Exception) -> Response:
+    """For an answer that did not come to its end. A client that has gone is not sent it."""
+    if isinstance(error, CancelledAnswerError):
+        return JSONResponse(error_body(STOPPED, 503, code="stopped"), 503)
     return JSONResponse(error_body(FAILED, 500), 500)
-
-
-def _nobody() -> Response:
-    """For a client that has gone: it is not sent."""
-    return Response(status_code=499)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Callable
@@ -9,8 +10,23 @@ from collections.abc import Callable
 import uvicorn
 from starlette.applications import Starlette
 
-GRACE_SECONDS = 5
-"""How long answers under way may go on when the server is stopped."""
+GRACE_SECONDS = 3.0
+"""How long answers under way may go on when the server is stopped; then they are called off."""
+ENDING_SECONDS = 15
+"""How long they then have to end, which they do between two tokens, or two segments of a prompt."""
+
+
+class _Server(uvicorn.Server):
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        call_off = asyncio.create_task(self._call_off_later())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            call_off.cancel()
+
+    async def _call_off_later(self) -> None:
+        await asyncio.sleep(GRACE_SECONDS)
+        await asyncio.to_thread(self.config.app.state.call_off)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -40,7 +56,7 @@ def address(listening: socket.socket) -> str:
 
 def make_server(app: Starlette) -> uvicorn.Server:
     """The server of an application, quiet but for warnings and errors; `run(sockets=[...])` runs it."""
-    return uvicorn.Server(
+    return _Server(
         uvicorn.Config(
             app,
             loop="asyncio",
@@ -50,7 +66,7 @@ def make_server(app: Starlette) -> uvicorn.Server:
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=GRACE_SECONDS,
+            timeout_graceful_shutdown=int(GRACE_SECONDS + ENDING_SECONDS),
         )
     )
 
