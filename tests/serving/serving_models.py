@@ -22,6 +22,14 @@ def tiny(seed=0, **fields):
     return model
 
 
+def endless():
+    """One for which the end token is never the likeliest."""
+    model = tiny()
+    with torch.no_grad():
+        model.lm_head.weight[0] = 0
+    return model
+
+
 def chat_text(*messages):
     return byte_tokenizer().apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
 
