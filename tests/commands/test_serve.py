@@ -66,7 +66,7 @@ def test_a_model_is_served_and_ended(run, model_folder, tmp_path):
         process.send_signal(signal.SIGINT)
         assert process.wait(30) in (0, 130)
         assert "Traceback" not in process.stderr.read()
-    assert "1 contexts" in run("context", "list", tmp_path / "store").stdout
+    assert "1 context, " in run("context", "list", tmp_path / "store").stdout
 
 
 @needs_server
