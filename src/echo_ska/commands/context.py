@@ -122,7 +122,10 @@ def list_contexts(folder: Path, json_file: Path | None, console: Console) -> Non
     total = {"contexts": len(listed), "bytes": sum(row["bytes"] for row in listed)}
     if listed:
         console.print(table)
-    say(console, f"{total['contexts']:,} context{'' if len(listed) == 1 else 's'}, {format_bytes(total['bytes'])} in all.")
+    say(
+        console,
+        f"{total['contexts']:,} context{'' if len(listed) == 1 else 's'}, {format_bytes(total['bytes'])} in all.",
+    )
     write_json(json_file, {"store": str(folder), "contexts": listed, "total": total})
 
 
