@@ -21,6 +21,7 @@ ALLOWED = {
     "tasks": set(),
     "training": {"sealed", "algebra", "ops", "nn", "models", "tasks"},
     "evaluation": {"algebra", "ops", "nn", "models", "tasks", "training"},
+    "serving": {"sealed", "algebra", "ops", "nn", "models", "memory", "evaluation"},
     "benchmarks": {"algebra", "ops", "nn", "models", "memory", "training", "evaluation"},
     "experiments": {"algebra", "ops", "nn", "models", "memory", "tasks", "training", "evaluation", "benchmarks"},
 }

@@ -6,15 +6,14 @@ torch and transformers are imported inside the commands, so that `--help` and a 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from echo_ska import __version__
+from echo_ska.cli_context import context_app
+from echo_ska.cli_options import JsonFile, ModelFolder, console
 from echo_ska.commands.errors import OneSentenceErrors
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 app = typer.Typer(
     cls=OneSentenceErrors,
@@ -23,10 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write the printed figures to FILE as JSON.")
-]
 
 
 def _print_version(asked: bool) -> None:
@@ -71,7 +66,7 @@ def demo(
     require_folder(output, "--output")
     from echo_ska.commands.run import start_demo
 
-    start_demo(output, json_file, _console())
+    start_demo(output, json_file, console())
 
 
 @app.command()
@@ -88,7 +83,7 @@ def models(json_file: JsonFile = None) -> None:
     require_writable(json_file, "--json")
     from echo_ska.commands.show import show_models
 
-    show_models(json_file, _console())
+    show_models(json_file, console())
 
 
 @app.command()
@@ -113,7 +108,7 @@ def memory(
     require_writable(plot, "--plot", suffix=".png")
     from echo_ska.commands.show import show_memory
 
-    show_memory(presets or ["echo-180m"], dtype, plot, json_file, _console())
+    show_memory(presets or ["echo-180m"], dtype, plot, json_file, console())
 
 
 @app.command()
@@ -136,7 +131,7 @@ def reproduce(
     require_writable(json_file, "--json")
     from echo_ska.commands.run import start_experiment
 
-    start_experiment(name, seeds, quick, json_file, _console())
+    start_experiment(name, seeds, quick, json_file, console())
 
 
 @app.command()
@@ -178,7 +173,7 @@ def bench(
     from echo_ska.commands.bench import BenchRequest, start_bench
 
     request = BenchRequest(lengths, routes, parts, threads, rounds, decode_tokens, device, quick)
-    start_bench(request, output, json_file, _console())
+    start_bench(request, output, json_file, console())
 
 
 @app.command()
@@ -285,13 +280,8 @@ def train(
             },
         ),
         json_file,
-        _console(),
+        console(),
     )
-
-
-ModelFolder = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A folder of `save_pretrained`, or DIR/model of `echo-ska train`.")
-]
 
 
 @app.command()
@@ -303,6 +293,10 @@ def generate(
     context: Annotated[
         Path | None, typer.Option("--context", metavar="FILE", help="Text to read before the prompt, of any length.")
     ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option("--state", metavar="STATE", help="What `echo-ska context read` saved, instead of --context."),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 200,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Draw from the so many likeliest tokens.")] = None,
@@ -310,7 +304,7 @@ def generate(
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU if there is one.")] = "auto",
     json_file: JsonFile = None,
 ) -> None:
-    """Write on from a prompt, and from a context read before it in constant memory.
+    """Write on from a prompt, and from a context read before it in constant memory, now or by `context read`.
 
     The text goes to standard output as it comes; what was read and written, the time of a token and the bytes of
     state by kind of layer to standard error. The prompt follows the context at once: put a line end where there is
@@ -325,7 +319,7 @@ def generate(
     from echo_ska.commands.generate import GenerateRequest
     from echo_ska.commands.generate import generate as start
 
-    start(GenerateRequest(model, prompt, context, max_new_tokens, temperature, top_k, seed, device), json_file)
+    start(GenerateRequest(model, prompt, context, state, max_new_tokens, temperature, top_k, seed, device), json_file)
 
 
 @app.command()
@@ -346,7 +340,7 @@ def export(
     require_new_folder(folder, "FOLDER")
     from echo_ska.commands.export import export as start
 
-    start(model, folder, _console())
+    start(model, folder, console())
 
 
 @app.command("eval")
@@ -376,8 +370,46 @@ def evaluate(
     from echo_ska.commands.evaluate import EvaluateRequest
     from echo_ska.commands.evaluate import evaluate as start
 
-    start(EvaluateRequest(model, tasks, data, limit, batch_size, device), json_file, _console())
+    start(EvaluateRequest(model, tasks, data, limit, batch_size, device), json_file, console())
 
+
+@app.command()
+def serve(
+    model: ModelFolder,
+    store: Annotated[
+        Path | None, typer.Option("--store", metavar="FOLDER", help="Keep states of prompts here, and find them again.")
+    ] = None,
+    store_bytes: Annotated[
+        int, typer.Option(min=1, help="Of the store's files; beyond it, those least recently used are deleted.")
+    ] = 10_000_000_000,
+    host: Annotated[str, typer.Option(help="The address to listen at; 127.0.0.1 is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one and says which.")] = 8000,
+    max_body_bytes: Annotated[int, typer.Option(min=1, help="Of a request; longer ones are refused.")] = 2_000_000,
+    max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Longer prompts are refused.")] = 131_072,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Requests for longer answers are refused.")] = 1024,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU if there is one.")] = "auto",
+) -> None:
+    """Serve a model by OpenAI's HTTP interface, on this machine (`pip install 'echo-ska[serve]'`).
+
+    /v1/chat/completions and /v1/completions, whole or streamed, /v1/models, /health. One answer is written at a time,
+    other requests wait in order. With --store, the beginning of a prompt that was read once is not read again.
+    docs/serving.md says what requests may hold.
+
+    **Example:** `echo-ska serve runs/books/model --store contexts/`
+    """
+    from echo_ska.commands.files import require_folder
+
+    require_folder(store, "--store")
+    from echo_ska.commands.serve import ServeRequest
+    from echo_ska.commands.serve import serve as start
+
+    start(
+        ServeRequest(model, store, store_bytes, host, port, max_body_bytes, max_prompt_tokens, max_new_tokens, device),
+        console(),
+    )
+
+
+app.add_typer(context_app, name="context")
 
 tokenizer_app = typer.Typer(
     no_args_is_help=True,
@@ -405,15 +437,9 @@ def train_tokenizer(
     require_new_folder(output, "--output")
     from echo_ska.commands.tokenizer import train_tokenizer as start
 
-    start(paths, vocab_size, output, _console())
+    start(paths, vocab_size, output, console())
 
 
 def main() -> None:
     """Run the command line."""
     app()
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console()

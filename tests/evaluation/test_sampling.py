@@ -39,6 +39,14 @@ def test_pieces_are_read_as_one(model):
     assert counts == [13, 13, 40]
 
 
+def test_a_cache_is_gone_on_from(model):
+    tokens = torch.arange(40)
+    begun = read_on(model, [tokens[:13]])
+    reading = read_on(model, [tokens[13:20], tokens[20:]], past_key_values=begun.cache)
+    assert torch.allclose(reading.logits, read_on(model, [tokens]).logits, atol=1e-5)
+    assert reading.tokens == reading.cache.get_seq_length() == 40
+
+
 def test_tokens_are_written_one_by_one(model):
     greedy = sample(model, PROMPT, 6, temperature=0).tolist()
     reading = read_on(model, [PROMPT])
@@ -62,6 +70,24 @@ def test_top_1_is_greedy_and_a_low_temperature_nearly(model):
     assert torch.equal(sample(model, PROMPT, 8, top_k=1), greedy)
     assert torch.equal(sample(model, PROMPT, 8, temperature=1e-300), greedy)
     assert len(sample(model, PROMPT, 8, top_k=10_000)) == 8
+
+
+def test_top_p_draws_from_the_fewest_likeliest_tokens(model):
+    reading = read_on(model, [PROMPT])
+    probabilities, order = (reading.logits.double() / 0.7).softmax(dim=-1).sort(descending=True)
+    allowed = order[: int((probabilities.cumsum(dim=-1) < 0.5).sum()) + 1].tolist()
+    assert 1 < len(allowed) < 100
+
+    def drawn(**settings):
+        return {next(write_on(model, reading, 1, temperature=0.7, seed=seed, **settings)) for seed in range(300)}
+
+    assert drawn(top_p=0.5) <= set(allowed)
+    assert len(drawn(top_p=0.5)) > 1
+    assert not drawn(top_p=1.0) <= set(allowed)
+    assert drawn(top_p=probabilities[0].item() / 2) == {allowed[0]}
+    for top_p in (0, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="top_p must be above 0"):
+            drawn(top_p=top_p)
 
 
 def test_it_stops_before_the_stop_token(model):

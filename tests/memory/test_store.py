@@ -213,6 +213,22 @@ def test_a_damaged_index_is_made_anew_from_the_contexts(store, model, harm):
     assert store.find(model, ids(9))[1] == 9
 
 
+def test_the_order_of_use_outlives_the_index(store, model):
+    states = contexts(model, 3)
+    entries = [store.put(state) for state in states]
+    os.utime(store.folder / "states" / entries[2].name, (1e9, 1e9))
+    began = time.time()
+    assert store.find(model, ids(6, seed=100)) is not None  # 0 is used again
+    assert began - 1 < store.last_used(entries[0]) < began + 60
+    assert store.last_used(entries[2]) == 1e9
+    (store.folder / "index.sqlite3").unlink()
+    found = [entry.token_hash for entry in ContextStore(store.folder).list()]
+    assert found == [states[n].token_hash for n in (0, 1, 2)]
+    store.remove(entries[1].name)
+    with pytest.raises(FileNotFoundError):
+        store.last_used(entries[1])
+
+
 @pytest.mark.parametrize("harm", ["delete", "noise"])
 def test_an_index_that_is_lost_under_an_open_store_is_made_anew(store, model, harm, caplog):
     store.put(ContextState.read(model, ids(9)))

@@ -36,3 +36,10 @@ def require_new_folder(path: Path, option: str) -> None:
     require_folder(path, option)
     if path.is_dir() and any(path.iterdir()):
         raise ValueError(f"{option} {path} is not empty: name a new folder, nothing is overwritten.")
+
+
+def require_absent(path: Path, option: str) -> None:
+    """Raise ValueError, naming the option, if anything stands at `path` or it cannot be made there."""
+    require_folder(path, option)
+    if os.path.lexists(path):
+        raise ValueError(f"{option} {path} exists: name a new folder, nothing is overwritten.")

@@ -11,19 +11,19 @@ from pathlib import Path
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from echo_ska.commands.load import load_model, load_tokenizer, require_model_folder, require_state
+from echo_ska.commands.reading import encode, reading
 from echo_ska.commands.show import KINDS
 from echo_ska.evaluation.memory import live_bytes_by_kind
 from echo_ska.evaluation.memory_plot import format_bytes
 from echo_ska.evaluation.sampling import Reading, check_sampling, printable, read_on, write_on
 from echo_ska.evaluation.streaming import TextStream
+from echo_ska.memory import ContextState
 from echo_ska.models import EchoForCausalLM
-from echo_ska.models.tokenization import text_blocks
 from echo_ska.training.records import write_json
 
 
@@ -34,6 +34,7 @@ class GenerateRequest:
     model: Path
     prompt: str
     context: Path | None
+    state: Path | None
     max_new_tokens: int
     temperature: float
     top_k: int | None
@@ -49,23 +50,27 @@ def generate(request: GenerateRequest, json_file: Path | None) -> None:
     """
     check_sampling(request.max_new_tokens, request.temperature, request.top_k)
     require_model_folder(request.model)
-    prompt = _prompt(request.prompt)
+    if request.context is not None and request.state is not None:
+        raise ValueError("Give --context or --state, not both: `echo-ska context read` made the state of a context.")
+    prompt = _prompt(request.prompt, may_be_empty=request.state is not None)
     if request.context is not None and not request.context.is_file():
         raise ValueError(f"--context {request.context} is not a file: name one with text.")
     model = load_model(request.model, request.device)
     require_state(model, request.model)
     tokenizer = load_tokenizer(request.model, model.config.vocab_size)
+    state = None if request.state is None else ContextState.load(request.state, model)
+    tokens_of_state = 0 if state is None else state.tokens
     console = Console(stderr=True, soft_wrap=True)
 
     began = time.perf_counter()
-    reading = _read(model, tokenizer, request.context, prompt, console)
-    read_seconds, tokens_read = time.perf_counter() - began, reading.tokens
+    read = _read(model, tokenizer, state, request.context, prompt, console)
+    read_seconds, tokens_read = time.perf_counter() - began, read.tokens - tokens_of_state
 
     stream, tokens = TextStream(tokenizer), []
     began = time.perf_counter()
     written = write_on(
         model,
-        reading,
+        read,
         request.max_new_tokens,
         temperature=request.temperature,
         top_k=request.top_k,
@@ -78,15 +83,16 @@ def generate(request: GenerateRequest, json_file: Path | None) -> None:
     _put(stream.close() + "\n")
     write_seconds = time.perf_counter() - began
 
-    reading.cache.compact()
+    read.cache.compact()
     figures = {
         "model": str(request.model),
+        "tokens_of_state": tokens_of_state,
         "tokens_read": tokens_read,
         "tokens_written": len(tokens),
         "seconds_reading": read_seconds,
         "seconds_writing": write_seconds,
         "seconds_per_token": write_seconds / len(tokens) if tokens else None,
-        "state_bytes": live_bytes_by_kind(model.config, reading.cache),
+        "state_bytes": live_bytes_by_kind(model.config, read.cache),
         "ended_itself": len(tokens) < request.max_new_tokens,
         "text": tokenizer.decode(tokens, skip_special_tokens=True),
     }
@@ -95,7 +101,7 @@ def generate(request: GenerateRequest, json_file: Path | None) -> None:
     write_json(json_file, figures | {name: getattr(request, name) for name in settings})
 
 
-def _prompt(given: str) -> str:
+def _prompt(given: str, may_be_empty: bool) -> str:
     """The prompt as text; "-" reads standard input to its end, as it is."""
     try:
         if given == "-":
@@ -107,39 +113,31 @@ def _prompt(given: str) -> str:
         raise ValueError(
             f"The prompt is not UTF-8 text: {error.reason if hasattr(error, 'reason') else error}"
         ) from None
-    if not prompt:
+    if not prompt and not may_be_empty:
         raise ValueError("The prompt is empty: give --prompt TEXT, or --prompt - and text on standard input.")
     return prompt
 
 
 def _read(
-    model: EchoForCausalLM, tokenizer: PreTrainedTokenizerBase, context: Path | None, prompt: str, console: Console
+    model: EchoForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    state: ContextState | None,
+    context: Path | None,
+    prompt: str,
+    console: Console,
 ) -> Reading:
-    """The context, block by block, and then the prompt."""
-    with Progress(
-        TextColumn("reading"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[tokens]:,} tokens"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=context is None or not console.is_terminal,
-    ) as progress:
-        task = progress.add_task("reading", total=context.stat().st_size if context else None, tokens=0)
+    """The saved context or the context's file, block by block, and then the prompt."""
+    with reading(tokenizer, console, shown=context is not None) as reader:
 
         def pieces() -> Iterator[Tensor]:
-            for block in text_blocks(context) if context is not None else ():
-                yield _tokens(tokenizer, block)
-                progress.advance(task, len(block.encode()))
-            yield _tokens(tokenizer, prompt)
+            if state is not None:
+                yield torch.tensor([state.last_token])
+            if context is not None:
+                yield from reader.pieces(context)
+            yield encode(tokenizer, prompt)
 
-        return read_on(model, pieces(), progress=lambda tokens: progress.update(task, tokens=tokens))
-
-
-def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return torch.tensor(ids, dtype=torch.int64)
+        past = None if state is None else state.cache(model.device)
+        return read_on(model, pieces(), past_key_values=past, progress=reader.show)
 
 
 def _put(text: str) -> None:
@@ -154,6 +152,8 @@ def _table(figures: dict) -> Table:
     table.add_column(style="dim")
     table.add_column(justify="right")
     speed = figures["tokens_read"] / max(figures["seconds_reading"], 1e-9)
+    if figures["tokens_of_state"]:
+        table.add_row("tokens of the state", f"{figures['tokens_of_state']:,}, not read again")
     table.add_row("tokens read", f"{figures['tokens_read']:,} ({speed:,.0f} a second)")
     table.add_row("tokens written", f"{figures['tokens_written']:,}")
     if figures["seconds_per_token"] is not None:

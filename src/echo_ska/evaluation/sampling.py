@@ -34,6 +34,7 @@ def read_on(
     model: nn.Module,
     pieces: Iterable[Tensor],
     *,
+    past_key_values: Any = None,
     segment_length: int = SEGMENT_LENGTH,
     progress: Callable[[int], None] | None = None,
 ) -> Reading:
@@ -45,6 +46,7 @@ def read_on(
         model: `model(input_ids=, past_key_values=, use_cache=True, logits_to_keep=1)` returns `.logits` [1, 1, V] of
             the last token and `.past_key_values`.
         pieces: rows of integers [T_i], one after the other; some may be empty.
+        past_key_values: the cache of what was read before, to go on from; it is updated. None begins anew.
         segment_length: tokens in a forward call, at least 1.
         progress: called with the number of tokens read so far, after each piece.
 
@@ -52,7 +54,7 @@ def read_on(
         ValueError: a piece is no row, or there is no token at all.
     """
     device = next(model.parameters()).device
-    last, tokens = None, 0
+    last, tokens, before = None, 0, 0 if past_key_values is None else past_key_values.get_seq_length()
     with _in_eval_mode(model):
         for piece in pieces:
             if piece.dim() != 1:
@@ -61,7 +63,7 @@ def read_on(
                 model,
                 piece.to(device, torch.int64)[None],
                 segment_length,
-                past_key_values=None if last is None else last.past_key_values,
+                past_key_values=past_key_values if last is None else last.past_key_values,
                 more=lambda begin, end: {"logits_to_keep": 1},
             ):
                 last = output
@@ -70,7 +72,7 @@ def read_on(
                 progress(tokens)
     if last is None:
         raise ValueError("a prompt has at least one token, got none")
-    return Reading(last.logits[0, -1], last.past_key_values, tokens)
+    return Reading(last.logits[0, -1], last.past_key_values, before + tokens)
 
 
 @torch.no_grad()
@@ -81,6 +83,7 @@ def write_on(
     *,
     temperature: float = 1.0,
     top_k: int | None = None,
+    top_p: float | None = None,
     stop_token: int | None = None,
     seed: int = 0,
 ) -> Iterator[int]:
@@ -94,13 +97,15 @@ def write_on(
         new_tokens: how many tokens to draw at most, at least 0.
         temperature: the logits are divided by it; 0 always takes the likeliest token.
         top_k: draw from the so many likeliest tokens alone; None from all.
+        top_p: draw from the fewest likeliest tokens (of those) that have at least this probability together, after the
+            temperature; None from all (Holtzman et al., arXiv 1904.09751).
         stop_token: stop before this token.
         seed: of the draws.
 
     Raises:
         ValueError: for a setting out of range, when the first token is asked for.
     """
-    check_sampling(new_tokens, temperature, top_k)
+    check_sampling(new_tokens, temperature, top_k, top_p)
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     token: int | None = None
@@ -118,7 +123,7 @@ def write_on(
                 output.past_key_values,
                 reading.tokens + 1,
             )
-        token = _draw(reading.logits.cpu().double(), temperature, top_k, generator)
+        token = _draw(reading.logits.cpu().double(), temperature, top_k, top_p, generator)
         if token == stop_token:
             return
         yield token
@@ -174,12 +179,14 @@ def sample(
     return torch.tensor(list(drawn), dtype=torch.int64)
 
 
-def check_sampling(new_tokens: int, temperature: float, top_k: int | None) -> None:
-    """Raise a ValueError for a setting of `sample` that is out of range."""
+def check_sampling(new_tokens: int, temperature: float, top_k: int | None, top_p: float | None = None) -> None:
+    """Raise a ValueError for a setting of `write_on` that is out of range."""
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature must be a number of at least 0, got {temperature}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
     if new_tokens < 0:
         raise ValueError(f"new_tokens must be at least 0, got {new_tokens}")
 
@@ -208,11 +215,17 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
-def _draw(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> int:
+def _draw(
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator
+) -> int:
     if temperature == 0:
         return int(logits.argmax())
     if top_k is not None and top_k < len(logits):
         logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], float("-inf"))
     # The largest is subtracted first: a small temperature then cannot overflow.
     probabilities = ((logits - logits.max()) / temperature).softmax(dim=-1)
+    if top_p is not None and top_p < 1:
+        descending, order = probabilities.sort(descending=True, stable=True)
+        likelier = descending.cumsum(dim=-1) - descending  # probability of all that are likelier; 0 for the first
+        probabilities = probabilities.index_fill(0, order[likelier >= top_p], 0.0)
     return int(torch.multinomial(probabilities, 1, generator=generator))

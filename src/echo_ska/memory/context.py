@@ -130,6 +130,14 @@ class ContextState:
             found[kind] = found.get(kind, 0) + (0 if layer.state is None else layer.state.nbytes)
         return found
 
+    def stored_bytes_by_kind(self) -> dict[str, int]:
+        """The same for the tensors that `save` writes; a file's header comes on top."""
+        found = dict.fromkeys(self.bytes_by_kind(), 0)
+        for name, tensor in encoding.encode(self._cache).items():
+            layer = int(name.split(".")[1])
+            found[self._config.layer_types[layer].removeprefix("full_")] += tensor.nbytes
+        return found
+
     def cache(self, device: torch.device | str | None = None) -> EchoCache:
         """The cache of all tokens but the last, a copy to generate from; on `device` if given."""
         return encoding.own_copy(self._cache, self._config, device)

@@ -144,6 +144,14 @@ class ContextStore:
         """What is stored, the most recently used first."""
         return self._mended(self._index.rows)
 
+    def last_used(self, entry: StoredContext) -> float:
+        """When a context was last stored or found, in seconds since 1970.
+
+        Raises:
+            OSError: it is not there any more.
+        """
+        return (self.folder / STATES / entry.name).stat().st_mtime
+
     @property
     def nbytes(self) -> int:
         """Bytes of all stored files."""
@@ -248,6 +256,7 @@ class ContextStore:
     def _touch(self, entry: StoredContext) -> None:
         try:
             self._index.touch(entry.id)
+            os.utime(self.folder / STATES / entry.name)  # the order of use outlives the index so: see _adopt
         except OSError as error:  # when it was used is no reason to fail
             logger.debug("%s", error)
 
@@ -295,7 +304,7 @@ class ContextStore:
                 self._adopt(connection)
 
     def _adopt(self, connection: sqlite3.Connection) -> None:
-        """Put every whole folder into a new index, the oldest first."""
+        """Put every whole folder into a new index, the one least recently used first."""
         for path in sorted((self.folder / STATES).iterdir(), key=lambda path: path.stat().st_mtime_ns):
             try:
                 found = read_description(path, KIND, FORMAT)

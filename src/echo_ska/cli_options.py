@@ -1,0 +1,26 @@
+"""What several commands of `echo-ska` take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write the printed figures to FILE as JSON.")
+]
+
+ModelFolder = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A folder of `save_pretrained`, or DIR/model of `echo-ska train`.")
+]
+
+
+def console() -> Console:
+    """Standard output."""
+    from rich.console import Console
+
+    return Console()
