@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 SAMPLE_SECONDS = 0.05
-WARM_UP_BELOW = 2.0
+WARM_UP_BELOW = 5.0
 PEAK_SIZES = {"cpu": 2048, "cuda": 8192}
 PEAK_ROUNDS = 5
 
@@ -43,7 +43,7 @@ def interleaved(
 
     Returns:
         The samples by name. A short call is repeated in a sample until it takes a twentieth of a second. One that takes
-        less than two seconds is made once before its sample, as in training: what the row before has left of memory and
+        less than five seconds is made once before its sample, as in training: what the row before has left of memory and
         caches would else be part of it.
     """
     repeats = dict.fromkeys(calls, 1)
