@@ -36,7 +36,7 @@ check-huggingface: venv
 	ECHO_SKA_HUGGINGFACE_TESTS=$(VENV)/huggingface $(BIN)/python -m pytest tests/models/test_huggingface_suite.py \
 	  tests/models/test_huggingface_tools.py
 
-# About twenty minutes on two CPU cores; `make tables` then writes docs/benchmarks.md anew from the record.
+# About fifteen minutes on two CPU cores; `make tables` then writes docs/benchmarks.md anew from the record.
 bench: venv
 	$(BIN)/echo-ska bench --output results
 
