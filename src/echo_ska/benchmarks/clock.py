@@ -43,8 +43,8 @@ def interleaved(
 
     Returns:
         The samples by name. A short call is repeated in a sample until it takes a twentieth of a second. One that takes
-        less than five seconds is made once before its sample, as in training: what the row before has left of memory and
-        caches would else be part of it.
+        less than five seconds is made once before its sample, as in training: what the row before has left of memory
+        and caches would else be part of it.
     """
     repeats = dict.fromkeys(calls, 1)
     quick = set()
