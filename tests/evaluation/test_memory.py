@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from echo_ska.evaluation import memory
-from echo_ska.evaluation.memory import StateBytes, compare_with_control, live_bytes_by_kind, model_memory
+from echo_ska.evaluation.memory import StateBytes, compare_with_control, model_memory
 from echo_ska.evaluation.memory_plot import draw_memory, format_bytes, format_tokens
 from echo_ska.models import EchoForCausalLM
 from echo_ska.models.presets import preset
@@ -25,7 +25,7 @@ def test_the_slice_measures_what_the_whole_model_keeps(mixed):
         cache = model(torch.randint(16, (1, 37)), use_cache=True).past_key_values
     row = model_memory("mixed", mixed, [37]).rows[0]
     assert row.measured
-    assert row.by_kind == live_bytes_by_kind(mixed, cache)
+    assert row.by_kind == cache.bytes_by_kind()
     assert row.total == cache.nbytes == model.state_bytes(37)
 
 

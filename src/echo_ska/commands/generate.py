@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerBase
 from echo_ska.commands.load import load_model, load_tokenizer, require_model_folder, require_state
 from echo_ska.commands.reading import encode, reading
 from echo_ska.commands.show import KINDS
-from echo_ska.evaluation.memory import live_bytes_by_kind
 from echo_ska.evaluation.memory_plot import format_bytes
 from echo_ska.evaluation.sampling import Reading, check_sampling, printable, read_on, write_on
 from echo_ska.evaluation.streaming import TextStream
@@ -92,7 +91,7 @@ def generate(request: GenerateRequest, json_file: Path | None) -> None:
         "seconds_reading": read_seconds,
         "seconds_writing": write_seconds,
         "seconds_per_token": write_seconds / len(tokens) if tokens else None,
-        "state_bytes": live_bytes_by_kind(model.config, read.cache),
+        "state_bytes": read.cache.bytes_by_kind(),
         "ended_itself": len(tokens) < request.max_new_tokens,
         "text": tokenizer.decode(tokens, skip_special_tokens=True),
     }

@@ -161,14 +161,6 @@ def formula_bytes_by_kind(model: EchoForCausalLM, tokens: int) -> dict[str, int]
     return dict(sizes)
 
 
-def live_bytes_by_kind(config: EchoConfig, cache: EchoCache) -> dict[str, int]:
-    """Bytes of the states in a cache, all rows of its batch together, by kind of mixer."""
-    sizes: Counter[str] = Counter()
-    for kind, layer in zip(config.layer_types, cache.layers, strict=True):
-        sizes[kind] += 0 if layer.state is None else layer.state.nbytes
-    return dict(sizes)
-
-
 @torch.no_grad()
 def _measure(config: EchoConfig, lengths: list[int], dtype: torch.dtype) -> dict[int, dict[str, int]]:
     """Live bytes by kind at ascending `lengths`, from one layer of each kind of this configuration."""
@@ -194,6 +186,6 @@ def _measure(config: EchoConfig, lengths: list[int], dtype: torch.dtype) -> dict
             model.prefill(segment, cache)
             tokens += segment.shape[1]
         cache.compact()
-        one_each = live_bytes_by_kind(slice_config, cache)
+        one_each = cache.bytes_by_kind()
         measured[length] = {kind: layers[kind] * size for kind, size in one_each.items()}
     return measured

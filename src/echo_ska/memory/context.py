@@ -124,11 +124,7 @@ class ContextState:
 
     def bytes_by_kind(self) -> dict[str, int]:
         """The bytes of `nbytes` by the kind of layer: "ska", "mamba2", "attention"."""
-        found: dict[str, int] = {}
-        for layer, name in zip(self._cache.layers, self._config.layer_types, strict=True):
-            kind = name.removeprefix("full_")
-            found[kind] = found.get(kind, 0) + (0 if layer.state is None else layer.state.nbytes)
-        return found
+        return {name.removeprefix("full_"): size for name, size in self._cache.bytes_by_kind().items()}
 
     def stored_bytes_by_kind(self) -> dict[str, int]:
         """The same for the tensors that `save` writes; a file's header comes on top."""

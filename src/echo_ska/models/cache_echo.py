@@ -261,7 +261,14 @@ class EchoCache(Cache):
     @property
     def nbytes(self) -> int:
         """Bytes of every live state, all rows of the batch together, as they are stored."""
-        return sum(layer.state.nbytes for layer in self.layers if layer.state is not None)
+        return sum(self.bytes_by_kind().values())
+
+    def bytes_by_kind(self) -> dict[str, int]:
+        """The bytes of `nbytes` by the mixer that the configuration's `layer_types` name."""
+        found: dict[str, int] = {}
+        for layer, name in zip(self.layers, self.shape["layer_types"], strict=True):
+            found[name] = found.get(name, 0) + (0 if layer.state is None else layer.state.nbytes)
+        return found
 
     def compact(self) -> None:
         """Drop what only decoding needs (SKA's inverses, a KV cache's spare room): what is left is to be kept.
