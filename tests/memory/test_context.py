@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 from echo_ska import sealed
 from echo_ska.memory import ContextState, encoding
 from echo_ska.memory.token_ids import EMPTY_HASH, prefix_hashes
+from echo_ska.models import EchoCache, preset
+from echo_ska.nn.registry import MIXERS
 from echo_ska.sealed import folder as sealed_folder
 
 
@@ -151,10 +153,64 @@ def test_of_a_gram_matrix_a_triangle_is_written_and_all_of_it_restored():
     gram = state._cache.layers[1].state.tensors()["recurrent.statistics.gram"]
     assert torch.equal(gram, gram.mT)
     tensors = encoding.encode(state._cache)
-    assert tensors["layers.1.recurrent.statistics.gram_upper"].shape == (1, 2, 6 * 7 // 2)
-    assert "layers.1.recurrent.statistics.gram" not in tensors
+    assert tensors["layers.1.recurrent.statistics.gram_upper_bytes"].shape == (1, 2, 6 * 7 // 2, 6)
+    assert not any(name.endswith("gram") for name in tensors)
     odd = torch.tensor([[-0.0, float("nan"), 3.0], [float("nan"), float("inf"), 1e-310], [3.0, 1e-310, -1.0]]).double()
     assert encoding.from_upper(encoding.to_upper(odd)).numpy().tobytes() == odd.numpy().tobytes()
+
+
+def test_sums_are_kept_to_48_bits_and_a_float64_models_in_full():
+    model = tiny(ska_layers=[1])
+    tokens = ids(100)
+    state = ContextState.read(model, tokens)
+    with torch.no_grad():
+        cache = model(tokens[None, :-1], use_cache=True).past_key_values
+    for name, exact in cache.layers[1].state.compact().tensors().items():
+        kept = state._cache.layers[1].state.tensors()[name]
+        if exact.dtype is torch.float64 and "moment" in name:
+            assert not torch.equal(kept, exact)
+            assert torch.all((kept - exact).abs() <= 2.0**-37 * exact.abs() + 1e-12)
+    in_full = ContextState.read(model.double(), tokens)
+    sizes = {name: tensor.shape[-1] for name, tensor in encoding.encode(in_full._cache).items() if "moment" in name}
+    assert set(sizes.values()) == {8}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "size"),
+    [
+        ([0.1, -1e300, 5e-324, float("inf"), float("nan"), -0.0], 8),
+        ([1.0, -(2.0**-1000), 1 + 2.0**-36], 6),
+        ([1.0, -2.0, float("inf")], 2),
+        ([0.0, 0.0], 1),
+        ([], 1),
+    ],
+)
+def test_trailing_zero_bytes_are_left_out_without_loss(numbers, size):
+    numbers = torch.tensor(numbers, dtype=torch.float64)
+    short = encoding.to_bytes(numbers)
+    assert short.shape == (len(numbers), size)
+    assert encoding.from_bytes(short).numpy().tobytes() == numbers.numpy().tobytes()
+
+
+def test_sums_are_rounded_half_to_even():
+    numbers = torch.tensor([1 + 2.0**-37, 1 + 3 * 2.0**-37, -1 - 2.0**-37 - 2.0**-52], dtype=torch.float64)
+    assert encoding._rounded(numbers).tolist() == [1.0, 1 + 2.0**-35, -1 - 2.0**-36]
+
+
+def test_the_ska_part_of_the_largest_preset_is_below_a_megabyte():
+    config = preset("echo-180m")
+    cache = EchoCache(config)
+    torch.manual_seed(0)
+    for layer, kind in zip(cache.layers, config.layer_types, strict=True):
+        if kind == "ska":
+            state = MIXERS[kind](config).init_state(1)
+            layer.store(state.map(lambda tensor: (1e3 * torch.randn(tensor.shape)).to(tensor.dtype)), 100_000)
+            for name, tensor in layer.state.tensors().items():
+                if "moment" in name or "gram" in name:  # keys are float32 numbers, their sums are not
+                    tensor.mul_(torch.pi)
+    encoding.make_symmetric(cache)
+    encoding.shorten(cache)
+    assert sum(tensor.nbytes for tensor in encoding.encode(cache).values()) < 1_000_000
 
 
 def test_it_goes_on_in_inference_mode_and_from_it(model):
@@ -294,7 +350,7 @@ def test_another_format_and_other_contents_are_refused(saved, tmp_path):
     _, folder = saved
     description = json.loads((folder / "context.json").read_bytes())
     for changes, message in (
-        ({"format": 2}, "has format 2 and this version of echo-ska reads format 1"),
+        ({"format": 3}, "has format 3 and this version of echo-ska reads format 2"),
         ({"tokens": 1}, "cannot be understood: it holds tensors that its model has no place for"),
         ({"tokens": "many"}, "cannot be understood"),
         ({"model": description["model"] | {"rank": 5}}, r"its layers.1.* is \[.*\], not \[.*\]"),
