@@ -1,8 +1,8 @@
 """A cache as named tensors and back, bit for bit, in fewer bytes than it takes in memory.
 
-Of a symmetric matrix the upper triangle alone is kept; float64 numbers that float32 holds as well are kept as float32, and
-of others only the leading bytes where all of them end in zero bytes: six of a sum (`shorten` sees to that). All of it is
-lossless.
+Of a symmetric matrix the upper triangle alone is kept; float64 numbers that float32 holds as well are kept as float32,
+and of others only the leading bytes where all of them end in zero bytes: six of a sum (`shorten` sees to that). All of
+it is lossless.
 """
 
 from __future__ import annotations
