@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
+from echo_ska.experiments import changes
 from echo_ska.experiments.figures import percent
 from echo_ska.experiments.pool import Job, Stage
 from echo_ska.experiments.recall import (
@@ -27,8 +24,6 @@ from echo_ska.experiments.recall import (
     recall_model,
 )
 from echo_ska.experiments.recorded import RecordedRun, run_missing
-from echo_ska.models import EchoForCausalLM
-from echo_ska.nn import SpectralKoopmanAttention
 from echo_ska.training import RunRecord, make_record, train
 
 NAME = "recipe"
@@ -36,79 +31,18 @@ SEEDS = 2
 MODEL = dataclasses.replace(recall_model("ssm+ska"), steps=STEPS // 2)
 SEQUENCES = {TASK.length: 1024, 64 * TASK.length: 32, 1024 * TASK.length: 2}
 
-
-def _ska(network: EchoForCausalLM) -> SpectralKoopmanAttention:
-    return next(module for module in network.modules() if isinstance(module, SpectralKoopmanAttention))
-
-
-@torch.no_grad()
-def _own_queries(network: EchoForCausalLM) -> None:
-    _ska(network).qkv.q_proj.reset_parameters()
-
-
-@torch.no_grad()
-def _no_delay(network: EchoForCausalLM) -> None:
-    convolution = _ska(network).qkv.convolution
-    assert convolution is not None
-    convolution.weight.copy_(F.one_hot(torch.zeros(convolution.channels).long(), convolution.kernel_size))
-
-
-def _plain_sigmoid(network: EchoForCausalLM) -> None:
-    _ska(network).gate_stretch = 0.0
-
-
-def _no_gate(network: EchoForCausalLM) -> None:
-    _ska(network).gate_proj = None
-
-
-@torch.no_grad()
-def _paper_ridge(network: EchoForCausalLM) -> None:
-    ska = _ska(network)
-    ska.initial_ridge = 1e-3
-    ska.reset_parameters()
-    ska.raw_ridge.requires_grad_(False)
-
-
-def _no_output_norm(network: EchoForCausalLM) -> None:
-    ska = _ska(network)
-    ska.norm, ska.scale = None, nn.Parameter(torch.ones(ska.num_heads))
-
-
-def _no_blend(network: EchoForCausalLM) -> None:
-    ska = _ska(network)
-    ska.blend_weight = ska.blend_bias = None
-
-
-def _ridge_alone(network: EchoForCausalLM) -> None:
-    _no_blend(network)
-    ska = _ska(network)
-    ska.power, ska.gain = 0, None
-
-
-@torch.no_grad()
-def _small_tokens(network: EchoForCausalLM) -> None:
-    network.model.embed_tokens.weight.mul_(0.02)
-
-
-@torch.no_grad()
-def _full_branches(network: EchoForCausalLM) -> None:
-    for module in network.model.layers.modules():
-        if isinstance(module, nn.Linear) and (scale := getattr(module, "start_scale", None)) is not None:
-            module.weight.div_(scale)
-
-
-CHANGES: dict[str, Callable[[EchoForCausalLM], None] | None] = {
+CHANGES: dict[str, changes.Change | None] = {
     "the recipe": None,
-    "W_q started apart from W_k": _own_queries,
-    "keys not delayed": _no_delay,
-    "gate a plain sigmoid": _plain_sigmoid,
-    "no write gate": _no_gate,
-    "ridge fixed at 1e-3": _paper_ridge,
-    "no output norm": _no_output_norm,
-    "power 2 without a blend": _no_blend,
-    "power 0 (ridge regression alone)": _ridge_alone,
-    "tokens start 50 times smaller": _small_tokens,
-    "residual branches start unscaled": _full_branches,
+    "W_q started apart from W_k": changes.own_queries,
+    "keys not delayed": changes.no_delay,
+    "gate a plain sigmoid": changes.plain_sigmoid,
+    "no write gate": changes.no_gate,
+    "ridge fixed at 1e-3": changes.paper_ridge,
+    "no output norm": changes.no_output_norm,
+    "power 2 without a blend": changes.no_blend,
+    "power 0 (ridge regression alone)": changes.ridge_alone,
+    "tokens start 50 times smaller": changes.small_tokens,
+    "residual branches start unscaled": changes.full_branches,
 }
 """What is taken away, and how from a freshly built network."""
 

@@ -134,7 +134,7 @@ def preset(name: str, **overrides: Any) -> EchoConfig:
     fields["layer_types"] = layers
     if asked_width is not None or layers == echo.layer_types:
         return EchoConfig(**fields, intermediate_size=asked_width)
-    return _matched(name, fields, count_parameters(echo))
+    return EchoConfig(**fields, intermediate_size=matched_width(fields, count_parameters(echo), name))
 
 
 def find_preset(name: str) -> Preset:
@@ -155,8 +155,17 @@ def count_parameters(config: EchoConfig) -> int:
     return sum(parameter.numel() for parameter in build_on_meta(config).parameters())
 
 
-def _matched(name: str, fields: dict[str, Any], parameters: int) -> EchoConfig:
-    """The configuration of these fields whose feed-forward width brings it nearest to so many parameters."""
+def matched_width(fields: dict[str, Any], parameters: int, name: str = "the model") -> int:
+    """The `intermediate_size` that brings a model nearest to so many parameters.
+
+    Args:
+        fields: of its `EchoConfig`, without `intermediate_size`.
+        parameters: to come within half a percent of.
+        name: of the model, for the errors.
+
+    Raises:
+        ValueError: it has no feed-forward layers, or no width is near enough.
+    """
     start = default_intermediate_size(fields["hidden_size"])
     at_start, above = (count_parameters(EchoConfig(**fields, intermediate_size=start + more)) for more in (0, 2))
     per_unit = (above - at_start) / 2  # a model's size is linear in the width
@@ -166,7 +175,7 @@ def _matched(name: str, fields: dict[str, Any], parameters: int) -> EchoConfig:
     for multiple in (64, 8, 2):  # the roundest that is near enough: matrix products are fastest on round sizes
         width = round(exact / multiple) * multiple
         if width > 0 and abs(width - exact) * per_unit <= TOLERANCE * parameters:
-            return EchoConfig(**fields, intermediate_size=width)
+            return width
     raise ValueError(
         f"{name} cannot have the {parameters:,} parameters of its Echo: its feed-forward layers would be "
         f"{exact:.0f} wide; give it an intermediate_size of its own"

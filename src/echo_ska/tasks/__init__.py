@@ -3,8 +3,9 @@
 from echo_ska.tasks.base import IGNORED, RecallBatch, RecallTask, accuracy, answer_positions
 from echo_ska.tasks.mqar import MultiQueryRecall
 from echo_ska.tasks.mqar_grid import MultiQueryRecallGrid
+from echo_ska.tasks.orbit import OrbitRecall
 
-TASKS: dict[str, type[RecallTask]] = {"mqar": MultiQueryRecall, "mqar-grid": MultiQueryRecallGrid}
+TASKS: dict[str, type[RecallTask]] = {"mqar": MultiQueryRecall, "mqar-grid": MultiQueryRecallGrid, "orbit": OrbitRecall}
 """Task classes by the name the command line uses."""
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "TASKS",
     "MultiQueryRecall",
     "MultiQueryRecallGrid",
+    "OrbitRecall",
     "RecallBatch",
     "RecallTask",
     "accuracy",

@@ -1,0 +1,243 @@
+"""A trial: one model, trained once on a recall task and then asked. What every trained experiment is made of.
+
+The models of an experiment differ in their arms alone: task, steps, batches and questions are the experiment's, the
+same for all, and nobody is told which tokens matter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from echo_ska.evaluation.recall import recall_accuracy
+from echo_ska.experiments.changes import Change, ska_layers
+from echo_ska.experiments.pool import Job, Stage
+from echo_ska.experiments.recorded import RecordedRun
+from echo_ska.models import EchoConfig, EchoForCausalLM
+from echo_ska.models.presets import build_on_meta, count_parameters, matched_width
+from echo_ska.tasks import RecallTask
+from echo_ska.training import RecallData, Reporter, TrainingConfig, make_record, train
+from echo_ska.training.loop import describe_model
+
+EVALUATION_SEED = 1_000_003
+SEGMENT_LENGTH = 4096
+UNFINISHED = Path("results") / "unfinished"
+"""Where runs keep their checkpoints until they are recorded."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A model that is compared.
+
+    Attributes:
+        name: what tables and pictures call it.
+        fields: of `EchoConfig`, without `vocab_size`, which is the task's.
+        changes: applied to the freshly built network, in order; functions of a module, so that other processes find
+            them.
+        written_prefix: SKA is handed a mask: it writes the first so many tokens alone. None hands it nothing, as nobody
+            else is; comparisons with others keep to that.
+    """
+
+    name: str
+    fields: Mapping[str, Any]
+    changes: tuple[Change, ...] = ()
+    written_prefix: int | None = None
+
+    def config(self, vocab_size: int) -> EchoConfig:
+        """The architecture."""
+        return EchoConfig(vocab_size=vocab_size, **self.fields)
+
+    def build(self, vocab_size: int, seed: int) -> EchoForCausalLM:
+        """The untrained network; `seed` decides every weight."""
+        torch.manual_seed(seed)
+        network = EchoForCausalLM(self.config(vocab_size))
+        for change in self.changes:
+            change(network)
+        if self.written_prefix is not None:
+            for ska in ska_layers(network):
+                ska.register_forward_pre_hook(_PrefixMask(self.written_prefix), with_kwargs=True)
+        return network
+
+
+@dataclass(frozen=True)
+class _PrefixMask:
+    """A hook that gives an SKA layer the mask of a prefix."""
+
+    tokens: int
+
+    def __call__(self, layer: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if len(arguments) > 1 and arguments[1] is not None:
+            raise ValueError("A layer that is handed the mask of a prefix reads its sequences whole, from no state.")
+        rows, length = arguments[0].shape[:2]
+        mask = (torch.arange(length, device=arguments[0].device) < self.tokens).expand(rows, length)
+        return arguments, options | {"write_mask": mask}
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a trained model is asked.
+
+    Attributes:
+        name: what records call it.
+        task: what is asked.
+        length: tokens in a sequence.
+        sequences: how many are asked.
+    """
+
+    name: str
+    task: RecallTask
+    length: int
+    sequences: int
+
+    def describe(self) -> dict[str, Any]:
+        """For a record's configuration."""
+        settings: dict[str, Any] = dataclasses.asdict(self.task)  # type: ignore[call-overload]
+        return {"task": type(self.task).__name__, **settings, "length": self.length, "sequences": self.sequences}
+
+
+Measure = Callable[[EchoForCausalLM, "Trial"], dict[str, Any]]
+"""Called with the trained network in eval mode; returns further figures, JSON."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run.
+
+    Attributes:
+        experiment: whose record it is.
+        arm: what is trained.
+        task: what it is trained on.
+        steps, batch_size, learning_rate: the budget.
+        questions: asked afterwards.
+        seed: of weights and batches.
+        weight_decay: AdamW's.
+        measure: a module's function that measures more of the trained network.
+    """
+
+    experiment: str
+    arm: Arm
+    task: RecallTask
+    steps: int
+    batch_size: int
+    learning_rate: float
+    questions: tuple[Question, ...]
+    seed: int = 0
+    weight_decay: float = 0.1
+    measure: Measure | None = None
+
+    def with_(self, **changes: Any) -> Trial:
+        """The same trial but for these fields."""
+        return dataclasses.replace(self, **changes)
+
+    def training_config(self) -> TrainingConfig:
+        """On the CPU wherever it runs: so small a model gains nothing from a GPU, and its figures stay the same."""
+        return TrainingConfig(
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            final_learning_rate_fraction=0.0,
+            weight_decay=self.weight_decay,
+            seed=self.seed,
+            device="cpu",
+            checkpoint_every=250,
+            keep_checkpoints=1,
+        )
+
+    def data(self) -> RecallData:
+        """The training batches."""
+        return RecallData(self.task, self.batch_size, self.seed)
+
+    def configuration(self) -> dict[str, Any]:
+        """What its record has as configuration, known without running it, in the types that JSON gives."""
+        parts = {
+            "training": dataclasses.asdict(self.training_config()),
+            "data": self.data().describe(),
+            "model": describe_model(build_on_meta(self.arm.config(self.task.vocab_size))),
+            "arm": self.arm.name,
+            "changes": [change.__name__ for change in self.arm.changes],
+            "written_prefix": self.arm.written_prefix,
+            "questions": {question.name: question.describe() for question in self.questions},
+            "measure": None if self.measure is None else self.measure.__name__,
+        }
+        as_json: dict[str, Any] = json.loads(json.dumps(parts))
+        return as_json
+
+    def recorded_run(self) -> RecordedRun:
+        """The trial as a job whose record can be found again."""
+        name = f"{self.arm.name}, rate {self.learning_rate:g}, seed {self.seed}"
+        return RecordedRun(Job(name, run_trial, {"trial": self}), self.seed, self.configuration())
+
+
+def as_large_as(arm: Arm, other: Arm, vocab_size: int) -> Arm:
+    """`arm` with feed-forward layers of the width that gives it the parameter count of `other`.
+
+    Raises:
+        ValueError: no width does within half a percent.
+    """
+    fields = {name: value for name, value in arm.fields.items() if name != "intermediate_size"}
+    parameters = count_parameters(other.config(vocab_size))
+    width = matched_width({"vocab_size": vocab_size, **fields}, parameters, arm.name)
+    return dataclasses.replace(arm, fields={**fields, "intermediate_size": width})
+
+
+def run_trial(stage: Stage, *, trial: Trial) -> dict[str, Any]:
+    """Train and ask one model: a `RunRecord` as plain data. A run that was stopped goes on from its last checkpoint.
+
+    A training that diverges is a result too: its record says so, with accuracy 0.
+    """
+    configuration = trial.configuration()
+    digest = hashlib.sha256(json.dumps([configuration, trial.seed], sort_keys=True).encode()).hexdigest()[:16]
+    folder = UNFINISHED / f"{trial.experiment}-{digest}"
+    network = trial.arm.build(trial.task.vocab_size, trial.seed)
+    started = time.perf_counter()
+    figures: dict[str, Any] = {"arm": trial.arm.name, "learning_rate": trial.learning_rate}
+    try:
+        training = train(network, trial.data(), trial.training_config(), directory=folder, reporter=stage("training"))
+    except FloatingPointError as error:
+        seconds = time.perf_counter() - started
+        nothing = {question.name: 0.0 for question in trial.questions}
+        figures |= {"diverged": str(error), "training_loss": None, "training_accuracy": 0.0, "accuracy": nothing}
+    else:
+        asking = time.perf_counter()
+        network.eval()
+        figures |= {
+            "parameters": training.figures["parameters"],
+            "training_loss": training.figures["loss"],
+            "training_accuracy": training.figures["accuracy"],
+            "state_bytes": network.state_bytes(trial.task.length) if network.has_state else None,
+            "accuracy": ask(network, trial.questions, stage("recall")),
+        }
+        if trial.measure is not None:
+            figures |= trial.measure(network, trial)
+        seconds = training.seconds + time.perf_counter() - asking
+    record = make_record(trial.experiment, configuration, figures, seed=trial.seed, seconds=seconds)
+    shutil.rmtree(folder, ignore_errors=True)
+    return dataclasses.asdict(record)
+
+
+def ask(network: EchoForCausalLM, questions: tuple[Question, ...], reporter: Reporter) -> dict[str, float]:
+    """Accuracy, 0 to 1, of a network by question."""
+    accuracies: dict[str, float] = {}
+    total = sum(question.length * question.sequences for question in questions)
+    before, started = 0, time.perf_counter()
+    for question in questions:
+        latest = {"accuracy": accuracies[next(reversed(accuracies))]} if accuracies else {}
+
+        def show(read: int, _: int, before: int = before, latest: dict[str, float] = latest) -> None:
+            rate = (before + read) / (time.perf_counter() - started)
+            reporter.update(before + read, total, latest | {"tokens_per_second": rate})
+
+        accuracies[question.name] = recall_accuracy(
+            network, question.task, question.length, question.sequences, EVALUATION_SEED, SEGMENT_LENGTH, progress=show
+        )
+        before += question.length * question.sequences
+    return accuracies
