@@ -1,9 +1,9 @@
 """mqar-grid (claim 1): pairs 4, 8, 16, 32 times gaps 64 ... 4,096, by models trained at the shortest gap alone.
 
-The paper trains on every cell. Here one model an arm is trained on 32 pairs over a gap of 64 (192 tokens) and asked every
-cell, so that all other cells, fewer pairs and up to 64 times the gap, are asked without having been trained. No mask is
-handed to anyone. Small models (width 64, two heads of rank 32), each arm at its best of the same rates, three seeds; about
-five minutes a run on one core.
+The paper trains on every cell. Here one model an arm is trained on 32 pairs over a gap of 64 (192 tokens) and asked
+every cell, so that all other cells, fewer pairs and up to 64 times the gap, are asked without having been trained. No
+mask is handed to anyone. Small models (width 64, two heads of rank 32), each arm at its best of the same rates, three
+seeds; about five minutes a run on one core.
 """
 
 from __future__ import annotations

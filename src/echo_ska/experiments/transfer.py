@@ -1,9 +1,9 @@
 """transfer (claim 3): trained on system prompts and tool traces, asked six other tasks and one more without training.
 
-A curriculum of system prompts (easy and hard gaps) and tool traces in equal parts, 6,000 steps of 16 sequences, models of
-the size of echo-1m with equal parameters, each at its best of the same rates, three seeds. Then, with no further training:
-multi-query recall, new system prompts, new tool traces, needles, two hops, the common word; and inverse matching, which the
-paper does not have (chance 20 %). About 25 minutes a run on one core.
+A curriculum of system prompts (easy and hard gaps) and tool traces in equal parts, 6,000 steps of 16 sequences, models
+of the size of echo-1m with equal parameters, each at its best of the same rates, three seeds. Then, with no further
+training: multi-query recall, new system prompts, new tool traces, needles, two hops, the common word; and inverse
+matching, which the paper does not have (chance 20 %). About 25 minutes a run on one core.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import fmean
 
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from echo_ska.experiments.arms import million_arms, small_arms
 from echo_ska.experiments.comparison import Results, print_rows, table_rows
-from echo_ska.experiments.figures import percent
+from echo_ska.experiments.figures import COLOURS, percent, save
 from echo_ska.experiments.trial import Question, Trial
 from echo_ska.experiments.tuning import run_tuned
 from echo_ska.tasks import (
@@ -59,3 +60,71 @@ PAPER = {
 
 QUESTIONS = tuple(Question(name, task, task.length, SEQUENCES) for name, task in (TASKS | FURTHER).items())
 TUNED_ON = (Question("curriculum", TASK, TASK.length, 512),)
+
+
+def trials(quick: bool = False) -> list[Trial]:
+    """A trial an arm; `quick` takes the small models and fewer steps."""
+    arms = (small_arms if quick else million_arms)(TASK.vocab_size)
+    steps = QUICK_STEPS if quick else STEPS
+    return [Trial(NAME, arm, TASK, steps, BATCH_SIZE, RATES[1], QUESTIONS) for arm in arms]
+
+
+def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> list[RunRecord]:
+    """Run what is not recorded, print the table and draw the picture.
+
+    `quick` takes one seed of the small models for 1,000 steps, in files of its own.
+    """
+    stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
+    results = results_of(console, stem.with_suffix(".jsonl"), seeds or (1 if quick else SEEDS), quick)
+    print_rows(console, f"Accuracy, %, after {STEPS:,} steps on system prompts and tool traces", rows(results))
+    draw(results, stem.with_suffix(".png"))
+    return [record for records in results.values() for record in records]
+
+
+def results_of(console: Console, path: Path, seeds: int, quick: bool = False) -> Results:
+    """The records of every arm, run where they are missing."""
+    tuning_steps = QUICK_STEPS // 2 if quick else TUNING_STEPS
+    return run_tuned(console, trials(quick), RATES, seeds, path, tuned_on=TUNED_ON, tuning_steps=tuning_steps)
+
+
+def mean_over_tasks(record: RunRecord) -> float:
+    """A record's mean accuracy over the paper's six tasks."""
+    return fmean(record.figures["accuracy"][name] for name in TASKS)
+
+
+def rows(results: Results) -> list[list[str]]:
+    """Accuracy by arm and task, and the mean over the six; the paper's own below."""
+    table = table_rows(results, {name: name for name in (TASKS | FURTHER)})
+    table[0].insert(1 + len(TASKS), "mean of six")
+    for row, records in zip(table[1:], results.values(), strict=True):
+        means = [mean_over_tasks(record) for record in records]
+        spread = f" ({percent(min(means))}-{percent(max(means))})" if len(means) > 1 else ""
+        row.insert(1 + len(TASKS), f"{percent(fmean(means))}{spread}")
+    for arm, figures in PAPER.items():
+        table.append([f"paper: {arm}", *(f"{value:.1f}" for value in (*figures, fmean(figures))), *[""] * len(FURTHER)])
+    return table
+
+
+def draw(results: Results, path: Path) -> None:
+    """A bar an arm for every task: the mean over seeds, a line over their range, the paper's figure as a notch."""
+    names = list(TASKS | FURTHER)
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(results)
+    for place, (arm, records) in enumerate(results.items()):
+        at = [n + (place - (len(results) - 1) / 2) * width for n in range(len(names))]
+        values = [[100 * record.figures["accuracy"][name] for record in records] for name in names]
+        axes.bar(at, [fmean(v) for v in values], 0.92 * width, color=COLOURS[arm], label=arm)
+        axes.vlines(at, [min(v) for v in values], [max(v) for v in values], color="black", linewidth=1.2)
+        for x, figure_of_paper in zip(at, PAPER[arm], strict=False):
+            axes.hlines(figure_of_paper, x - width / 2, x + width / 2, color="black", linewidth=1.2, linestyle=":")
+    axes.hlines([], 0, 0, color="black", linewidth=1.2, linestyle=":", label="the paper's figure")
+    for n, task in enumerate((TASKS | FURTHER).values()):
+        axes.hlines(100 * task.chance, n - 0.45, n + 0.45, color="#999999", linewidth=1)
+    axes.set_xticks(range(len(names)), names)
+    axes.tick_params(axis="x", length=0)
+    axes.set_ylim(0, 100)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=9)
+    axes.set_ylabel("answers right, %")
+    save(figure, path)
