@@ -5,6 +5,7 @@ A new task joins with a row; test_all_tasks.py then runs every law over it, and 
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -142,7 +143,7 @@ def what_stood_before(task: InverseMatching, tokens: list[int], _: list[int]) ->
 
 def along_the_walk(task: OrbitRecall, tokens: list[int], _: list[int]) -> list[int]:
     asked = task.walk + task.gap
-    follows = dict(zip(tokens[: task.walk - 1], tokens[1 : task.walk], strict=True))
+    follows = dict(itertools.pairwise(tokens[: task.walk]))
     found: dict[int, int] = {}
     for position in range(asked, len(tokens), 2):
         state = tokens[position]
@@ -296,7 +297,7 @@ TABLE: dict[str, Row] = {
         settings=(
             OrbitRecall(),
             OrbitRecall(steps=5),
-            OrbitRecall(states=2, walk=3, gap=3, queries=2, vocab_size=4, num_states=3),  # one filler, the least walk
+            OrbitRecall(states=2, walk=3, gap=3, queries=1, vocab_size=4, num_states=3),  # one filler, the least walk
             OrbitRecall(states=64, walk=100, gap=1, queries=64, steps=63),
         ),
         derive=along_the_walk,

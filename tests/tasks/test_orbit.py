@@ -1,5 +1,7 @@
 """Facts of orbit recall, on drawn batches and on the drawing in the docstring; and that dynamics answer it."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ def check_facts(task: OrbitRecall, batch: RecallBatch) -> None:
     for tokens, labels in zip(batch.input_ids.tolist(), batch.labels.tolist(), strict=True):
         walk = tokens[: task.walk]
         follower: dict[int, int] = {}
-        for state, after in zip(walk, walk[1:], strict=False):
+        for state, after in itertools.pairwise(walk):
             assert follower.setdefault(state, after) == after
         assert len(follower) == len(set(walk)) == task.states
         assert all(0 <= state < task.num_states for state in walk)

@@ -46,6 +46,22 @@ EXPERIMENTS: dict[str, Experiment] = {
         "The demo's SSM+SKA from ten seeds: accuracy at up to 1,048,576 tokens after training on 64.",
         "echo_ska.experiments.demo_seeds",
     ),
+    "filter-ablation": Experiment(
+        "Claim 4: the power filter, the ridge and the mask, on keys without dynamics and with.",
+        "echo_ska.experiments.filter_ablation",
+    ),
+    "length-generalisation": Experiment(
+        "Claim 2: needles found in up to 1,048,576 tokens after training on 64, beside both controls.",
+        "echo_ska.experiments.length_generalisation",
+    ),
+    "mqar-grid": Experiment(
+        "Claim 1: the paper's grid of pairs and gaps, by models trained at its shortest gap.",
+        "echo_ska.experiments.mqar_grid",
+    ),
+    "transfer": Experiment(
+        "Claim 3: six tasks asked without training on them, after system prompts and tool traces.",
+        "echo_ska.experiments.transfer",
+    ),
     "recipe": Experiment(
         "What each part of SKA's recipe is worth: one taken away at a time, two seeds.",
         "echo_ska.experiments.recipe",

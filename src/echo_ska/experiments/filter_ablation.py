@@ -65,7 +65,7 @@ def orbit_questions(task: OrbitRecall) -> tuple[Question, ...]:
 
 def recall_arm(filter_name: str, ridge: str, masked: bool) -> Arm:
     """A variant on the recall task."""
-    fields = small("ska").fields | FILTERS[filter_name]
+    fields = {**small("ska").fields, **FILTERS[filter_name]}
     prefix = 2 * RECALL.pairs if masked else None
     return Arm(f"{filter_name}, ridge {ridge}{', mask' if masked else ''}", fields, RIDGES[ridge], prefix)
 
@@ -86,7 +86,7 @@ def orbit_trials(distance: int) -> list[Trial]:
     return [
         Trial(
             NAME,
-            Arm(f"{name}, {distance} steps", small("ska").fields | ORBIT_FILTERS[name]),
+            Arm(f"{name}, {distance} steps", {**small("ska").fields, **ORBIT_FILTERS[name]}),
             task,
             STEPS,
             BATCH_SIZE,

@@ -50,7 +50,7 @@ TASKS: dict[str, RecallTask] = {
 }
 """The paper's six; the mean is over these."""
 FURTHER: dict[str, RecallTask] = {"end of two hops": MultiHop(), "inverse matching": InverseMatching()}
-"""Which the paper does not have: the end of a chain without the key on the way written out, and the reverse direction."""
+"""Which the paper does not have: the end of a chain, the key on the way not written out; and the reverse direction."""
 
 PAPER = {
     "ssm": (55.1, 64.2, 56.5, 52.0, 39.3, 52.9),

@@ -208,6 +208,10 @@ def _check_state(state: RecurrentState, arguments: Arguments) -> None:
         raise ValueError(f"initial_state is on {state.position.device}: move it to {arguments.query.device} with .to()")
 
 
+class NotFiniteError(ValueError, FloatingPointError):
+    """An input holds numbers that are not finite: a wrong value for the caller, a divergence for a training."""
+
+
 def _check_values(arguments: Arguments) -> None:
     names = ("query", "key", "value", "write_weight", "blend", "ridge", "gain", "scale")
     given = ((name, getattr(arguments, name)) for name in names)
@@ -230,7 +234,7 @@ def _check_finite(name: str, tensor: Tensor) -> None:
         axes = ("batch", "time", "head", "channel") if tensor.dim() > 1 else ("head",)
         place = ", ".join(f"{axis} {i}" for axis, i in zip(axes, bad[0].tolist(), strict=False))
         found = float(tensor[tuple(bad[0])])
-        raise ValueError(f"{name} holds {found} first at {place} ({len(bad)} of {tensor.numel()} not finite)")
+        raise NotFiniteError(f"{name} holds {found} first at {place} ({len(bad)} of {tensor.numel()} not finite)")
 
 
 def _check_ridge(smallest: float, dtype: torch.dtype) -> None:
