@@ -1,8 +1,10 @@
+import json
+
 import pytest
 import torch
 
 from echo_ska.tasks import MultiQueryRecallGrid, accuracy
-from echo_ska.training import RecallData
+from echo_ska.training import RecallData, RecallSchedule
 from echo_ska.training.data import step_seed
 
 TASK = MultiQueryRecallGrid(pairs=3, gap=4, vocab_size=32, num_keys=16, num_values=8)
@@ -46,3 +48,26 @@ def test_impossible_requests_are_refused():
         RecallData(TASK, 0, seed=0)
     with pytest.raises(ValueError, match="length"):
         RecallData(TASK, 1, seed=0, length=5)
+
+
+SCHEDULED = ((MultiQueryRecallGrid(pairs=2, gap=4), 6, 3.0), (MultiQueryRecallGrid(pairs=4, gap=20), 2, 1.0))
+
+
+def test_every_step_of_a_schedule_is_of_one_task_as_often_as_its_weight_says():
+    data = RecallSchedule(SCHEDULED, seed=3)
+    shapes = [tuple(data.batch(step)["input_ids"].shape) for step in range(400)]
+    assert set(shapes) == {(6, 12), (2, 36)}
+    assert shapes.count((6, 12)) / 400 == pytest.approx(0.75, abs=0.07)
+    for step in range(3):
+        again = RecallSchedule(SCHEDULED, seed=3).batch(step)
+        assert all(torch.equal(again[name], tensor) for name, tensor in data.batch(step).items())
+    assert json.loads(json.dumps(data.describe())) == data.describe()
+    assert (
+        data.describe()["schedule"][1] | {"pairs": 4, "batch_size": 2, "weight": 1.0} == data.describe()["schedule"][1]
+    )
+
+
+@pytest.mark.parametrize("parts", [(), ((MultiQueryRecallGrid(), 4, 0.0),), ((MultiQueryRecallGrid(), 0, 1.0),)])
+def test_a_schedule_that_draws_nothing_is_refused(parts):
+    with pytest.raises(ValueError, match="must be"):
+        RecallSchedule(parts, seed=0)

@@ -26,7 +26,8 @@ from echo_ska.experiments.recorded import RecordedRun
 from echo_ska.models import EchoConfig, EchoForCausalLM
 from echo_ska.models.presets import build_on_meta, count_parameters, matched_width
 from echo_ska.tasks import RecallTask
-from echo_ska.training import RecallData, Reporter, TrainingConfig, make_record, train
+from echo_ska.training import RecallData, RecallSchedule, Reporter, TrainingConfig, make_record, train
+from echo_ska.training.data import describe_task
 from echo_ska.training.loop import describe_model
 
 EVALUATION_SEED = 1_000_003
@@ -101,8 +102,7 @@ class Question:
 
     def describe(self) -> dict[str, Any]:
         """For a record's configuration."""
-        settings: dict[str, Any] = dataclasses.asdict(self.task)  # type: ignore[call-overload]
-        return {"task": type(self.task).__name__, **settings, "length": self.length, "sequences": self.sequences}
+        return describe_task(self.task) | {"length": self.length, "sequences": self.sequences}
 
 
 Measure = Callable[[EchoForCausalLM, "Trial"], dict[str, Any]]
@@ -122,6 +122,7 @@ class Trial:
         seed: of weights and batches.
         weight_decay: AdamW's.
         measure: a module's function that measures more of the trained network.
+        schedule: (task, batch size, weight) each: trained on instead of `task`, which then tells the vocabulary alone.
     """
 
     experiment: str
@@ -134,6 +135,7 @@ class Trial:
     seed: int = 0
     weight_decay: float = 0.1
     measure: Measure | None = None
+    schedule: tuple[tuple[RecallTask, int, float], ...] = ()
 
     def with_(self, **changes: Any) -> Trial:
         """The same trial but for these fields."""
@@ -152,8 +154,10 @@ class Trial:
             keep_checkpoints=1,
         )
 
-    def data(self) -> RecallData:
+    def data(self) -> RecallData | RecallSchedule:
         """The training batches."""
+        if self.schedule:
+            return RecallSchedule(self.schedule, self.seed)
         return RecallData(self.task, self.batch_size, self.seed)
 
     def configuration(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from echo_ska.training.bits_per_byte import TextScore, bits_per_byte
 from echo_ska.training.books import book_path
 from echo_ska.training.config import TrainingConfig
-from echo_ska.training.data import DataSource, RecallData
+from echo_ska.training.data import DataSource, RecallData, RecallSchedule
 from echo_ska.training.loop import train
 from echo_ska.training.records import RunRecord, make_record
 from echo_ska.training.reporter import (
@@ -22,6 +22,7 @@ __all__ = [
     "ProgressReporter",
     "QueueReporter",
     "RecallData",
+    "RecallSchedule",
     "Reporter",
     "RunRecord",
     "TextData",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -55,6 +56,41 @@ class RecallData:
     def describe(self) -> dict[str, Any]:
         """The task's name and settings, the batch size and the seed; tasks in a mixture are described likewise."""
         return {**_plain(self.task), "batch_size": self.batch_size, "seed": self.seed}
+
+
+class RecallSchedule:
+    """Batches of several recall tasks, of other lengths if need be: every step's batch is of one task, drawn by weight.
+
+    Args:
+        parts: (task, batch_size, weight) each; weights are positive and need not add up to anything.
+        seed: any integer; other seeds give independent batches.
+
+    Raises:
+        ValueError: there are no parts, or a weight or a batch size is out of range.
+    """
+
+    def __init__(self, parts: Sequence[tuple[RecallTask, int, float]], seed: int) -> None:
+        if not parts or not all(0 < weight < float("inf") for _, _, weight in parts):
+            raise ValueError("parts must be triples of a task, a batch size and a positive weight, at least one.")
+        self.sources = [RecallData(task, batch_size, seed) for task, batch_size, _ in parts]
+        self.weights = torch.tensor([weight for _, _, weight in parts], dtype=torch.float64)
+        self.seed = seed
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """The batch of step `step`: `input_ids` and `labels`, int64 [B, T] of the task that was drawn."""
+        drawn = torch.Generator().manual_seed(step_seed("schedule", self.seed, step))
+        return self.sources[int(torch.multinomial(self.weights, 1, generator=drawn))].batch(step)
+
+    def describe(self) -> dict[str, Any]:
+        """Every part as `RecallData` describes it, with its weight."""
+        parts = zip(self.sources, self.weights.tolist(), strict=True)
+        return {"schedule": [source.describe() | {"weight": weight} for source, weight in parts], "seed": self.seed}
+
+
+def describe_task(task: RecallTask) -> dict[str, Any]:
+    """A task's name and settings as JSON gives them back."""
+    described: dict[str, Any] = _plain(task)
+    return described
 
 
 def _plain(value: Any) -> Any:
