@@ -64,6 +64,14 @@ def answers(tokens: list[int], found: dict[int, int]) -> list[int]:
     return [found.get(position, IGNORED) for position in range(len(tokens))]
 
 
+def facts_then_questions(task: SystemPrompt, tokens: list[int], _: list[int]) -> list[int]:
+    """Between the two markers every second token is a key; after them a key that is a fact's is asked for."""
+    end = 2 * task.facts + 1
+    memory = dict(zip(tokens[1:end:2], tokens[2 : end + 1 : 2], strict=True))
+    cues = [place for place in range(end, len(tokens)) if tokens[place] in memory]
+    return answers(tokens, {cue + 1: memory[tokens[cue]] for cue in cues})
+
+
 def second_time_is_a_question(task: Any, tokens: list[int], _: list[int]) -> list[int]:
     """A key that comes for the first time is stored with the token after it; the second time it is asked for."""
     memory: dict[int, int] = {}
@@ -157,7 +165,7 @@ def by_its_opening(task: RecallMixture, tokens: list[int], positions: list[int])
     """The tasks of the default mixture open with a marker of their own."""
     parts = {type(part): part for part, _ in task.parts}
     part = parts[SystemPrompt if kind(parts[SystemPrompt], tokens[0]) == "sys" else ToolTrace]
-    derive = second_time_is_a_question if isinstance(part, SystemPrompt) else latest_result
+    derive = facts_then_questions if isinstance(part, SystemPrompt) else latest_result
     return derive(part, tokens, positions)
 
 
@@ -185,10 +193,12 @@ TABLE: dict[str, Row] = {
         settings=(
             SystemPrompt(),
             SystemPrompt(gaps="hard"),
+            SystemPrompt(references=4),
+            SystemPrompt(facts=2, references=2, questions=1),
             SystemPrompt(facts=3, questions=3, gaps="easy", length=17, **SMALL),  # nothing to spare
             SystemPrompt(facts=3, questions=2, gaps="hard", length=40, **SMALL),
         ),
-        derive=second_time_is_a_question,
+        derive=facts_then_questions,
         drawn=(SystemPrompt(facts=3, questions=2, gaps="easy", length=20),),
         refused=(
             TOO_FEW_TOKENS,
@@ -196,6 +206,8 @@ TABLE: dict[str, Row] = {
             ({"facts": 65}, DISTINCT),
             ({"facts": 0}, "facts must be a whole number of at least 1"),
             ({"questions": 9}, "questions must be at most 8, since there are 8 facts, .*, got 9"),
+            ({"references": 9}, "references must be at most 8, since there are 8 facts"),
+            ({"facts": 61, "references": 4, "length": 999}, "since there are 60 keys"),
             ({"gaps": "long"}, "gaps must be easy or hard, got 'long'"),
             ({"gaps": 3}, "gaps must be easy or hard, got 3"),
             ({"length": 29}, "8 facts, 4 questions, .* need a length of at least 30, got 29: use a longer sequence"),

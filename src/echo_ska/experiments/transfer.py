@@ -1,9 +1,10 @@
 """transfer (claim 3): trained on system prompts and tool traces, asked six other tasks and one more without training.
 
-A curriculum of system prompts (easy and hard gaps) and tool traces in equal parts, 6,000 steps of 16 sequences, models
-of the size of echo-1m with equal parameters, each at its best of the same rates, three seeds. Then, with no further
-training: multi-query recall, new system prompts, new tool traces, needles, two hops, the common word; and inverse
-matching, which the paper does not have (chance 20 %). About 25 minutes a run on one core.
+A curriculum of system prompts (easy and hard gaps; half of the facts name another key instead of a value, or no model
+would ever have written a key) and tool traces in equal parts, 6,000 steps of 16 sequences, models of the size of
+echo-1m with equal parameters, each at its best of the same rates, three seeds. Then, with no further training:
+multi-query recall, new system prompts, new tool traces, needles, two hops, the common word; and inverse matching, which
+the paper does not have (chance 20 %). About 25 minutes a run on one core.
 """
 
 from __future__ import annotations
@@ -33,7 +34,13 @@ from echo_ska.tasks import (
 from echo_ska.training import RunRecord
 
 NAME = "transfer"
-TASK = RecallMixture()
+TASK = RecallMixture(
+    (
+        (SystemPrompt(gaps="easy", references=4), 1.0),
+        (SystemPrompt(gaps="hard", references=4), 1.0),
+        (ToolTrace(), 2.0),
+    )
+)
 STEPS, QUICK_STEPS, BATCH_SIZE = 6000, 1000, 16
 RATES = (1e-3, 3e-3, 1e-2)
 TUNING_STEPS = 1500

@@ -16,7 +16,8 @@ ordinary language modelling. At least one filler stands before each question. Of
 - hard: the first question comes after F / 2 and up to F / (4 questions) more; the later gaps have between one
   and two times F / (4 questions).
 
-Both grow with the length.
+Both grow with the length. Of the facts, `references` name another key instead of a value, one that is no fact's own:
+what a fact says may be any kind of word, as in a chain of links.
 """
 
 from __future__ import annotations
@@ -37,29 +38,39 @@ class SystemPrompt(AlphabetTask):
     """Facts of a system prompt, asked for during the conversation.
 
     Attributes:
-        facts: key-value pairs, keys distinct within a sequence, values drawn with replacement.
-        questions: facts asked for, each once, in random order.
-        gaps: "easy" or "hard", see above.
-        length, vocab_size, num_keys, num_values: see `AlphabetTask`.
+        facts: key-value pairs, keys distinct within a sequence, values drawn with replacement. questions: facts asked
+        for, each once, in random order. gaps: "easy" or "hard", see above. references: facts, drawn at random, that
+        name a key instead of a value; distinct keys, and none of the facts' own. length, vocab_size, num_keys,
+        num_values: see `AlphabetTask`.
 
     Raises:
         ValueError: for settings that cannot be met.
 
-    Chance is 1 / num_values. Knowing which values are stored, but not under which key, gives over 1 / facts.
+    Knowing which words are stored, but not under which key, gives over 1 / facts.
     """
 
     length: int = 128
     facts: int = 8
     questions: int = 4
     gaps: str = "easy"
+    references: int = 0
 
     def _check(self, alphabet: Alphabet) -> None:
         require_integer("facts", self.facts, 1)
         require_integer("questions", self.questions, 1)
-        require_at_most("facts", self.facts, self.num_keys, "keys, and those of a sequence are distinct")
+        require_integer("references", self.references, 0)
+        require_at_most("references", self.references, self.facts, "facts")
+        distinct = self.num_keys - self.references
+        require_at_most("facts", self.facts, distinct, "keys, and those of a sequence are distinct")
         require_at_most("questions", self.questions, self.facts, "facts, and each is asked for once")
         if self.gaps not in GAPS:
             raise ValueError(f"gaps must be easy or hard, got {self.gaps!r}.")
+
+    @property
+    def chance(self) -> float:
+        """The likelier guess: any value, 1 / num_values of those facts, or any other key of those that refer."""
+        referring = self.references / self.facts
+        return max((1 - referring) / self.num_values, referring / (self.num_keys - 1))
 
     @property
     def _contents(self) -> str:
@@ -75,8 +86,11 @@ class SystemPrompt(AlphabetTask):
         require_request(batch_size, generator)
         alphabet = self.alphabet
         stored = 1 + 2 * self.facts
-        keys = draw_distinct(batch_size, self.facts, self.num_keys, generator)  # [B, facts]
+        drawn = draw_distinct(batch_size, self.facts + self.references, self.num_keys, generator)
+        keys, others = drawn.split([self.facts, self.references], dim=1)
         values = alphabet.draw_values((batch_size, self.facts), generator)
+        if self.references:
+            values.scatter_(1, draw_distinct(batch_size, self.references, self.facts, generator), others)
         asked = draw_distinct(batch_size, self.questions, self.facts, generator)  # [B, questions]
         # Each question ends a stretch of its gap, one filler, its key and its value.
         cues = stored + 1 + (self._draw_gaps(batch_size, generator) + 3).cumsum(dim=1) - 2  # [B, questions]
