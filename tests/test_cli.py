@@ -183,6 +183,23 @@ def test_a_task_is_learnt(run, tmp_path, monkeypatch, task):
 
 
 @pytest.mark.parametrize(
+    ("task", "settings", "kept"),
+    [
+        ("system-prompt", ["--task-set=gaps=hard", "--task-set=facts=4", "--length=32"], {"gaps": "hard", "facts": 4}),
+        ("multi-hop", ["--task-set=written=true", "--num-values=8", "--task-set=length=32"], {"written": True}),
+        ("mixture", ["--length=64"], {"task": "RecallMixture"}),
+    ],
+)
+def test_a_task_is_learnt_with_settings_of_its_own(run, tmp_path, monkeypatch, task, settings, kept):
+    monkeypatch.setattr("echo_ska.commands.goals.EVALUATED_TOKENS", 64)
+    result = run("train", "--task", task, *settings, *TINY, *SHORT, "--json", tmp_path / "f.json")
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "f.json").read_text())
+    assert len(record["figures"]["recall"]) == 4
+    assert kept.items() <= record["configuration"]["data"].items()
+
+
+@pytest.mark.parametrize(
     ("words", "arguments"),
     [
         ("either --text PATH, or --task", []),
@@ -191,6 +208,14 @@ def test_a_task_is_learnt(run, tmp_path, monkeypatch, task):
         ("--gap is not a setting of mqar", ["--task=mqar", "--gap=3"]),
         ("--length or --gap", ["--task=mqar-grid", "--gap=3", "--length=64"]),
         ("need a length of at least", ["--task=mqar", "--pairs=40"]),
+        ("needle has no setting hops, only length, needles", ["--task=needle", "--task-set=hops=2"]),
+        ("--task-set takes FIELD=VALUE", ["--task=needle", "--task-set=needles"]),
+        ("needles must be a whole number", ["--task=needle", "--task-set=needles=many"]),
+        ("written must be true or false", ["--task=multi-hop", "--task-set=written=yes"]),
+        ("--length or --task-set length", ["--task=needle", "--length=64", "--task-set=length=64"]),
+        ("--length or --gap", ["--task=mqar-grid", "--length=64", "--task-set=gap=3"]),
+        ("parts must be pairs of a task", ["--task=mixture", "--task-set=parts=[[1,2]]"]),
+        ("--pairs is not a setting of mixture", ["--task=mixture", "--pairs=2"]),
         ("--held-out is for --text", ["--task=mqar", "--held-out=x"]),
         ("No preset", ["--task=mqar", "--model=echo-9m"]),
         ("EchoConfig has no field wibble", ["--task=mqar", "--set=wibble=1"]),
@@ -214,6 +239,7 @@ def test_text_that_cannot_be(refused, texts, tmp_path):
     for words, path in (("is empty", "empty.txt"), ("byte 1 is 0xe9", "latin.txt"), ("holds no text", "bare")):
         refused(words, "train", "--text", tmp_path / path)
     refused("--pairs is for --task", "train", "--text", texts, "--pairs=2")
+    refused("--task-set is for --task", "train", "--text", texts, "--task-set=pairs=2")
     refused("--score-bytes must be at least 2", "train", "--text", texts, "--score-bytes=1")
     refused("less than one window", "train", "--text", texts, "--length=100000", *TINY)
 

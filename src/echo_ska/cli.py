@@ -183,7 +183,7 @@ def train(
         list[str] | None,
         typer.Option("--text", metavar="PATH", help="A text file or folder (*.txt, *.md) to learn; may be repeated."),
     ] = None,
-    task: Annotated[str | None, typer.Option(help="A recall task to learn: mqar or mqar-grid.")] = None,
+    task: Annotated[str | None, typer.Option(help="A recall task to learn; docs/tasks.md lists them.")] = None,
     more_text: Annotated[
         list[str] | None, typer.Argument(metavar="[PATH]...", help="More paths of text, after --text.")
     ] = None,
@@ -222,8 +222,12 @@ def train(
     pairs: Annotated[int | None, typer.Option(help="Task: key-value pairs in a sequence.")] = None,
     gap: Annotated[int | None, typer.Option(help="Task mqar-grid: fillers between pairs and queries.")] = None,
     vocab_size: Annotated[int | None, typer.Option(help="Task: token ids.")] = None,
-    num_keys: Annotated[int | None, typer.Option(help="Task mqar-grid: keys to draw from.")] = None,
-    num_values: Annotated[int | None, typer.Option(help="Task mqar-grid: values to draw from.")] = None,
+    num_keys: Annotated[int | None, typer.Option(help="Task, not mqar: keys to draw from.")] = None,
+    num_values: Annotated[int | None, typer.Option(help="Task, not mqar: values to draw from.")] = None,
+    task_set: Annotated[
+        list[str] | None,
+        typer.Option("--task-set", metavar="FIELD=VALUE", help="Any setting of the task; may be repeated."),
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Train a model on your own text (byte by byte) or on a recall task.
@@ -243,6 +247,8 @@ def train(
     `echo-ska train --text novel.txt diary.md --model echo-1m-ssm --steps 1000 --seed 1`
 
     `echo-ska train --task mqar-grid --pairs 8 --gap 32 --set rank=16 --batch-size 64`
+
+    `echo-ska train --task multi-hop --task-set hops=3 --task-set written=true --length 128`
     """
     from echo_ska.commands.files import require_folder, require_writable
 
@@ -279,6 +285,7 @@ def train(
                 "num_keys": num_keys,
                 "num_values": num_values,
             },
+            task_set=task_set or [],
         ),
         json_file,
         console(),

@@ -1,88 +1,14 @@
 """Laws of the batch, the count of right answers, and the draws that all tasks share."""
 
-import dataclasses
-
 import pytest
 import torch
 
-from echo_ska.tasks import IGNORED, TASKS, RecallBatch, RecallTask, accuracy, answer_positions
+from echo_ska.tasks import IGNORED, RecallBatch, accuracy, answer_positions
 from echo_ska.tasks.base import draw_distinct
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture(params=TASKS, name="task")
-def _task(request: pytest.FixtureRequest) -> RecallTask:
-    return TASKS[request.param]()
-
-
-def test_batches_have_the_stated_shape_and_tokens(task: RecallTask) -> None:
-    batch = task.sample(5, generator())
-    for tensor in (batch.input_ids, batch.labels):
-        assert tensor.shape == (5, task.length)
-        assert tensor.dtype == torch.int64
-        assert tensor.is_contiguous()
-    assert 0 <= int(batch.input_ids.min()) <= int(batch.input_ids.max()) < task.vocab_size
-    scored = batch.labels[batch.labels != IGNORED]
-    assert 0 <= int(scored.min()) <= int(scored.max()) < task.vocab_size
-
-
-def test_a_seed_decides_the_batch_and_advances(task: RecallTask) -> None:
-    source, twin = generator(3), generator(3)
-    first, second = task.sample(4, source), task.sample(4, source)
-    for batch in (first, second):
-        again = task.sample(4, twin)
-        assert torch.equal(batch.input_ids, again.input_ids)
-        assert torch.equal(batch.labels, again.labels)
-    assert not torch.equal(first.input_ids, second.input_ids)
-    assert not torch.equal(first.input_ids, task.sample(4, generator(4)).input_ids)
-
-
-def test_the_global_generator_is_left_alone(task: RecallTask) -> None:
-    before = torch.get_rng_state()
-    task.sample(2, generator())
-    assert torch.equal(before, torch.get_rng_state())
-
-
-def test_with_length_changes_the_length_alone(task: RecallTask) -> None:
-    longer = task.with_length(64 * task.length)
-    assert longer.length == 64 * task.length
-    assert longer.sample(1, generator()).input_ids.shape == (1, longer.length)
-    assert longer.with_length(task.length) == task
-
-
-def test_settings_cannot_be_changed_afterwards(task: RecallTask) -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        task.pairs = 1  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize("batch_size", [0, -1, 2.0, True])
-def test_a_bad_batch_size_is_refused(task: RecallTask, batch_size: int) -> None:
-    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1"):
-        task.sample(batch_size, generator())
-
-
-def test_a_generator_of_another_device_is_refused(task: RecallTask) -> None:
-    class Elsewhere:
-        device = torch.device("cuda")
-
-    with pytest.raises(ValueError, match=r"must be a CPU generator.* got one on cuda"):
-        task.sample(1, Elsewhere())  # type: ignore[arg-type]
-
-
-def test_a_predictor_that_reads_only_the_cue_scores_at_chance(task: RecallTask) -> None:
-    """Any fixed map from cue to value does: its accuracy is `chance` within five standard errors."""
-    source = generator()
-    batch = task.sample(4000, source)
-    values = task.sample(4000, source).labels.unique()[1:]  # of other sequences, without the -100
-    value_of_cue = values[torch.randint(len(values), (task.vocab_size,), generator=source)]
-    rows, positions = answer_positions(batch.labels)
-    guesses = value_of_cue[batch.input_ids[rows, positions - 1]]
-    right = (guesses == batch.labels[rows, positions]).double().mean().item()
-    error = (task.chance * (1 - task.chance) / len(rows)) ** 0.5
-    assert abs(right - task.chance) < 5 * error
 
 
 def test_logits_are_scored_one_position_before_the_label() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ class TrainRequest:
     temperature: float
     top_k: int | None
     task_settings: dict[str, int | None]
+    task_set: list[str]
 
 
 class Goal(Protocol):
@@ -88,6 +90,8 @@ class LearnText:
     def __init__(self, request: TrainRequest) -> None:
         if given := [name for name, value in request.task_settings.items() if value is not None]:
             raise ValueError(f"{_options(given)} is for --task: text has no such setting.")
+        if request.task_set:
+            raise ValueError("--task-set is for --task: text has no such setting.")
         check_sampling(request.sample_bytes, request.temperature, request.top_k)
         if request.score_bytes < 2:
             raise ValueError(f"--score-bytes must be at least 2, got {request.score_bytes}.")
@@ -195,14 +199,37 @@ def _task(request: TrainRequest) -> RecallTask:
         raise ValueError(f"There is no task {request.task!r}: choose from {', '.join(TASKS)}.")
     kind: Any = TASKS[request.task]
     fields = {field.name for field in dataclasses.fields(kind)}
-    given: dict[str, int] = {name: value for name, value in request.task_settings.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in request.task_settings.items() if value is not None}
     if foreign := sorted(given.keys() - fields):
         raise ValueError(f"{_options(foreign)} is not a setting of {request.task}.")
+    given |= _fields_and_values(request, fields)
     if request.length is None or "length" in fields:
         return kind(**given | ({} if request.length is None else {"length": request.length}))
     if "gap" in given:
         raise ValueError("Give --length or --gap: each follows from the other.")
     return kind(**given).with_length(request.length)
+
+
+def _fields_and_values(request: TrainRequest, fields: set[str]) -> dict[str, Any]:
+    """What --task-set gives, which reaches every setting of every task; the task itself checks the values."""
+    given: dict[str, Any] = {}
+    for setting in request.task_set:
+        name, equals, value = setting.partition("=")
+        if not (name and equals):
+            raise ValueError(f"--task-set takes FIELD=VALUE, as in --task-set questions=2, got {setting!r}.")
+        if name not in fields:
+            raise ValueError(f"--task-set {setting}: {request.task} has no setting {name}, only {_listed(fields)}.")
+        if name == "length" and request.length is not None:
+            raise ValueError("Give --length or --task-set length=..., not both.")
+        try:
+            given[name] = json.loads(value)
+        except json.JSONDecodeError:
+            given[name] = value
+    return given
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names))
 
 
 def _options(names: Sequence[str]) -> str:

@@ -28,7 +28,7 @@ def train_command(request: TrainRequest, json_file: Path | None, console: Consol
         KeyboardInterrupt: Ctrl-C; the message says how to go on.
     """
     if bool(request.text) == bool(request.task):
-        raise ValueError("Say what to learn: either --text PATH, or --task mqar or mqar-grid.")
+        raise ValueError("Say what to learn: either --text PATH, or --task NAME, as in --task mqar-grid.")
     config = TrainingConfig(
         steps=request.steps,
         learning_rate=request.learning_rate,

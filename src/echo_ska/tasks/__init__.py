@@ -1,19 +1,46 @@
 """Recall tasks: seeded, streamed, validated; each module's docstring draws its sequence."""
 
+from echo_ska.tasks.alphabet import Alphabet, Marker
 from echo_ska.tasks.base import IGNORED, RecallBatch, RecallTask, accuracy, answer_positions
+from echo_ska.tasks.common_word import CommonWord
+from echo_ska.tasks.inverse_matching import InverseMatching
+from echo_ska.tasks.mixture import RecallMixture
 from echo_ska.tasks.mqar import MultiQueryRecall
 from echo_ska.tasks.mqar_grid import MultiQueryRecallGrid
+from echo_ska.tasks.multi_hop import MultiHop
+from echo_ska.tasks.needle import Needle
+from echo_ska.tasks.system_prompt import SystemPrompt
+from echo_ska.tasks.tool_trace import ToolTrace
 
-TASKS: dict[str, type[RecallTask]] = {"mqar": MultiQueryRecall, "mqar-grid": MultiQueryRecallGrid}
+TASKS: dict[str, type[RecallTask]] = {
+    "mqar": MultiQueryRecall,
+    "mqar-grid": MultiQueryRecallGrid,
+    "system-prompt": SystemPrompt,
+    "tool-trace": ToolTrace,
+    "needle": Needle,
+    "multi-hop": MultiHop,
+    "common-word": CommonWord,
+    "inverse-matching": InverseMatching,
+    "mixture": RecallMixture,
+}
 """Task classes by the name the command line uses."""
 
 __all__ = [
     "IGNORED",
     "TASKS",
+    "Alphabet",
+    "CommonWord",
+    "InverseMatching",
+    "Marker",
+    "MultiHop",
     "MultiQueryRecall",
     "MultiQueryRecallGrid",
+    "Needle",
     "RecallBatch",
+    "RecallMixture",
     "RecallTask",
+    "SystemPrompt",
+    "ToolTrace",
     "accuracy",
     "answer_positions",
 ]

@@ -53,14 +53,18 @@ class RecallData:
         return {"input_ids": sampled.input_ids, "labels": sampled.labels}
 
     def describe(self) -> dict[str, Any]:
-        """The task's name and settings, the batch size and the seed."""
-        settings: dict[str, Any] = dataclasses.asdict(self.task) if dataclasses.is_dataclass(self.task) else {}
-        return {
-            "task": type(self.task).__name__,
-            **settings,
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-        }
+        """The task's name and settings, the batch size and the seed; tasks in a mixture are described likewise."""
+        return {**_plain(self.task), "batch_size": self.batch_size, "seed": self.seed}
+
+
+def _plain(value: Any) -> Any:
+    """A setting of a task, or a task with its name and settings, in what JSON gives back unchanged."""
+    if isinstance(value, RecallTask):
+        fields: tuple[Any, ...] = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
+        return {"task": type(value).__name__, **{field.name: _plain(getattr(value, field.name)) for field in fields}}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    return value
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:

@@ -1,0 +1,302 @@
+"""One row for every registered task: what to sample, how to answer it by reading, what it refuses.
+
+A new task joins with a row; test_all_tasks.py then runs every law over it, and fails for a task that has none.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from echo_ska.tasks import (
+    IGNORED,
+    CommonWord,
+    InverseMatching,
+    MultiHop,
+    MultiQueryRecall,
+    MultiQueryRecallGrid,
+    Needle,
+    RecallMixture,
+    RecallTask,
+    SystemPrompt,
+    ToolTrace,
+)
+
+Derive = Callable[[Any, list[int], list[int]], list[int]]
+SMALL = {"vocab_size": 32, "num_keys": 12, "num_values": 4}  # 8 fillers, 8 markers
+SYSTEM, USER, TRACE, ASK, FOLLOW = range(5)  # markers by their place after the fillers, as documented
+
+
+@dataclass(frozen=True)
+class Row:
+    """A task's settings and a slow reader of its sequences.
+
+    Attributes:
+        settings: tasks to sample; the default ones first.
+        derive: (task, tokens, positions of answers) -> labels of one sequence, in plain Python. It finds the questions
+            itself; only where noise may look like a question does it take their positions from the task.
+        drawn: the tasks whose sequences the module's docstring draws, in order.
+        refused: settings that cannot be met, and what the sentence says.
+        windows: how many tokens before an answer the guesser without a memory is shown.
+    """
+
+    settings: tuple[RecallTask, ...]
+    derive: Derive
+    drawn: tuple[RecallTask, ...] = ()
+    refused: tuple[tuple[dict[str, Any], str], ...] = ()
+    windows: tuple[int, ...] = (1, 2, 3)
+
+
+def kind(task: Any, token: int) -> str:
+    """What a token of the shared alphabet is: key, value, filler or a marker's name."""
+    if token >= task.vocab_size - 8:
+        return ("sys", "usr", "tr", "ask", "flw", "free", "free", "free")[token - task.vocab_size + 8]
+    if token >= task.num_keys + task.num_values:
+        return "filler"
+    return "value" if token >= task.num_keys else "key"
+
+
+def answers(tokens: list[int], found: dict[int, int]) -> list[int]:
+    return [found.get(position, IGNORED) for position in range(len(tokens))]
+
+
+def second_time_is_a_question(task: Any, tokens: list[int], _: list[int]) -> list[int]:
+    """A key that comes for the first time is stored with the token after it; the second time it is asked for."""
+    memory: dict[int, int] = {}
+    found: dict[int, int] = {}
+    for position, token in enumerate(tokens):
+        if token < task.num_keys:
+            if token in memory:
+                found[position + 1] = memory[token]
+            memory.setdefault(token, tokens[position + 1])
+    return answers(tokens, found)
+
+
+def zoologys(task: MultiQueryRecall, tokens: list[int], positions: list[int]) -> list[int]:
+    """Noise may look like a question, so where questions stand is the task's word; what answers them is not."""
+    memory = dict(zip(tokens[0 : 2 * task.pairs : 2], tokens[1 : 2 * task.pairs : 2], strict=True))
+    return answers(tokens, {position: memory[tokens[position - 1]] for position in positions})
+
+
+def latest_result(task: ToolTrace, tokens: list[int], _: list[int]) -> list[int]:
+    asking = task.vocab_size - 8 + ASK
+    memory: dict[tuple[int, int], int] = {}
+    found: dict[int, int] = {}
+    asked = False
+    for position, token in enumerate(tokens):
+        asked = asked or token == asking
+        if token < task.num_keys // 2:
+            call = (token, tokens[position + 1])
+            if asked:
+                found[position + 2] = memory[call]
+            else:
+                memory[call] = tokens[position + 2]
+    return answers(tokens, found)
+
+
+def end_of_chain(task: MultiHop, tokens: list[int], _: list[int]) -> list[int]:
+    width = task.hops + 1 if task.written else 3
+    first = len(tokens) - task.questions * width
+    follows: dict[int, int] = {}
+    position = 0
+    while position < first:
+        if tokens[position] < task.num_keys:
+            follows[tokens[position]] = tokens[position + 1]
+            position += 1
+        position += 1
+    found: dict[int, int] = {}
+    for start in range(first, len(tokens), width):
+        if task.written:
+            for position in range(start + 1, start + width):
+                found[position] = follows[tokens[position - 1]]
+        else:
+            assert tokens[start] == task.vocab_size - 8 + FOLLOW
+            end = tokens[start + 1]
+            while end < task.num_keys:
+                end = follows[end]
+            found[start + 2] = end
+    return answers(tokens, found)
+
+
+def most_common(task: CommonWord, tokens: list[int], _: list[int]) -> list[int]:
+    places: dict[int, list[int]] = {}
+    for position, token in enumerate(tokens):
+        if token < task.num_keys:
+            places.setdefault(token, []).append(position)
+    found: dict[int, int] = {}
+    for *stored, asked in places.values():
+        (value, times), (_, second), *_ = Counter(tokens[position + 1] for position in stored).most_common()
+        assert times - second == task.margin
+        found[asked + 1] = value
+    return answers(tokens, found)
+
+
+def what_stood_before(task: InverseMatching, tokens: list[int], _: list[int]) -> list[int]:
+    *stored, asked = [position for position, token in enumerate(tokens) if token < task.num_keys]
+    before = {tokens[position]: tokens[position - 1] for position in stored}
+    return answers(tokens, {asked + 1: before[tokens[asked]]})
+
+
+def by_its_opening(task: RecallMixture, tokens: list[int], positions: list[int]) -> list[int]:
+    """The tasks of the default mixture open with a marker of their own."""
+    parts = {type(part): part for part, _ in task.parts}
+    part = parts[SystemPrompt if kind(parts[SystemPrompt], tokens[0]) == "sys" else ToolTrace]
+    derive = second_time_is_a_question if isinstance(part, SystemPrompt) else latest_result
+    return derive(part, tokens, positions)
+
+
+TOO_FEW_TOKENS = ({"vocab_size": 104}, "need a vocab_size of at least 105, got 104")
+NOT_A_LENGTH = ({"length": 64.0}, "length must be a whole number")
+DISTINCT = "since there are 64 keys"
+
+TABLE: dict[str, Row] = {
+    "mqar": Row(
+        settings=(MultiQueryRecall(), MultiQueryRecall(vocab_size=12, length=16, pairs=2)),
+        derive=zoologys,
+        drawn=(MultiQueryRecall(vocab_size=12, length=16, pairs=2),),
+        windows=(1,),  # the first question may follow the last pair at once; before others there is noise
+    ),
+    "mqar-grid": Row(
+        settings=(
+            MultiQueryRecallGrid(),
+            MultiQueryRecallGrid(vocab_size=120),  # the fillers of the shared alphabet
+            MultiQueryRecallGrid(pairs=3, gap=4, vocab_size=20, num_keys=8, num_values=8),
+        ),
+        derive=second_time_is_a_question,
+        drawn=(MultiQueryRecallGrid(pairs=3, gap=4, vocab_size=20, num_keys=8, num_values=8),),
+    ),
+    "system-prompt": Row(
+        settings=(
+            SystemPrompt(),
+            SystemPrompt(gaps="hard"),
+            SystemPrompt(facts=3, questions=3, gaps="easy", length=17, **SMALL),  # nothing to spare
+            SystemPrompt(facts=3, questions=2, gaps="hard", length=40, **SMALL),
+        ),
+        derive=second_time_is_a_question,
+        drawn=(SystemPrompt(facts=3, questions=2, gaps="easy", length=20),),
+        refused=(
+            TOO_FEW_TOKENS,
+            NOT_A_LENGTH,
+            ({"facts": 65}, DISTINCT),
+            ({"facts": 0}, "facts must be a whole number of at least 1"),
+            ({"questions": 9}, "questions must be at most 8, since there are 8 facts, .*, got 9"),
+            ({"gaps": "long"}, "gaps must be easy or hard, got 'long'"),
+            ({"gaps": 3}, "gaps must be easy or hard, got 3"),
+            ({"length": 29}, "8 facts, 4 questions, .* need a length of at least 30, got 29: use a longer sequence"),
+        ),
+    ),
+    "tool-trace": Row(
+        settings=(
+            ToolTrace(),
+            ToolTrace(agents=2, tools=2, repeats=8, questions=4, length=64, **SMALL),
+            ToolTrace(agents=1, tools=1, repeats=0, questions=1, length=9, **SMALL),  # nothing to spare
+        ),
+        derive=latest_result,
+        drawn=(ToolTrace(agents=2, tools=1, repeats=1, questions=2, length=20),),
+        refused=(
+            TOO_FEW_TOKENS,
+            NOT_A_LENGTH,
+            ({"agents": 33}, "since there are 32 agents"),
+            ({"tools": 33}, "since there are 32 tools"),
+            ({"repeats": -1}, "repeats must be a whole number of at least 0"),
+            ({"questions": 10}, "questions must be at most 9"),
+            ({"length": 53}, "13 calls, 4 questions and their markers need a length of at least 54, got 53"),
+        ),
+    ),
+    "needle": Row(
+        settings=(
+            Needle(),
+            Needle(needles=1),
+            Needle(needles=8, length=256),
+            Needle(needles=3, length=14, **SMALL),  # nothing to spare
+        ),
+        derive=second_time_is_a_question,
+        drawn=(Needle(needles=3, length=20),),
+        refused=(
+            TOO_FEW_TOKENS,
+            NOT_A_LENGTH,
+            ({"needles": 0}, "needles must be a whole number of at least 1"),
+            ({"needles": 65, "length": 999}, DISTINCT),
+            ({"length": 17}, "4 needles and their questions need a length of at least 18, got 17"),
+        ),
+    ),
+    "multi-hop": Row(
+        settings=(
+            MultiHop(),
+            MultiHop(hops=3),
+            MultiHop(written=True),
+            MultiHop(hops=3, written=True, questions=1),
+            MultiHop(chains=2, hops=2, questions=2, length=20, **SMALL),  # nothing to spare
+            MultiHop(chains=3, hops=3, questions=1, length=40, written=True, **SMALL),
+        ),
+        derive=end_of_chain,
+        drawn=tuple(MultiHop(chains=2, hops=2, questions=1, length=20, written=written) for written in (False, True)),
+        refused=(
+            TOO_FEW_TOKENS,
+            NOT_A_LENGTH,
+            ({"questions": 5}, "questions must be at most 4, since there are 4 chains"),
+            ({"chains": 33}, "33 chains of 2 hops need as many distinct keys, 66, got num_keys=64"),
+            ({"hops": 0}, "hops must be a whole number of at least 1"),
+            ({"written": 1}, "written must be true or false, got 1"),
+            ({"length": 31}, "4 chains of 2 hops, .* need a length of at least 32, got 31"),
+        ),
+    ),
+    "common-word": Row(
+        settings=(
+            CommonWord(),
+            CommonWord(most=5, margin=1, others=3, length=160),
+            CommonWord(cues=2, most=2, margin=1, others=1, length=18, **SMALL),  # nothing to spare
+            CommonWord(cues=3, most=4, margin=1, others=3, length=128, **SMALL),  # every value is stored
+        ),
+        derive=most_common,
+        drawn=(CommonWord(cues=2, most=2, margin=1, others=1, length=20),),
+        refused=(
+            TOO_FEW_TOKENS,
+            NOT_A_LENGTH,
+            ({"margin": 3}, "margin must be below most, .* got 3 and 3: use a margin of at most 2"),
+            ({"margin": 0}, "margin must be a whole number of at least 1"),
+            ({"others": 32, "length": 999}, "others must be at most 31, since there are 31 values beside the answer"),
+            ({"cues": 65, "length": 999}, DISTINCT),
+            ({"length": 49}, "4 cues, 5 pairs for each, and their questions need a length of at least 50, got 49"),
+        ),
+    ),
+    "inverse-matching": Row(
+        settings=(
+            InverseMatching(),
+            InverseMatching(pairs=3, length=13, **SMALL),  # nothing to spare
+            InverseMatching(pairs=4, length=40, **SMALL),
+        ),
+        derive=what_stood_before,
+        drawn=(InverseMatching(pairs=3, length=16),),
+        refused=(
+            TOO_FEW_TOKENS,
+            NOT_A_LENGTH,
+            ({"pairs": 1}, "pairs must be a whole number of at least 2"),
+            ({"pairs": 33, "length": 999}, "since there are 32 values"),
+            ({"pairs": 33, "num_keys": 32, "length": 999}, "since there are 32 keys"),
+            ({"length": 18}, "5 pairs, a filler after each, and a question need a length of at least 19, got 18"),
+        ),
+    ),
+    "mixture": Row(
+        settings=(
+            RecallMixture(),
+            RecallMixture(
+                (
+                    (SystemPrompt(facts=3, questions=2, length=64, **SMALL), 1),
+                    (ToolTrace(agents=2, tools=2, repeats=8, length=64, **SMALL), 3.5),
+                )
+            ),
+        ),
+        derive=by_its_opening,
+        refused=(
+            ({"parts": ()}, "parts must be pairs of a task and a positive weight, at least one"),
+            ({"parts": 3}, "parts must be pairs"),
+            ({"parts": [(Needle(), 0)]}, "parts must be pairs of a task and a positive weight"),
+            ({"parts": [("needle", 1)]}, "parts must be pairs"),
+            ({"parts": [(Needle(), "much")]}, "parts must be pairs"),
+            ({"parts": [(Needle(), 1), (ToolTrace(), 1)]}, "must be equally long, got 64, 128 tokens"),
+        ),
+    ),
+}
