@@ -13,6 +13,7 @@ import typer
 from echo_ska import __version__
 from echo_ska.cli_context import context_app
 from echo_ska.cli_options import JsonFile, ModelFolder, console
+from echo_ska.cli_recall import recall_text
 from echo_ska.commands.errors import OneSentenceErrors
 
 app = typer.Typer(
@@ -416,6 +417,7 @@ def serve(
     )
 
 
+app.command("recall-text")(recall_text)
 app.add_typer(context_app, name="context")
 
 tokenizer_app = typer.Typer(

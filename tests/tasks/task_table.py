@@ -5,16 +5,34 @@ A new task joins with a row; test_all_tasks.py then runs every law over it, and 
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from task_readers import (
+    along_the_walk,
+    by_its_opening,
+    by_the_whole_key,
+    copied_in_order,
+    end_of_chain,
+    facts_then_questions,
+    keep_the_books,
+    latest_result,
+    latest_value,
+    most_common,
+    ranked_by_count,
+    run_the_program,
+    second_time_is_a_question,
+    what_stood_before,
+    zoologys,
+)
+
 from echo_ska.tasks import (
-    IGNORED,
     CommonWord,
+    FrequentWords,
+    FuzzyRecall,
     InverseMatching,
+    KeySwitch,
     MultiHop,
     MultiQueryRecall,
     MultiQueryRecallGrid,
@@ -22,13 +40,15 @@ from echo_ska.tasks import (
     OrbitRecall,
     RecallMixture,
     RecallTask,
+    ResourceEconomy,
+    SelectiveCopy,
     SystemPrompt,
     ToolTrace,
+    VariableTracking,
 )
 
 Derive = Callable[[Any, list[int], list[int]], list[int]]
 SMALL = {"vocab_size": 32, "num_keys": 12, "num_values": 4}  # 8 fillers, 8 markers
-SYSTEM, USER, TRACE, ASK, FOLLOW = range(5)  # markers by their place after the fillers, as documented
 
 
 @dataclass(frozen=True)
@@ -49,124 +69,6 @@ class Row:
     drawn: tuple[RecallTask, ...] = ()
     refused: tuple[tuple[dict[str, Any], str], ...] = ()
     windows: tuple[int, ...] = (1, 2, 3)
-
-
-def kind(task: Any, token: int) -> str:
-    """What a token of the shared alphabet is: key, value, filler or a marker's name."""
-    if token >= task.vocab_size - 8:
-        return ("sys", "usr", "tr", "ask", "flw", "free", "free", "free")[token - task.vocab_size + 8]
-    if token >= task.num_keys + task.num_values:
-        return "filler"
-    return "value" if token >= task.num_keys else "key"
-
-
-def answers(tokens: list[int], found: dict[int, int]) -> list[int]:
-    return [found.get(position, IGNORED) for position in range(len(tokens))]
-
-
-def facts_then_questions(task: SystemPrompt, tokens: list[int], _: list[int]) -> list[int]:
-    """Between the two markers every second token is a key; after them a key that is a fact's is asked for."""
-    end = 2 * task.facts + 1
-    memory = dict(zip(tokens[1:end:2], tokens[2 : end + 1 : 2], strict=True))
-    cues = [place for place in range(end, len(tokens)) if tokens[place] in memory]
-    return answers(tokens, {cue + 1: memory[tokens[cue]] for cue in cues})
-
-
-def second_time_is_a_question(task: Any, tokens: list[int], _: list[int]) -> list[int]:
-    """A key that comes for the first time is stored with the token after it; the second time it is asked for."""
-    memory: dict[int, int] = {}
-    found: dict[int, int] = {}
-    for position, token in enumerate(tokens):
-        if token < task.num_keys:
-            if token in memory:
-                found[position + 1] = memory[token]
-            memory.setdefault(token, tokens[position + 1])
-    return answers(tokens, found)
-
-
-def zoologys(task: MultiQueryRecall, tokens: list[int], positions: list[int]) -> list[int]:
-    """Noise may look like a question, so where questions stand is the task's word; what answers them is not."""
-    memory = dict(zip(tokens[0 : 2 * task.pairs : 2], tokens[1 : 2 * task.pairs : 2], strict=True))
-    return answers(tokens, {position: memory[tokens[position - 1]] for position in positions})
-
-
-def latest_result(task: ToolTrace, tokens: list[int], _: list[int]) -> list[int]:
-    asking = task.vocab_size - 8 + ASK
-    memory: dict[tuple[int, int], int] = {}
-    found: dict[int, int] = {}
-    asked = False
-    for position, token in enumerate(tokens):
-        asked = asked or token == asking
-        if token < task.num_keys // 2:
-            call = (token, tokens[position + 1])
-            if asked:
-                found[position + 2] = memory[call]
-            else:
-                memory[call] = tokens[position + 2]
-    return answers(tokens, found)
-
-
-def end_of_chain(task: MultiHop, tokens: list[int], _: list[int]) -> list[int]:
-    width = task.hops + 1 if task.written else 3
-    first = len(tokens) - task.questions * width
-    follows: dict[int, int] = {}
-    position = 0
-    while position < first:
-        if tokens[position] < task.num_keys:
-            follows[tokens[position]] = tokens[position + 1]
-            position += 1
-        position += 1
-    found: dict[int, int] = {}
-    for start in range(first, len(tokens), width):
-        if task.written:
-            for position in range(start + 1, start + width):
-                found[position] = follows[tokens[position - 1]]
-        else:
-            assert tokens[start] == task.vocab_size - 8 + FOLLOW
-            end = tokens[start + 1]
-            while end < task.num_keys:
-                end = follows[end]
-            found[start + 2] = end
-    return answers(tokens, found)
-
-
-def most_common(task: CommonWord, tokens: list[int], _: list[int]) -> list[int]:
-    places: dict[int, list[int]] = {}
-    for position, token in enumerate(tokens):
-        if token < task.num_keys:
-            places.setdefault(token, []).append(position)
-    found: dict[int, int] = {}
-    for *stored, asked in places.values():
-        (value, times), (_, second), *_ = Counter(tokens[position + 1] for position in stored).most_common()
-        assert times - second == task.margin
-        found[asked + 1] = value
-    return answers(tokens, found)
-
-
-def what_stood_before(task: InverseMatching, tokens: list[int], _: list[int]) -> list[int]:
-    *stored, asked = [position for position, token in enumerate(tokens) if token < task.num_keys]
-    before = {tokens[position]: tokens[position - 1] for position in stored}
-    return answers(tokens, {asked + 1: before[tokens[asked]]})
-
-
-def along_the_walk(task: OrbitRecall, tokens: list[int], _: list[int]) -> list[int]:
-    asked = task.walk + task.gap
-    follows = dict(itertools.pairwise(tokens[: task.walk]))
-    found: dict[int, int] = {}
-    for position in range(asked, len(tokens), 2):
-        state = tokens[position]
-        for _ in range(task.steps):
-            state = follows[state]
-        found[position + 1] = state
-    return answers(tokens, found)
-
-
-def by_its_opening(task: RecallMixture, tokens: list[int], positions: list[int]) -> list[int]:
-    """The tasks of the default mixture open with a marker of their own."""
-    parts = {type(part): part for part, _ in task.parts}
-    part = parts[SystemPrompt if kind(parts[SystemPrompt], tokens[0]) == "sys" else ToolTrace]
-    derive = facts_then_questions if isinstance(part, SystemPrompt) else latest_result
-    return derive(part, tokens, positions)
 
 
 TOO_FEW_TOKENS = ({"vocab_size": 104}, "need a vocab_size of at least 105, got 104")
@@ -340,6 +242,118 @@ TABLE: dict[str, Row] = {
             ({"parts": [("needle", 1)]}, "parts must be pairs"),
             ({"parts": [(Needle(), "much")]}, "parts must be pairs"),
             ({"parts": [(Needle(), 1), (ToolTrace(), 1)]}, "must be equally long, got 64, 128 tokens"),
+        ),
+    ),
+    "resource-economy": Row(
+        settings=(
+            ResourceEconomy(),
+            ResourceEconomy(accounts=9, updates=4, length=256),  # every account there is
+            ResourceEconomy(accounts=2, agents=1, resources=2, updates=3, most_added=0, length=64, **SMALL),
+            ResourceEconomy(accounts=3, agents=3, resources=2, updates=2, most_added=3, length=47, **SMALL),  # no room
+        ),
+        derive=keep_the_books,
+        drawn=(ResourceEconomy(accounts=2, agents=2, resources=2, updates=1, most_added=3, length=26),),
+        refused=(
+            TOO_FEW_TOKENS,
+            NOT_A_LENGTH,
+            ({"agents": 33}, "agents must be at most 32, since there are 32 agents to draw from"),
+            ({"resources": 33}, "since there are 32 resources to draw from"),
+            ({"accounts": 10}, "accounts must be at most 9, since there are 9 pairs of an agent and .* got 10"),
+            ({"most_added": 32}, "since there are 31 amounts above 0"),
+            ({"updates": -1}, "updates must be a whole number of at least 0"),
+            ({"length": 45}, "4 accounts of 2 lines, .* need a length of at least 46, got 45"),
+        ),
+    ),
+    "selective-copy": Row(
+        settings=(
+            SelectiveCopy(),
+            SelectiveCopy(written=True),
+            SelectiveCopy(count=1, length=5, **SMALL),  # nothing to spare
+            SelectiveCopy(count=16, length=128, written=True, **SMALL),
+        ),
+        derive=copied_in_order,
+        drawn=(SelectiveCopy(count=4, length=18),),
+        refused=(
+            TOO_FEW_TOKENS,
+            NOT_A_LENGTH,
+            ({"count": 0}, "count must be a whole number of at least 1"),
+            ({"written": "yes"}, "written must be true or false, got 'yes'"),
+            ({"length": 18}, "8 values, .* need a length of at least 19, got 18"),
+        ),
+    ),
+    "fuzzy-recall": Row(
+        settings=(
+            FuzzyRecall(),
+            FuzzyRecall(pairs=4, key_tokens=3, value_tokens=3, symbols=2),
+            FuzzyRecall(pairs=4, key_tokens=2, symbols=2, length=26, **SMALL),  # every key, nothing to spare
+            FuzzyRecall(pairs=8, key_tokens=1, symbols=12, length=64, **SMALL),
+        ),
+        derive=by_the_whole_key,
+        drawn=(FuzzyRecall(pairs=2, key_tokens=2, value_tokens=2, symbols=2, length=20),),
+        refused=(
+            TOO_FEW_TOKENS,
+            NOT_A_LENGTH,
+            ({"symbols": 65}, "symbols must be at most 64, since there are 64 keys in the alphabet"),
+            ({"symbols": 2}, "2 tokens of 2 symbols make 4 keys, but 6 distinct ones .* are needed"),
+            ({"key_tokens": 21, "length": 999}, "are needed: change key_tokens or symbols"),
+            ({"value_tokens": 0}, "value_tokens must be a whole number of at least 1"),
+            ({"length": 37}, "6 pairs of 2 \\+ 1 tokens, .* need a length of at least 38, got 37"),
+        ),
+    ),
+    "key-switch": Row(
+        settings=(
+            KeySwitch(),
+            KeySwitch(share=0),
+            KeySwitch(share=1, rebinds=3, length=128),
+            KeySwitch(pairs=3, share=0.4, rebinds=2, length=18, **SMALL),  # nothing to spare
+        ),
+        derive=latest_value,
+        drawn=(KeySwitch(pairs=3, share=0.34, rebinds=1, length=20),),
+        refused=(
+            TOO_FEW_TOKENS,
+            NOT_A_LENGTH,
+            ({"pairs": 65, "length": 999}, DISTINCT),
+            ({"share": 1.5}, "share must be a number from 0 to 1, got 1.5"),
+            ({"share": "half"}, "share must be a number from 0 to 1, got 'half'"),
+            ({"share": float("nan")}, "share must be a number from 0 to 1, got nan"),
+            ({"rebinds": 0}, "rebinds must be a whole number of at least 1"),
+            ({"length": 41}, "8 keys, 4 of them re-bound 1 times, .* need a length of at least 42, got 41"),
+        ),
+    ),
+    "variable-tracking": Row(
+        settings=(
+            VariableTracking(),
+            VariableTracking(chains=8, variables=5, questions=3, length=256),
+            VariableTracking(chains=2, variables=1, questions=2, length=14, **SMALL),  # nothing to spare
+            VariableTracking(chains=3, variables=4, questions=1, length=64, **SMALL),  # every key
+        ),
+        derive=run_the_program,
+        drawn=(VariableTracking(chains=2, variables=2, questions=1, length=20),),
+        refused=(
+            TOO_FEW_TOKENS,
+            NOT_A_LENGTH,
+            ({"questions": 4}, "questions must be at most 3, since there are 3 chains"),
+            ({"chains": 22}, "22 chains of 3 variables need as many distinct keys, 66, got num_keys=64"),
+            ({"variables": 0}, "variables must be a whole number of at least 1"),
+            ({"length": 34}, "3 chains of 3 variables and 2 questions need a length of at least 35, got 34"),
+        ),
+    ),
+    "frequent-words": Row(
+        settings=(
+            FrequentWords(),
+            FrequentWords(words=8, top=5, least=3, step=2, length=128),
+            FrequentWords(words=2, top=2, length=9, **SMALL),  # nothing to spare
+        ),
+        derive=ranked_by_count,
+        drawn=(FrequentWords(words=3, top=2, least=1, step=1, length=16),),
+        refused=(
+            TOO_FEW_TOKENS,
+            NOT_A_LENGTH,
+            ({"words": 65, "length": 9999}, DISTINCT),
+            ({"top": 7}, "top must be at most 6, since there are 6 words"),
+            ({"step": 0}, "step must be a whole number of at least 1"),
+            ({"words": 40, "top": 33, "length": 9999}, "top must be at most 32, since there are 32 values"),
+            ({"length": 26}, "6 words, 21 times in all, and 2 questions need a length of at least 27, got 26"),
         ),
     ),
 }

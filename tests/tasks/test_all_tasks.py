@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from task_table import TABLE, Row, kind
+from task_readers import kind
+from task_table import TABLE, Row
 
 from echo_ska.tasks import IGNORED, TASKS, Needle, RecallBatch, RecallTask, answer_positions
 from echo_ska.tasks.layout import AlphabetTask
@@ -196,8 +197,14 @@ def drawings(name: str) -> list[dict[str, list[str]]]:
     """Rows by name of each drawing in the docstring of the task's module."""
     page = sys.modules[TASKS[name].__module__].__doc__ or ""
     blocks = re.findall(r"(?:^    \S.*\n)+", page, re.MULTILINE)
-    rows = [{line.split()[0]: line.split()[1:] for line in block.splitlines()} for block in blocks]
-    return [drawn for drawn in rows if "position" in drawn]
+    found: list[dict[str, list[str]]] = []
+    for block in blocks:
+        rows = {line.split()[0]: line.split()[1:] for line in block.splitlines()}
+        if rows.get("position", [""])[0] == "0":
+            found.append(rows)
+        elif "position" in rows:  # it goes on where the block before ended
+            found[-1] = {name: found[-1][name] + cells for name, cells in rows.items()}
+    return found
 
 
 @every_task
@@ -230,6 +237,15 @@ ROLES = {
     "usr": {"usr"},
     "tr": {"tr"},
     "flw": {"flw"},
+    "old": {"value"},
+    "from": {"key", "value"},
+    "rsc": {"key"},
+    "#1": {"value"},
+    "#2": {"value"},
+    "amt": {"value"},
+    "word": {"key"},
+    "rep": {"rep"},
+    "add": {"add"},
 }
 
 

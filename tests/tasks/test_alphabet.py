@@ -10,7 +10,7 @@ from echo_ska.tasks.layout import AlphabetTask
 def test_the_default_is_keys_values_fillers_and_eight_markers() -> None:
     alphabet = Alphabet()
     assert (alphabet.first_value, alphabet.first_filler, alphabet.first_marker) == (64, 96, 120)
-    assert [alphabet.marker(marker) for marker in Marker] == [120, 121, 122, 123, 124]
+    assert [alphabet.marker(marker) for marker in Marker] == [120, 121, 122, 123, 124, 125, 126]
 
 
 def test_all_tasks_of_the_alphabet_have_the_same_one_and_it_is_the_grids() -> None:

@@ -16,13 +16,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from echo_ska.commands.load import load_model, load_tokenizer, require_model_folder, require_state
-from echo_ska.commands.reading import encode, reading
+from echo_ska.commands.reading import reading
 from echo_ska.commands.show import KINDS
 from echo_ska.evaluation.memory_plot import format_bytes
 from echo_ska.evaluation.sampling import Reading, check_sampling, printable, read_on, write_on
 from echo_ska.evaluation.streaming import TextStream
 from echo_ska.memory import ContextState
 from echo_ska.models import EchoForCausalLM
+from echo_ska.models.tokenization import encode
 from echo_ska.training.records import write_json
 
 

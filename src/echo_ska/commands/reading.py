@@ -6,13 +6,12 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from echo_ska.models.tokenization import text_blocks
+from echo_ska.models.tokenization import encode, text_blocks
 
 
 class TextReader:
@@ -53,9 +52,3 @@ def reading(tokenizer: PreTrainedTokenizerBase, console: Console, shown: bool = 
         disable=not (shown and console.is_terminal),
     ) as bar:
         yield TextReader(tokenizer, bar)
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
-    """The ids of a text without anything added to it, int64 [T]."""
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return torch.tensor(ids, dtype=torch.int64)

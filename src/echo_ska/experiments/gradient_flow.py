@@ -71,7 +71,7 @@ def _measure(network: EchoForCausalLM, question: Question) -> dict[str, float]:
     for _ in range(MEASURED):
         batch = question.task.with_length(question.length).sample(1, generator)
         _, positions = answer_positions(batch.labels)
-        inputs = []
+        inputs: list[Tensor] = []
         handle = mixer.register_forward_pre_hook(lambda module, arguments, inputs=inputs: inputs.append(arguments[0]))
         with torch.no_grad():
             network(batch.input_ids, use_cache=False)

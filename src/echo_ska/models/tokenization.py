@@ -7,12 +7,14 @@ import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import torch
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
-from transformers import PreTrainedTokenizerFast
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 BYTE_END = "\0"
 """The byte tokenizer's only special token, id 0: the NUL byte that closes each file in the training of
@@ -106,6 +108,12 @@ def train_bpe(files: Iterable[str | Path], vocab_size: int) -> PreTrainedTokeniz
     if found == 0:
         raise ValueError(f"{', '.join(map(str, paths))}: there is no text to learn a tokenizer from")
     return _finished(tokenizer, BPE_END)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
+    """The ids of a text without anything added to it, int64 [T]."""
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return torch.tensor(ids, dtype=torch.int64)
 
 
 def text_blocks(path: str | Path, block_bytes: int = BLOCK_BYTES) -> Iterator[str]:

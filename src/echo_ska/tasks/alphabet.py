@@ -34,6 +34,10 @@ class Marker(IntEnum):
     """Closes the log: questions follow."""
     FOLLOW = 4
     """The next key is asked for the END of its chain, not for what is stored with it."""
+    REPEAT = 5
+    """The values among the noise are to be written again, in their order."""
+    ADD = 6
+    """A line of a ledger that adds to an amount, where others set it."""
 
 
 @dataclass(frozen=True)

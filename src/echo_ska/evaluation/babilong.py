@@ -1,0 +1,121 @@
+"""BABILong: questions of the bAbI tasks, their facts scattered in novels.
+
+Kuratov et al. 2024, arXiv 2406.10149, on Weston et al. 2015, arXiv 1502.05698. Differences from BABILong's own data:
+the prose is that of a folder (BABILong: PG-19), sentences that name a person of the story are left out of it, and
+models without instruction tuning are asked: the likelihoods of all answers are compared, and no examples are given.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Self
+
+from echo_ska.evaluation.hidden_text import Measure, Story, TextTask, require_names, shuffled
+from echo_ska.evaluation.local_tasks import babi_rows
+
+VARIANTS = tuple(f"qa{number}" for number in range(1, 11))
+"""The bAbI tasks that BABILong asks."""
+
+CAPITALIZED = re.compile(r"\b[A-Z]\w*")
+NOT_NAMES = frozenset({"The"})
+"""Capitalised words of facts in qa1 to qa10 that are no names."""
+
+
+class BabiLong(TextTask):
+    """One bAbI task.
+
+    Candidates are all answers that occur in its file.
+
+    Args:
+        name: one of `VARIANTS`.
+        rows: `passage`, `question` and `answer` of each question, as `babi_rows` gives them.
+
+    Raises:
+        ValueError: there is no row.
+    """
+
+    def __init__(self, name: str, rows: Sequence[dict[str, str]]) -> None:
+        if not rows:
+            raise ValueError(f"there is no question for {name}")
+        self.name = name
+        candidates = tuple(sorted({row["answer"] for row in rows}))
+        self._stories = [_story(row, candidates) for row in rows]
+
+    @property
+    def chance(self) -> float:
+        """The share of the answer that is right most often. A question's words may narrow the answers down further."""
+        counts = Counter(story.answers for story in self._stories)
+        return counts.most_common(1)[0][1] / len(self._stories)
+
+    def story(self, number: int, seed: int) -> Story:
+        """See `TextTask`. Every question is asked once before one is asked again."""
+        return self._stories[shuffled(len(self._stories), number, seed)]
+
+    def limited_to(self, tokens: int, measure: Measure) -> Self:
+        """See `TextTask`. The candidates stay all that occur in the file."""
+        sizes = [story.tokens(measure) for story in self._stories]
+        if min(sizes) > tokens:
+            raise ValueError(
+                f"The shortest story of {self.name} takes {min(sizes)} tokens, which do not fit into {tokens}: ask at "
+                "greater lengths, or at 0 (no background)."
+            )
+        limited = type(self).__new__(type(self))
+        limited.name = self.name
+        limited._stories = [story for story, size in zip(self._stories, sizes, strict=True) if size <= tokens]
+        return limited
+
+    def __len__(self) -> int:
+        return len(self._stories)
+
+
+def _story(row: dict[str, str], candidates: tuple[str, ...]) -> Story:
+    facts = tuple(row["passage"].splitlines())
+    names = frozenset(CAPITALIZED.findall(row["passage"])) - NOT_NAMES
+    return Story(facts, f"Question: {row['question']}\nAnswer:", (row["answer"],), candidates, names)
+
+
+def load_babi(folder: Path | None = None, variants: Sequence[str] = ()) -> list[BabiLong]:
+    """bAbI tasks from their files, named as published: `qa1_..._test.txt`, or `..._train.txt` where there is no test.
+
+    Args:
+        folder: where the files are, subfolders included; None takes the sample in this package (qa1 to qa10, 5 to 50
+            questions each).
+        variants: of `VARIANTS`; none takes all that are there.
+
+    Raises:
+        ValueError: one is unknown or not there, or a file is not in bAbI's form.
+    """
+    wanted = require_names(variants, VARIANTS, "babilong")
+    if folder is None:
+        folder = sample_folder()
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder: name the one that holds bAbI's files.")
+    found: list[BabiLong] = []
+    for name in wanted:
+        paths = sorted(folder.rglob(f"{name}_*.txt"), key=lambda path: ("_test" not in path.name, path))
+        if paths:
+            found.append(_load(name, paths[0]))
+        elif variants:
+            raise ValueError(f"{folder} has no file {name}_..._test.txt or {name}_..._train.txt.")
+    if not found:
+        raise ValueError(f"{folder} holds none of bAbI's files, qa1_..._test.txt to qa10_..._train.txt.")
+    return found
+
+
+def _load(name: str, path: Path) -> BabiLong:
+    try:
+        return BabiLong(name, list(babi_rows(path.read_text(encoding="utf-8"))))
+    except ValueError as error:
+        raise ValueError(f"{path} is not one of bAbI's files: {error}.") from None
+
+
+def sample_folder() -> Path:
+    """The folder of the sample in the installed package; its README.md has sources and licence."""
+    with as_file(files("echo_ska") / "data" / "babi") as path:  # packages are installed unzipped
+        if not path.is_dir():
+            raise FileNotFoundError(f"{path} is missing: reinstall echo-ska.")
+        return path
