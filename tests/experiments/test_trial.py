@@ -18,7 +18,7 @@ from echo_ska.experiments.arms import million_arms, small, small_arms
 from echo_ska.experiments.changes import no_gate, paper_ridge, ska_layers
 from echo_ska.experiments.comparison import cell, draw_by_length, table_rows
 from echo_ska.experiments.trial import Arm, Question, Trial, run_trial
-from echo_ska.experiments.tuning import mean_and_range, run_tuned
+from echo_ska.experiments.tuning import Comparison, mean_and_range
 from echo_ska.models.presets import count_parameters
 from echo_ska.tasks import MultiQueryRecallGrid
 from echo_ska.training import RunRecord
@@ -132,7 +132,9 @@ def test_every_arm_gets_its_best_rate_and_all_seeds_run_at_it(here, tmp_path):
     echo = small("ska", "ssm+ska", **TINY)
     both = [tiny_trial(echo), tiny_trial(small("mamba2", "ssm", **TINY))]
     console, path = Console(file=io.StringIO()), tmp_path / "tiny.jsonl"
-    results = run_tuned(console, both, (1e-30, 1e-2), 2, path, tuned_on=ASKED[:1], tuning_steps=2)
+    comparison = Comparison(both, (1e-30, 1e-2), ASKED[:1], tuning_steps=2)
+    assert comparison.recorded(path) == {}
+    results = comparison.run(console, 2, path)
     assert len(here) == 4 + 4
     for arm, records in results.items():
         assert [record.seed for record in records] == [0, 1]
@@ -141,9 +143,11 @@ def test_every_arm_gets_its_best_rate_and_all_seeds_run_at_it(here, tmp_path):
         own = [figures for figures in tried if figures["arm"] == arm]
         best = max(own, key=lambda figures: (figures["accuracy"]["12"], -figures["training_loss"]))
         assert {record.figures["learning_rate"] for record in records} == {best["learning_rate"]}
-    again = run_tuned(console, both, (1e-30, 1e-2), 2, path, tuned_on=ASKED[:1], tuning_steps=2)
+    assert comparison.run(console, 2, path) == results
     assert len(here) == 8
-    assert again == results
+    assert comparison.recorded(path) == results
+    other = Comparison(both, (1e-30, 1e-2, 1.0), ASKED[:1], tuning_steps=2)
+    assert other.recorded(path) == {}  # a rate is still to be tried
     rows = table_rows(results, {"12": "at 12", "40": "at 40", "unasked": "?"})
     assert [len(row) for row in rows] == [4, 4, 4]
     assert rows[1][3] == ""
@@ -156,4 +160,4 @@ def test_every_arm_gets_its_best_rate_and_all_seeds_run_at_it(here, tmp_path):
 
 def test_no_seeds_are_refused(tmp_path):
     with pytest.raises(ValueError, match="seeds must be at least 1"):
-        run_tuned(Console(), [tiny_trial()], (1e-2,), 0, tmp_path / "x.jsonl", tuned_on=ASKED)
+        Comparison([tiny_trial()], (1e-2,), ASKED).run(Console(), 0, tmp_path / "x.jsonl")

@@ -29,7 +29,7 @@ from echo_ska.experiments.changes import paper_ridge
 from echo_ska.experiments.comparison import Results, print_rows, table_rows
 from echo_ska.experiments.figures import save
 from echo_ska.experiments.trial import Arm, Question, Trial
-from echo_ska.experiments.tuning import mean_and_range, run_tuned
+from echo_ska.experiments.tuning import Comparison, mean_and_range
 from echo_ska.tasks import MultiQueryRecallGrid, OrbitRecall
 from echo_ska.training import RunRecord
 
@@ -103,23 +103,26 @@ def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> l
     `quick` takes one seed at one rate, no mask and distances 1 to 3, in files of its own.
     """
     stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
-    recall, orbit = results_of(console, stem.with_suffix(".jsonl"), seeds or (1 if quick else SEEDS), quick)
+    path, count = stem.with_suffix(".jsonl"), seeds or (1 if quick else SEEDS)
+    recall = recall_comparison(quick).run(console, count, path)
+    distances = DISTANCES[:3] if quick else DISTANCES
+    orbit = {distance: orbit_comparison(distance, quick).run(console, count, path) for distance in distances}
     print_rows(console, "Recall: accuracy, %, mean over seeds (range)", recall_rows(recall))
     print_rows(console, "Orbit: accuracy, %, mean over seeds (range)", orbit_rows(orbit))
     draw(recall, orbit, stem.with_suffix(".png"))
     return [record for results in (recall, *orbit.values()) for records in results.values() for record in records]
 
 
-def results_of(console: Console, path: Path, seeds: int, quick: bool = False) -> tuple[Results, Mapping[int, Results]]:
-    """The records on the recall task, and on orbits by distance; run where they are missing."""
-    rates, distances = (RATES[1:], DISTANCES[:3]) if quick else (RATES, DISTANCES)
+def recall_comparison(quick: bool = False) -> Comparison:
+    """Filters x ridges x masks on the recall task; `quick` hands out no mask."""
     trials = [trial for trial in recall_trials() if not (quick and trial.arm.written_prefix)]
-    recall = run_tuned(console, trials, rates, seeds, path, tuned_on=RECALL_QUESTIONS[:1])
-    orbit = {
-        distance: run_tuned(console, own := orbit_trials(distance), rates, seeds, path, tuned_on=own[0].questions[:1])
-        for distance in distances
-    }
-    return recall, orbit
+    return Comparison(trials, RATES[1:] if quick else RATES, RECALL_QUESTIONS[:1])
+
+
+def orbit_comparison(distance: int, quick: bool = False) -> Comparison:
+    """The filters on orbits of one distance."""
+    trials = orbit_trials(distance)
+    return Comparison(trials, RATES[1:] if quick else RATES, trials[0].questions[:1])
 
 
 def recall_rows(results: Results) -> list[list[str]]:

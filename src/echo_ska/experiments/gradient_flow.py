@@ -26,6 +26,7 @@ from echo_ska.experiments.comparison import Results, print_rows
 from echo_ska.experiments.figures import COLOURS, MARKERS, length_axis, percent, save
 from echo_ska.experiments.recorded import run_missing
 from echo_ska.experiments.trial import EVALUATION_SEED, Question, Trial
+from echo_ska.experiments.tuning import recorded_seeds
 from echo_ska.models import EchoForCausalLM
 from echo_ska.tasks import Needle, answer_positions
 from echo_ska.training import RunRecord
@@ -136,6 +137,12 @@ def results_of(console: Console, path: Path, seeds: int) -> Results:
     runs = [trial.with_(seed=seed).recorded_run() for seed in range(seeds) for trial in both]
     records = run_missing(console, NAME, runs, path)
     return {trial.arm.name: records[place :: len(both)] for place, trial in enumerate(both)}
+
+
+def recorded_results(path: Path) -> Results:
+    """The same, as far as it is recorded."""
+    found = {trial.arm.name: recorded_seeds(trial, path) for trial in trials()}
+    return {arm: records for arm, records in found.items() if records}
 
 
 def over_seeds(records: Sequence[RunRecord], state: str, length: str, name: str) -> float:

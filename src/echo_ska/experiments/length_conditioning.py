@@ -23,6 +23,7 @@ from echo_ska.experiments.comparison import Results, print_rows
 from echo_ska.experiments.figures import length_axis, percent, save, short_number
 from echo_ska.experiments.recorded import run_missing
 from echo_ska.experiments.trial import EVALUATION_SEED, SEGMENT_LENGTH, Arm, Question, Trial
+from echo_ska.experiments.tuning import recorded_seeds
 from echo_ska.models import EchoForCausalLM
 from echo_ska.models.segments import read_in_segments
 from echo_ska.tasks import Needle, answer_positions
@@ -117,6 +118,12 @@ def results_of(console: Console, path: Path, seeds: int, quick: bool = False) ->
     runs = [trial.with_(seed=seed).recorded_run() for seed in range(seeds) for trial in both]
     records = run_missing(console, NAME, runs, path)
     return {trial.arm.name: records[place :: len(both)] for place, trial in enumerate(both)}
+
+
+def recorded_results(path: Path) -> Results:
+    """The same, as far as it is recorded."""
+    found = {trial.arm.name: recorded_seeds(trial, path) for trial in trials()}
+    return {arm: records for arm, records in found.items() if records}
 
 
 def _over_seeds(records: Sequence[RunRecord], length: str, name: str) -> float:

@@ -16,7 +16,7 @@ from echo_ska.experiments.arms import small_arms
 from echo_ska.experiments.comparison import Results, draw_by_length, print_rows, table_rows
 from echo_ska.experiments.figures import short_number
 from echo_ska.experiments.trial import Arm, Question, Trial
-from echo_ska.experiments.tuning import run_tuned
+from echo_ska.experiments.tuning import Comparison
 from echo_ska.tasks import Needle
 from echo_ska.training import RunRecord
 
@@ -67,15 +67,15 @@ def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> l
     `quick` takes one seed, lengths up to 4,096 and the rates of the full records, in files of its own.
     """
     stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
-    results = results_of(console, stem.with_suffix(".jsonl"), seeds or (1 if quick else SEEDS), quick)
+    results = comparison(quick).run(console, seeds or (1 if quick else SEEDS), stem.with_suffix(".jsonl"))
     print_rows(console, f"Accuracy, %, after training on {TASK.length} tokens", rows(results))
     draw(results, stem.with_suffix(".png"))
     return [record for records in results.values() for record in records]
 
 
-def results_of(console: Console, path: Path, seeds: int, quick: bool = False) -> Results:
-    """The records of every arm, run where they are missing."""
-    return run_tuned(console, trials(quick), RATES, seeds, path, tuned_on=TUNED_ON)
+def comparison(quick: bool = False) -> Comparison:
+    """What is run."""
+    return Comparison(trials(quick), RATES, TUNED_ON)
 
 
 def rows(results: Results) -> list[list[str]]:

@@ -19,7 +19,7 @@ from echo_ska.experiments.arms import million_arms, small_arms
 from echo_ska.experiments.comparison import Results, print_rows, table_rows
 from echo_ska.experiments.figures import COLOURS, percent, save
 from echo_ska.experiments.trial import Question, Trial
-from echo_ska.experiments.tuning import run_tuned
+from echo_ska.experiments.tuning import Comparison
 from echo_ska.tasks import (
     CommonWord,
     InverseMatching,
@@ -83,16 +83,15 @@ def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> l
     `quick` takes one seed of the small models for 1,000 steps, in files of its own.
     """
     stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
-    results = results_of(console, stem.with_suffix(".jsonl"), seeds or (1 if quick else SEEDS), quick)
+    results = comparison(quick).run(console, seeds or (1 if quick else SEEDS), stem.with_suffix(".jsonl"))
     print_rows(console, f"Accuracy, %, after {STEPS:,} steps on system prompts and tool traces", rows(results))
     draw(results, stem.with_suffix(".png"))
     return [record for records in results.values() for record in records]
 
 
-def results_of(console: Console, path: Path, seeds: int, quick: bool = False) -> Results:
-    """The records of every arm, run where they are missing."""
-    tuning_steps = QUICK_STEPS // 2 if quick else TUNING_STEPS
-    return run_tuned(console, trials(quick), RATES, seeds, path, tuned_on=TUNED_ON, tuning_steps=tuning_steps)
+def comparison(quick: bool = False) -> Comparison:
+    """What is run."""
+    return Comparison(trials(quick), RATES, TUNED_ON, QUICK_STEPS // 2 if quick else TUNING_STEPS)
 
 
 def mean_over_tasks(record: RunRecord) -> float:

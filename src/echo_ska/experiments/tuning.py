@@ -3,63 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 from rich.console import Console
 
-from echo_ska.experiments.recorded import run_missing
+from echo_ska.experiments.recorded import recorded, run_missing
 from echo_ska.experiments.trial import Question, Trial
 from echo_ska.training import RunRecord
 
 
-def run_tuned(
-    console: Console,
-    trials: Sequence[Trial],
-    rates: Sequence[float],
-    seeds: int,
-    path: Path,
-    *,
-    tuned_on: Sequence[Question],
-    tuning_steps: int | None = None,
-) -> dict[str, list[RunRecord]]:
-    """Every trial at every rate with seed 0, asked `tuned_on`; then all seeds at its best rate, asked everything.
+@dataclass(frozen=True)
+class Comparison:
+    """Arms that are tuned alike and then compared over seeds.
 
-    Args:
-        console: where to show.
+    Attributes:
         trials: one an arm, all of one experiment, the longest first; their rates and seeds are replaced.
-        rates: tried for each.
-        seeds: at the best rate, at least 1.
-        path: the records; what is there is not run again.
-        tuned_on: whose mean accuracy decides between rates, ties by the lower training loss. Of other sequences than
-            training saw, and of none that `trials` ask, but for the lengths that training saw.
+        rates: tried for each with seed 0.
+        tuned_on: the questions whose mean accuracy decides between rates, ties by the lower training loss. Other
+            sequences than training saw, of lengths that training saw.
         tuning_steps: of every try; None are the trial's own.
-
-    Returns:
-        By arm, the records of all seeds at its best rate, by seed.
-
-    Raises:
-        ValueError: `seeds` is below 1, or the records cannot be read.
-        JobError: a run failed; those that ended before it are recorded.
     """
-    if seeds < 1:
-        raise ValueError(f"seeds must be at least 1, got {seeds}.")
-    name = trials[0].experiment
-    tries = [
-        trial.with_(
-            seed=0, learning_rate=rate, steps=tuning_steps or trial.steps, questions=tuple(tuned_on), measure=None
-        )
-        for trial in trials
-        for rate in rates
-    ]
-    tried = run_missing(console, name, [candidate.recorded_run() for candidate in tries], path)
-    best = [max(tried[n : n + len(rates)], key=_merit) for n in range(0, len(tried), len(rates))]
-    chosen = [
-        trial.with_(learning_rate=record.figures["learning_rate"]) for trial, record in zip(trials, best, strict=True)
-    ]
-    runs = [trial.with_(seed=seed).recorded_run() for seed in range(seeds) for trial in chosen]
-    records = run_missing(console, name, runs, path)
-    return {trial.arm.name: records[place :: len(chosen)] for place, trial in enumerate(chosen)}
+
+    trials: Sequence[Trial]
+    rates: Sequence[float]
+    tuned_on: Sequence[Question]
+    tuning_steps: int | None = None
+
+    def run(self, console: Console, seeds: int, path: Path) -> dict[str, list[RunRecord]]:
+        """Every trial at every rate, asked `tuned_on`; then all seeds at its best rate, asked everything.
+
+        Args:
+            console: where to show.
+            seeds: at the best rate, at least 1.
+            path: the records; what is there is not run again.
+
+        Returns:
+            By arm, the records of all seeds at its best rate, by seed.
+
+        Raises:
+            ValueError: `seeds` is below 1, or the records cannot be read.
+            JobError: a run failed; those that ended before it are recorded.
+        """
+        if seeds < 1:
+            raise ValueError(f"seeds must be at least 1, got {seeds}.")
+        name = self.trials[0].experiment
+        tries = [candidate.recorded_run() for trial in self.trials for candidate in self._candidates(trial)]
+        run_missing(console, name, tries, path)
+        chosen = [trial for trial in self._at_best_rate(path) if trial is not None]
+        runs = [trial.with_(seed=seed).recorded_run() for seed in range(seeds) for trial in chosen]
+        records = run_missing(console, name, runs, path)
+        return {trial.arm.name: records[place :: len(chosen)] for place, trial in enumerate(chosen)}
+
+    def recorded(self, path: Path) -> dict[str, list[RunRecord]]:
+        """What `run` returns, as far as it is recorded: arms without a record are left out, as are missing seeds."""
+        found = {}
+        for trial in self._at_best_rate(path):
+            if trial is not None and (records := recorded_seeds(trial, path)):
+                found[trial.arm.name] = records
+        return found
+
+    def _candidates(self, trial: Trial) -> list[Trial]:
+        steps, asked = self.tuning_steps or trial.steps, tuple(self.tuned_on)
+        tried = trial.with_(seed=0, steps=steps, questions=asked, measure=None)
+        return [tried.with_(learning_rate=rate) for rate in self.rates]
+
+    def _at_best_rate(self, path: Path) -> list[Trial | None]:
+        """Each trial at the best of its rates; None while one of them is not recorded."""
+        best: list[Trial | None] = []
+        for trial in self.trials:
+            runs = [candidate.recorded_run() for candidate in self._candidates(trial)]
+            found = [record for record in recorded(trial.experiment, runs, path) if record is not None]
+            if len(found) < len(runs):
+                best.append(None)
+            else:
+                best.append(trial.with_(learning_rate=max(found, key=_merit).figures["learning_rate"]))
+        return best
+
+
+def recorded_seeds(trial: Trial, path: Path, most: int = 100) -> list[RunRecord]:
+    """The records of a trial's seeds 0, 1, ... up to the first that is missing."""
+    runs = [trial.with_(seed=seed).recorded_run() for seed in range(most)]
+    found = recorded(trial.experiment, runs, path)
+    return [record for record in found[: found.index(None) if None in found else most] if record is not None]
 
 
 def mean_and_range(records: Sequence[RunRecord], question: str) -> tuple[float, float, float]:
