@@ -55,26 +55,26 @@ class RWKV7(LinearMixer):
         log_decay = -RATE * torch.sigmoid(precise(self.decay(hidden_states)))
         rate = torch.sigmoid(precise(self.rate(hidden_states)))
         removed = unit_norm(key * self.channels.removal.to(key.dtype))
-        stored = key * (1 + (rate - 1) * self.channels.mixing.to(key.dtype))
-        return query, stored, value if weight is None else value * weight, removed, rate * removed, log_decay
+        stored = torch.addcmul(key, key * self.channels.mixing.to(key.dtype), rate - 1)
+        return query, stored, value if weight is None else value * weight, removed, rate, log_decay
 
     def recur(self, memory: Tensor, *tokens: Tensor) -> Tensor:
-        query, key, value, removed, removal, log_decay = tokens
+        query, key, value, removed, rate, log_decay = tokens
         known = memory.to(key.dtype) @ removed.unsqueeze(-1)  # [N, H, P, 1]
-        memory.mul_(log_decay.exp().unsqueeze(-2)).addcmul_(known, removal.unsqueeze(-2), value=-1)
+        memory.mul_(log_decay.exp().unsqueeze(-2)).addcmul_(known, (rate * removed).unsqueeze(-2), value=-1)
         memory.addcmul_(value.unsqueeze(-1), key.unsqueeze(-2))
         return (memory.to(key.dtype) @ query.unsqueeze(-1)).squeeze(-1)
 
     @staticmethod
     def chunk(memory: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:
         """With U what S knew of the removed keys: (I + A) U = C~ S^T + B V, so that every write is known at once."""
-        query, key, value, removed, removal, log_decay = tokens
+        query, key, value, removed, rate, log_decay = tokens
         size = query.shape[1]
         decay = log_decay.cumsum(-2)  # [G, C, r]
         earlier = decay - log_decay  # a key is looked up before the memory decays
         middle, last = centre(decay), decay[:, -1:]
         readers = torch.cat([removed * (earlier - middle).exp(), query * (decay - middle).exp()], dim=1)
-        written = torch.cat([removal, key], dim=1)
+        written = torch.cat([rate * removed, key], dim=1)
         products = readers @ (written * (middle - decay).exp().repeat(1, 2, 1)).mT  # [G, 2 C, 2 C]
         lookups, reads = products[:, :size], products[:, size:]
         before = torch.cat([removed * earlier.exp(), query * decay.exp()], dim=1) @ memory.mT  # [G, 2 C, P]
@@ -91,7 +91,7 @@ class RWKV7(LinearMixer):
 
     def _finished(self, read: Tensor, dtype: torch.dtype, tokens: tuple[Tensor, ...]) -> Tensor:
         query, key, value = tokens[:3]
-        bonus = (query * key * self.channels.bonus.to(key.dtype)).sum(dim=-1, keepdim=True) * value
+        bonus = torch.linalg.vecdot(query * self.channels.bonus.to(key.dtype), key).unsqueeze(-1) * value
         return super()._finished(read, dtype, tokens) + bonus.to(dtype)
 
 
