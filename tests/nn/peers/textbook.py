@@ -82,7 +82,14 @@ def random_tokens(kind, rows=2, length=50, heads=2, rank=8, width=6, *, seed=0, 
         return [query, key, value, strength, log_decay(1, -20.0)]
     if kind is GatedLinearAttention:
         return [query, key, value, log_decay(rank, -5.0)]
-    return [query, 0.7 * key, value, key, torch.ones_like(key) if hard else uniform(rank), log_decay(rank, -math.exp(-0.5))]
+    return [
+        query,
+        0.7 * key,
+        value,
+        key,
+        torch.ones_like(key) if hard else uniform(rank),
+        log_decay(rank, -math.exp(-0.5)),
+    ]
 
 
 def unit(x):
