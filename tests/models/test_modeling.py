@@ -15,6 +15,10 @@ KINDS = {
     "ssm": {},
     "ssm+attention": {"attention_layers": [1]},
     "ssm+ska": {"ska_layers": [1]},
+    "peers": {
+        "layer_types": ["linear_attention", "delta_net", "gated_delta_net", "gla", "rwkv7"],
+        "num_hidden_layers": 5,
+    },
     "refresh": {"ska_layers": [1], "refresh_interval": 8},
     "koopman": {"ska_layers": [1], "feed_forward": "koopman-gated"},
 }
@@ -174,7 +178,7 @@ def test_loss_is_the_shifted_cross_entropy(model):
 def test_the_forward_options(model):
     tokens = ids(2, 10)
     whole = model(tokens, output_hidden_states=True)
-    assert len(whole.hidden_states) == 4
+    assert len(whole.hidden_states) == model.config.num_hidden_layers + 1
     assert torch.allclose(model(tokens, logits_to_keep=1).logits[:, 0], whole.logits[:, -1], atol=1e-6)
     assert torch.equal(model(tokens, return_dict=False)[0], whole.logits)
     embedded = model(inputs_embeds=model.get_input_embeddings()(tokens))

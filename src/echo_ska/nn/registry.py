@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -76,11 +78,42 @@ def _attention(config: LayerSizes) -> SequenceMixer:
     )
 
 
+PEERS = {
+    "linear_attention": "echo_ska.nn.peers.linear_attention.LinearAttention",
+    "delta_net": "echo_ska.nn.peers.delta.DeltaNet",
+    "gated_delta_net": "echo_ska.nn.peers.delta.GatedDeltaNet",
+    "gla": "echo_ska.nn.peers.gla.GatedLinearAttention",
+    "rwkv7": "echo_ska.nn.peers.rwkv7.RWKV7",
+}
+"""SKA's peers, for comparisons: each is imported when the first model asks for it."""
+
+PEERS_AT_HAND: dict[str, Callable[..., SequenceMixer]] = {}
+"""Those that are imported. A file that `echo-ska export` writes holds its own model's and puts them here."""
+
+
+def _peer(name: str, config: LayerSizes) -> SequenceMixer:
+    if name not in PEERS_AT_HAND:
+        module, _, class_name = PEERS[name].rpartition(".")
+        try:
+            PEERS_AT_HAND[name] = getattr(importlib.import_module(module), class_name)
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{name} layers need the package echo-ska: pip install echo-ska") from error
+    settings: dict[str, Any] = {
+        "num_heads": config.num_heads,
+        "rank": config.rank,
+        "head_dim": config.head_dim,
+        "conv_kernel": config.conv_kernel,
+        "norm_eps": config.norm_eps,
+    }
+    return PEERS_AT_HAND[name](config.hidden_size, **settings)
+
+
 MIXERS: dict[str, Callable[[LayerSizes], SequenceMixer]] = {
     "mamba2": _mamba2,
     "ska": _ska,
     "ska-paper": _ska_paper,
     "full_attention": _attention,
+    **{name: functools.partial(_peer, name) for name in PEERS},
 }
 
 FEED_FORWARDS: dict[str, Callable[[LayerSizes], nn.Module | None]] = {

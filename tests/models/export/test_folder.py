@@ -55,6 +55,7 @@ KINDS = {
         "feed_forward": "koopman-gated",
         "tie_word_embeddings": True,
     },
+    "peers": {"layer_types": ["linear_attention", "gated_delta_net", "gla", "rwkv7"]},
 }
 
 

@@ -1,0 +1,17 @@
+"""SKA's peers: other memories of fixed size, behind the same protocol and with the same aids."""
+
+from echo_ska.nn.peers.base import LinearMixer, LinearState
+from echo_ska.nn.peers.delta import DeltaNet, GatedDeltaNet
+from echo_ska.nn.peers.gla import GatedLinearAttention
+from echo_ska.nn.peers.linear_attention import LinearAttention
+from echo_ska.nn.peers.rwkv7 import RWKV7
+
+__all__ = [
+    "RWKV7",
+    "DeltaNet",
+    "GatedDeltaNet",
+    "GatedLinearAttention",
+    "LinearAttention",
+    "LinearMixer",
+    "LinearState",
+]
