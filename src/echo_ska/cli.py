@@ -12,6 +12,7 @@ import typer
 
 from echo_ska import __version__
 from echo_ska.cli_context import context_app
+from echo_ska.cli_inspect import inspect
 from echo_ska.cli_options import JsonFile, ModelFolder, console
 from echo_ska.commands.errors import OneSentenceErrors
 
@@ -409,6 +410,7 @@ def serve(
     )
 
 
+app.command("inspect")(inspect)
 app.add_typer(context_app, name="context")
 
 tokenizer_app = typer.Typer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -146,7 +146,8 @@ class LearnRecall:
         if request.held_out:
             raise ValueError("--held-out is for --text: a task draws new sequences to ask.")
         self.name = f"train-{request.task}"
-        self.task = _task(request)
+        assert request.task is not None
+        self.task = make_task(request.task, request.length, request.task_settings)
         self.data: DataSource = RecallData(self.task, request.batch_size, request.seed)
         self.vocab_size = self.task.vocab_size
         self.tokenizer: PreTrainedTokenizerFast | None = None
@@ -190,19 +191,24 @@ def _score(model: nn.Module, files: Sequence[TextFile], most: int) -> dict[str, 
     return {"bits_per_byte": bits / scored, "bytes_scored": scored, "state_bytes": state}
 
 
-def _task(request: TrainRequest) -> RecallTask:
-    if request.task not in TASKS:
-        raise ValueError(f"There is no task {request.task!r}: choose from {', '.join(TASKS)}.")
-    kind: Any = TASKS[request.task]
+def make_task(name: str, length: int | None, settings: Mapping[str, int | None]) -> RecallTask:
+    """The task of that name with the settings that are not None; its own length where `length` is None.
+
+    Raises:
+        ValueError: no task has that name or those settings, or they do not fit together.
+    """
+    if name not in TASKS:
+        raise ValueError(f"There is no task {name!r}: choose from {', '.join(TASKS)}.")
+    kind: Any = TASKS[name]
     fields = {field.name for field in dataclasses.fields(kind)}
-    given: dict[str, int] = {name: value for name, value in request.task_settings.items() if value is not None}
+    given: dict[str, int] = {name: value for name, value in settings.items() if value is not None}
     if foreign := sorted(given.keys() - fields):
-        raise ValueError(f"{_options(foreign)} is not a setting of {request.task}.")
-    if request.length is None or "length" in fields:
-        return kind(**given | ({} if request.length is None else {"length": request.length}))
+        raise ValueError(f"{_options(foreign)} is not a setting of {name}.")
+    if length is None or "length" in fields:
+        return kind(**given | ({} if length is None else {"length": length}))
     if "gap" in given:
         raise ValueError("Give --length or --gap: each follows from the other.")
-    return kind(**given).with_length(request.length)
+    return kind(**given).with_length(length)
 
 
 def _options(names: Sequence[str]) -> str:
