@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from echo_ska.evaluation.inspection import inspect_model
 from echo_ska.models import EchoConfig, EchoForCausalLM, byte_tokenizer
 
-TEXT = "The cat sat on the mät.\nIt cost $5, {who} knew?\t\x1b[31m" * 20
+TEXT = "The cat sat on the mät.\nIt cost $5, {who} knew?\t\x1b[31m" * 8
 PICTURES = ["eigenvalues.png", "gram.png", "positions.png", "heads.png", "tokens.png"]
 SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_heads": 2, "rank": 4, "state_size": 4}
 
@@ -76,18 +76,16 @@ def test_a_task_is_shown_by_its_roles(run, model_folder, tmp_path):
     [
         ({"ska_layers": [1], "power": 0}, "has power 0", ["gram.png", "positions.png", "heads.png", "tokens.png"]),
         ({"layer_types": ["mamba2", "ska-paper", "mamba2"]}, "No layer has a write gate", PICTURES[:-1]),
-        ({"ska_layers": [0, 1, 2], "ska_at_ends": True, "refresh_interval": 8, "num_heads": 8}, "7.9", None),
+        ({"ska_layers": [1], "refresh_interval": 8, "num_heads": 8}, "1.7", PICTURES),
     ],
-    ids=["power 0", "paper", "eight heads"],
+    ids=["power 0", "paper", "eight heads, chunk-causal"],
 )
 def test_other_kinds_of_layers(run, tmp_path, settings, said, drawn):
-    if "num_heads" in settings:
-        said = "2.7"  # the last head of the last layer
     folder, output = keep(tmp_path / "model", **settings), tmp_path / "out"
     result = run("inspect", folder, "--text", "some words to read, no more", "-o", output)
     assert result.exit_code == 0, result.output
     assert said in result.stdout
-    assert sorted(path.name for path in output.iterdir()) == sorted(drawn or PICTURES)
+    assert sorted(path.name for path in output.iterdir()) == sorted(drawn)
 
 
 def test_a_ridge_at_the_floor_is_warned_of(run, tmp_path):

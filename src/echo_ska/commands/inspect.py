@@ -141,6 +141,8 @@ def _of_task(request: InspectRequest) -> Input:
 
 def _text(given: str) -> tuple[str, bool]:
     """The text, and whether it came from a file; a path to nothing is refused rather than read as a text."""
+    if not given:
+        raise ValueError("The text is empty: there is nothing to read.")
     path = Path(given)
     try:
         if path.is_file():

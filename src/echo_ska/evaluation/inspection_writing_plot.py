@@ -37,7 +37,7 @@ class ShownToken:
 
     Attributes:
         index: its place in the input.
-        text: what to write; a line end in it ends the line.
+        text: what to write.
         role: a word above it, or "".
     """
 
@@ -160,12 +160,12 @@ def _ridgeline(axes: Axes, values: Tensor | None, colour: str, absent: str, *, e
 
 
 def token_lines(tokens: Sequence[ShownToken], columns: int) -> list[list[ShownToken]]:
-    """Lines of at most `columns` characters; a line end, or tokens left out between two, begin a new one."""
+    """Lines of at most `columns` characters; where tokens were left out between two, a new one begins."""
     lines: list[list[ShownToken]] = [[]]
     width = 0
     for before, token in zip([None, *tokens[:-1]], tokens, strict=True):
         skipped = before is not None and token.index > before.index + 1
-        if lines[-1] and (width + len(token.text) > columns or skipped or (before and "\n" in before.text)):
+        if lines[-1] and (width + len(token.text) > columns or skipped):
             lines.append([])
             width = 0
         lines[-1].append(token)
