@@ -60,7 +60,8 @@ def refused(run):
 def test_help_and_version(run):
     assert run("--version").stdout == f"echo-ska {echo_ska.__version__}\n"
     listed = run("--help").stdout
-    for command in ("demo", "models", "memory", "train", "reproduce", "generate", "inspect", "export", "eval"):
+    commands = ("demo", "models", "memory", "train", "reproduce", "generate", "inspect", "export", "eval", "tokenizer")
+    for command in commands:
         assert command in listed
         assert "echo-ska" in run(command, "--help").stdout
 

@@ -22,7 +22,8 @@ from echo_ska.nn import SpectralKoopmanAttention
 from echo_ska.ops.arguments import RIDGE_FLOOR
 
 NEAR_THE_FLOOR = 10.0
-"""A ridge below so many times the floor is warned of: gradients of float32 calls keep two digits there or less."""
+"""A ridge below so many times the floor is warned of: gradients of float32 calls keep two or three digits there
+(docs/numerics.md)."""
 
 FEW_DIGITS = 2.0
 """Digits that a float32 solve keeps; fewer are warned of."""
@@ -106,12 +107,12 @@ class LayerInspection:
             if ridge <= RIDGE_FLOOR * 1.001:
                 found.append(
                     f"{place}: its ridge stands at the floor, {RIDGE_FLOOR:g}, where it no longer learns and gradients "
-                    "of float32 calls keep a digit at most: start it higher (initial_ridge)"
+                    "of float32 calls keep two digits at most: start it higher (initial_ridge)"
                 )
             elif ridge < NEAR_THE_FLOOR * RIDGE_FLOOR:
                 found.append(
                     f"{place}: its ridge {ridge:.2g} is near the floor, {RIDGE_FLOOR:g}: gradients of float32 calls "
-                    "keep two digits or less"
+                    "keep two or three digits"
                 )
             if (digits := float(self.float32_digits[head])) < FEW_DIGITS:
                 kept = "no digit" if digits < 0.5 else "about one digit" if digits < 1.5 else "less than two digits"
@@ -240,11 +241,12 @@ class _Recorder:
         self.read += time
 
     def _measure(self) -> None:
-        gram, ridge = self.statistics.gram[0], self.mixer.ridge.to(self.statistics.gram.dtype)
+        # On the CPU and in float64 always: some devices have neither these solvers nor that dtype.
+        gram, lag_moment = _number(self.statistics.gram[0]), _number(self.statistics.lag_moment[0])
         self.gram_spectra.append(torch.linalg.eigvalsh(gram).clamp_min(0))
         if self.mixer.power > 0:
-            factor = RidgeFactor.of(gram, ridge[:, None, None]).require_success()
-            operator = KoopmanOperator.of(factor, self.statistics.lag_moment[0])
+            factor = RidgeFactor.of(gram, _number(self.mixer.ridge)[:, None, None]).require_success()
+            operator = KoopmanOperator.of(factor, lag_moment)
             eigenvalues = operator.eigenvalues()
             order = eigenvalues.abs().argsort(dim=-1, descending=True)
             self.operator_spectra.append(eigenvalues.gather(-1, order))
@@ -261,11 +263,9 @@ class _Recorder:
             ridge=_number(mixer.ridge),
             gain=None if mixer.gain is None else _number(mixer.gain),
             scale=None if mixer.scale is None else _number(mixer.scale),
-            gram_eigenvalues=_number(torch.stack(self.gram_spectra)),
-            operator_eigenvalues=(
-                torch.stack(self.operator_spectra).cpu().to(torch.complex128) if self.operator_spectra else None
-            ),
-            operator_norm=_number(torch.stack(self.norms)) if self.norms else None,
+            gram_eigenvalues=torch.stack(self.gram_spectra),
+            operator_eigenvalues=(torch.stack(self.operator_spectra) if self.operator_spectra else None),
+            operator_norm=torch.stack(self.norms) if self.norms else None,
             write_weight=torch.cat(self.weights) if self.weights else None,
             blend=torch.cat(self.blends) if self.blends else None,
             statistics=self.statistics.to("cpu"),

@@ -261,7 +261,7 @@ def save(figure: Figure, path: Path) -> None:
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=160, bbox_inches="tight", pad_inches=0.12)
     partial = path.with_name(f".{path.name}.partial")
-    # A palette of 256 colours looks the same in a third of the bytes.
+    # With a palette of 256 colours it looks almost the same in a third of the bytes.
     with Image.open(drawn) as image:
         image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT).save(partial, format="png", optimize=True)
     partial.replace(path)
