@@ -67,6 +67,7 @@ def test_help_and_version(run):
         "train",
         "reproduce",
         "generate",
+        "inspect",
         "export",
         "eval",
         "recall-text",

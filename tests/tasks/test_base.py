@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from echo_ska.tasks import IGNORED, RecallBatch, accuracy, answer_positions
+from echo_ska.tasks import (
+    IGNORED,
+    MultiQueryRecall,
+    MultiQueryRecallGrid,
+    RecallBatch,
+    RecallTask,
+    accuracy,
+    answer_positions,
+)
 from echo_ska.tasks.base import draw_distinct
 
 
@@ -49,3 +57,16 @@ def test_distinct_draws_are_uniform_over_ordered_pairs(choices: int) -> None:
     expected = 100_000 / len(observed)
     freedom = len(observed) - 1
     assert ((observed - expected) ** 2 / expected).sum() < freedom + 5 * (2 * freedom) ** 0.5
+
+
+@pytest.mark.parametrize("task", [MultiQueryRecall(), MultiQueryRecallGrid()], ids=["mqar", "mqar-grid"])
+def test_roles_name_keys_values_and_questions(task: RecallTask) -> None:
+    batch = task.sample(3, generator())
+    for ids, labels, roles in zip(batch.input_ids, batch.labels, task.roles(batch), strict=True):
+        assert len(roles) == task.length
+        assert set(roles) <= {"key", "val", "ask", "."}
+        stored = {int(ids[place]): int(ids[place + 1]) for place, role in enumerate(roles) if role == "key"}
+        asked = [place for place, role in enumerate(roles) if role == "ask"]
+        assert [place + 1 for place in asked] == (labels != IGNORED).nonzero()[:, 0].tolist()
+        for place in asked:
+            assert stored[int(ids[place])] == int(labels[place + 1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -150,7 +150,8 @@ class LearnRecall:
         if request.held_out:
             raise ValueError("--held-out is for --text: a task draws new sequences to ask.")
         self.name = f"train-{request.task}"
-        self.task = _task(request)
+        assert request.task is not None
+        self.task = make_task(request.task, request.length, request.task_settings, request.task_set)
         self.data: DataSource = RecallData(self.task, request.batch_size, request.seed)
         self.vocab_size = self.task.vocab_size
         self.tokenizer: PreTrainedTokenizerFast | None = None
@@ -194,32 +195,45 @@ def _score(model: nn.Module, files: Sequence[TextFile], most: int) -> dict[str, 
     return {"bits_per_byte": bits / scored, "bytes_scored": scored, "state_bytes": state}
 
 
-def _task(request: TrainRequest) -> RecallTask:
-    if request.task not in TASKS:
-        raise ValueError(f"There is no task {request.task!r}: choose from {', '.join(TASKS)}.")
-    kind: Any = TASKS[request.task]
+def make_task(
+    name: str, length: int | None, settings: Mapping[str, int | None], task_set: Sequence[str] = ()
+) -> RecallTask:
+    """The task of that name with the settings that are not None; its own length where `length` is None.
+
+    Args:
+        name: a key of `TASKS`.
+        length: tokens in a sequence.
+        settings: fields and values.
+        task_set: more of them, as FIELD=VALUE.
+
+    Raises:
+        ValueError: no task has that name or those settings, or they do not fit together.
+    """
+    if name not in TASKS:
+        raise ValueError(f"There is no task {name!r}: choose from {', '.join(TASKS)}.")
+    kind: Any = TASKS[name]
     fields = {field.name for field in dataclasses.fields(kind)}
-    given: dict[str, Any] = {name: value for name, value in request.task_settings.items() if value is not None}
+    given: dict[str, Any] = {field: value for field, value in settings.items() if value is not None}
     if foreign := sorted(given.keys() - fields):
-        raise ValueError(f"{_options(foreign)} is not a setting of {request.task}.")
-    given |= _fields_and_values(request, fields)
-    if request.length is None or "length" in fields:
-        return kind(**given | ({} if request.length is None else {"length": request.length}))
+        raise ValueError(f"{_options(foreign)} is not a setting of {name}.")
+    given |= _fields_and_values(name, length, task_set, fields)
+    if length is None or "length" in fields:
+        return kind(**given | ({} if length is None else {"length": length}))
     if "gap" in given:
         raise ValueError("Give --length or --gap: each follows from the other.")
-    return kind(**given).with_length(request.length)
+    return kind(**given).with_length(length)
 
 
-def _fields_and_values(request: TrainRequest, fields: set[str]) -> dict[str, Any]:
+def _fields_and_values(task: str, length: int | None, task_set: Sequence[str], fields: set[str]) -> dict[str, Any]:
     """What --task-set gives, which reaches every setting of every task; the task itself checks the values."""
     given: dict[str, Any] = {}
-    for setting in request.task_set:
+    for setting in task_set:
         name, equals, value = setting.partition("=")
         if not (name and equals):
             raise ValueError(f"--task-set takes FIELD=VALUE, as in --task-set questions=2, got {setting!r}.")
         if name not in fields:
-            raise ValueError(f"--task-set {setting}: {request.task} has no setting {name}, only {_listed(fields)}.")
-        if name == "length" and request.length is not None:
+            raise ValueError(f"--task-set {setting}: {task} has no setting {name}, only {_listed(fields)}.")
+        if name == "length" and length is not None:
             raise ValueError("Give --length or --task-set length=..., not both.")
         try:
             given[name] = json.loads(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,23 @@ from echo_ska.nn.projections import QueryKeyValue, head_width
 from echo_ska.ops import RecurrentState, spectral_koopman_attention
 from echo_ska.ops.arguments import RIDGE_FLOOR
 from echo_ska.ops.decoding import DecodingState, advance
+
+
+class HeadInputs(NamedTuple):
+    """What each head makes of each token before anything is stored or read; [B, T, H, ...], or [N, H, ...] decoding.
+
+    Attributes:
+        query, key: [..., H, r], normalised.
+        value: [..., H, P].
+        write_weight: [..., H] in [0, 1], or None where everything is stored.
+        blend: [..., H] in [0, 1], or None for the pure power filter.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    write_weight: Tensor | None
+    blend: Tensor | None
 
 
 @dataclasses.dataclass
@@ -204,25 +221,24 @@ class SpectralKoopmanAttention(SequenceMixer):
         if state is not None:
             assert isinstance(state.recurrent, RecurrentState)
             initial = state.recurrent
-        query, key, value, tail = self.qkv(
+        inputs, tail = self.head_inputs(
             hidden_states,
             None if state is None else state.convolution,
             cu_seqlens=cu_seqlens,
             output_state=output_state,
         )
-        query, key = self._normalised(precise(query), precise(key), cu_seqlens)
-        write_weight = self._write_weight(hidden_states, query.dtype)
+        write_weight = inputs.write_weight
         if write_mask is not None:
-            stored = write_mask.unsqueeze(-1).to(query.dtype)
-            write_weight = stored.expand(query.shape[:3]) if write_weight is None else write_weight * stored
+            stored = write_mask.unsqueeze(-1).to(inputs.query.dtype)
+            write_weight = stored.expand(inputs.query.shape[:3]) if write_weight is None else write_weight * stored
         output, recurrent = spectral_koopman_attention(
-            query,
-            key,
-            value,
+            inputs.query,
+            inputs.key,
+            inputs.value,
             write_weight,
             ridge=self.ridge,
             power=self.power,
-            blend=self._blend(query),
+            blend=inputs.blend,
             gain=1.0 if self.gain is None else self.gain,
             scale=1.0 if self.scale is None else self.scale,
             causal=self.causal,
@@ -236,6 +252,34 @@ class SpectralKoopmanAttention(SequenceMixer):
             return mixed, None
         return mixed, SpectralKoopmanState(tail, recurrent)
 
+    def head_inputs(
+        self,
+        hidden_states: Tensor,
+        tail: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        output_state: bool = False,
+    ) -> tuple[HeadInputs, Tensor | None]:
+        """What `forward` hands the op, without the op: queries, keys, values, write weights and blend of all tokens.
+
+        Args:
+            hidden_states: [B, T, d], the layer's input.
+            tail: what the short convolution saw before, `SpectralKoopmanState.convolution`; None for nothing.
+            cu_seqlens: [N + 1] sequence boundaries of a packed batch.
+            output_state: whether to return the convolution's last inputs.
+
+        Returns:
+            The inputs of each head, [B, T, H, ...], and the next `tail` or None.
+        """
+        query, key, value, tail = self.qkv(hidden_states, tail, cu_seqlens=cu_seqlens, output_state=output_state)
+        return self._conditioned(hidden_states, query, key, value, cu_seqlens), tail
+
+    def _conditioned(
+        self, hidden_states: Tensor, query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor | None = None
+    ) -> HeadInputs:
+        query, key = self._normalised(precise(query), precise(key), cu_seqlens)
+        return HeadInputs(query, key, value, self._write_weight(hidden_states, query.dtype), self._blend(query))
+
     def prepare(self, state: SpectralKoopmanState) -> None:
         """Bring `state` into its decoding form, which belongs to the layer's present ridge, and do what is due."""
         if isinstance(state.recurrent, RecurrentState):
@@ -248,16 +292,15 @@ class SpectralKoopmanAttention(SequenceMixer):
         """Write and read one token a row in O(r^2 + r P) a head; see `SequenceMixer.advance`."""
         assert isinstance(state.recurrent, DecodingState), "prepare() comes before advance()"
         hidden_states = hidden_states.squeeze(1)
-        query, key, value = self.qkv.step(hidden_states, state.convolution)
-        query, key = unit_norm(precise(query)), unit_norm(precise(key))  # [N, H, r]
+        inputs = self._conditioned(hidden_states, *self.qkv.step(hidden_states, state.convolution))  # [N, H, ...]
         output = advance(
             state.recurrent,
-            query,
-            key,
-            value,
-            self._write_weight(hidden_states, query.dtype),
+            inputs.query,
+            inputs.key,
+            inputs.value,
+            inputs.write_weight,
             power=self.power,
-            blend=self._blend(query),
+            blend=inputs.blend,
             gain=1.0 if self.gain is None else self.gain,
             scale=1.0 if self.scale is None else self.scale,
         )

@@ -70,6 +70,12 @@ class RecallTask(ABC):
             ValueError: for a batch size below 1 or a generator of another device.
         """
 
+    def roles(self, batch: RecallBatch) -> list[list[str]]:
+        """What each token is there for, a word each [B][T], as the task's drawing names it: "ask", or "." for noise."""
+        asked = torch.zeros_like(batch.labels, dtype=torch.bool)
+        asked[:, :-1] = batch.labels[:, 1:] != IGNORED
+        return [["ask" if cue else "." for cue in row] for row in asked.tolist()]
+
     @abstractmethod
     def with_length(self, length: int) -> Self:
         """The same task in sequences of `length` tokens; raises ValueError where it does not fit in."""

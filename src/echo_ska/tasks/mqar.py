@@ -109,6 +109,11 @@ class MultiQueryRecall(RecallTask):
         labels = torch.full_like(input_ids, IGNORED).scatter_(1, queries + 1, values)
         return RecallBatch(input_ids, labels)
 
+    def roles(self, batch: RecallBatch) -> list[list[str]]:
+        """ "key" and "val" in the pairs, then "ask" or "."; see `RecallTask.roles`."""
+        stored = ["key", "val"] * self.pairs
+        return [stored + row[len(stored) :] for row in super().roles(batch)]
+
     def with_length(self, length: int) -> Self:
         """The same pairs and vocabulary in `length` tokens; raises ValueError where they do not fit."""
         return replace(self, length=length)

@@ -107,6 +107,11 @@ class MultiQueryRecallGrid(RecallTask):
         labels[:, asked + 1 :: 2] = answers
         return RecallBatch(input_ids, labels)
 
+    def roles(self, batch: RecallBatch) -> list[list[str]]:
+        """ "key" and "val" in the pairs, "ask" and "val" in the questions, "." between; see `RecallTask.roles`."""
+        row = ["key", "val"] * self.pairs + ["."] * self.gap + ["ask", "val"] * self.pairs
+        return [list(row) for _ in batch.input_ids]
+
     def with_length(self, length: int) -> Self:
         """The same pairs and tokens, the gap chosen to make `length`; raises ValueError if too short."""
         require_integer("length", length, 1)
