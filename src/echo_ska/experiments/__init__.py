@@ -46,9 +46,21 @@ EXPERIMENTS: dict[str, Experiment] = {
         "The demo's SSM+SKA from ten seeds: accuracy at up to 1,048,576 tokens after training on 64.",
         "echo_ska.experiments.demo_seeds",
     ),
+    "cliff": Experiment(
+        "What moves the point where recall breaks down: a larger model or a larger state.",
+        "echo_ska.experiments.cliff",
+    ),
     "filter-ablation": Experiment(
         "Claim 4: the power filter, the ridge and the mask, on keys without dynamics and with.",
         "echo_ska.experiments.filter_ablation",
+    ),
+    "gradient-flow": Experiment(
+        "Claim 11: the gradient that reaches the query through SKA and through softmax, before and after training.",
+        "echo_ska.experiments.gradient_flow",
+    ),
+    "length-conditioning": Experiment(
+        "Claim 5: accuracy, margin and the Gram matrix's smallest eigenvalue as the sequence grows.",
+        "echo_ska.experiments.length_conditioning",
     ),
     "length-generalisation": Experiment(
         "Claim 2: needles found in up to 1,048,576 tokens after training on 64, beside both controls.",
