@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_OPTIONS ?=
 
-.PHONY: venv demo test check check-huggingface bench tables clean
+.PHONY: venv demo test check check-huggingface check-wheel bench tables api notebook clean
 
 venv: $(VENV)/.installed
 
@@ -36,6 +36,17 @@ check-huggingface: venv
 	ECHO_SKA_HUGGINGFACE_TESTS=$(VENV)/huggingface $(BIN)/python -m pytest tests/models/test_huggingface_suite.py \
 	  tests/models/test_huggingface_tools.py
 
+# The wheel, in a fresh environment without triton, from an empty folder (about two minutes).
+WHEEL := build/wheel
+check-wheel: venv
+	rm -rf $(WHEEL) && mkdir -p $(WHEEL)/empty
+	$(BIN)/python -m build --wheel --no-isolation --outdir $(WHEEL) . >$(WHEEL)/log.txt || { cat $(WHEEL)/log.txt; exit 1; }
+	$(BIN)/python -m venv $(WHEEL)/venv
+	$(WHEEL)/venv/bin/python -m pip install --quiet $(PIP_OPTIONS) -c constraints.txt $(WHEEL)/*.whl
+	$(WHEEL)/venv/bin/python -m pip uninstall --quiet --yes triton
+	cd $(WHEEL)/empty && ../venv/bin/python -I $(CURDIR)/tests/installed_wheel.py
+	rm -rf $(WHEEL)/venv
+
 # About fifteen minutes on two CPU cores; `make tables` then writes docs/benchmarks.md anew from the record.
 bench: venv
 	$(BIN)/echo-ska bench --output results
@@ -44,5 +55,13 @@ bench: venv
 tables: venv
 	$(BIN)/python -m echo_ska.experiments.tables
 
+# The API reference from the docstrings: build/api/index.html (about ten seconds).
+api: venv
+	$(BIN)/python docs/api/build.py build/api
+
+# Run notebooks/tour.ipynb anew and keep its outputs (less than three minutes on two CPU cores).
+notebook: venv
+	$(BIN)/python notebooks/execute.py
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache

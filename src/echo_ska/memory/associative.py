@@ -154,9 +154,9 @@ class AssociativeMemory:
 
         The lag moment is left as it is, and so are the first and the last key: which keys stood beside a forgotten one
         is not stored, so its two steps, and the step that would close the gap, cannot be told from the rest. Therefore
-        a memory of power > 0 refuses to forget, and one that has forgotten (`lag_is_exact` is False) refuses a power
-        > 0 and `koopman_eigenvalues`, until everything is forgotten. With the order kept, take contexts away by
-        `subtract_prefix` and `subtract_suffix`, or merge the parts that stay.
+        a memory whose power is not 0 refuses to forget, and one that has forgotten (`lag_is_exact` is False) refuses
+        another power than 0 and `koopman_eigenvalues`, until everything is forgotten. With the order kept, take
+        contexts away by `subtract_prefix` and `subtract_suffix`, or merge the parts that stay.
 
         Args:
             keys, values, weights: as they were written, in any order.
@@ -256,7 +256,7 @@ class AssociativeMemory:
         """A copy that shares nothing with this memory.
 
         Args:
-            **settings: `ridge`, `power`, `gain` or `blend` where the copy is to be read in another way. Nothing needs
+            settings: `ridge`, `power`, `gain` or `blend` where the copy is to be read in another way. Nothing needs
                 to be written again for that: they are no part of what is stored.
 
         Raises:
@@ -270,7 +270,7 @@ class AssociativeMemory:
         return copy
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Write the memory to one sealed safetensors file (`echo_ska.memory.files`), whole or not at all.
+        """Write the memory to one sealed safetensors file (`echo_ska.sealed`), whole or not at all.
 
         Raises:
             FileExistsError: there is such a file, and `overwrite` is False.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -11,10 +11,7 @@ from torch import Tensor
 
 from echo_ska.memory.settings import MemorySettings
 
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
-Rows: TypeAlias = "Tensor | ArrayLike"
+Rows: TypeAlias = Tensor | np.ndarray | Sequence[Any]
 """A tensor, a NumPy array (a read-only or memory-mapped one too) or nested lists of real numbers."""
 
 BLOCK = 8192

@@ -1,4 +1,7 @@
-"""Echo models in Hugging Face style; importing this registers them with the Auto classes."""
+"""Echo models in Hugging Face style; importing this registers them with the Auto classes.
+
+`echo_ska.models.presets` has a table of the named models.
+"""
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 

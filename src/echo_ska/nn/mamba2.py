@@ -23,7 +23,7 @@ DEFAULT_CHUNK_SIZE = 64
 class Mamba2State(MixerState):
     """What a Mamba-2 layer carries from one token to the next, N rows (one a sequence).
 
-    Fields:
+    Attributes:
         convolution: [N, conv_kernel - 1, channels], the last inputs of the convolution, oldest first.
         ssm: [N, heads, head_dim, state_size], float32 (float64 in a float64 model).
     """

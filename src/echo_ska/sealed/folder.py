@@ -27,6 +27,7 @@ from echo_ska.sealed.disk import PARTIAL, digest, flush, storable
 
 TENSORS = "state.safetensors"
 SUMS = "SHA256SUMS"
+"""The file in which `write_sums` writes."""
 
 
 def write_sealed_folder(
@@ -119,7 +120,8 @@ def read_description(folder: str | Path, kind: str, format: int) -> dict[str, An
 
 def write_sums(folder: Path, names: list[str]) -> None:
     """Write the SHA-256 of these files of `folder` into its SHA256SUMS, as `sha256sum -c` reads it."""
-    (folder / SUMS).write_text("".join(f"{digest(folder / name)}  {name}\n" for name in names), encoding="utf-8")
+    lines = "".join(f"{digest(folder / name)}  {name}\n" for name in names)
+    (folder / SUMS).write_bytes(lines.encode())  # as text, Windows would end the lines in its own way
 
 
 def broken_sum(folder: Path, names: list[str] | None = None) -> str | None:

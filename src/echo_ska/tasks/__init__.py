@@ -1,4 +1,7 @@
-"""Recall tasks: seeded, streamed, validated; each module's docstring draws its sequence."""
+"""Recall tasks: seeded, streamed, validated.
+
+Each module's docstring draws its sequence: see `echo_ska.tasks.mqar` and `echo_ska.tasks.mqar_grid`.
+"""
 
 from echo_ska.tasks.alphabet import Alphabet, Marker
 from echo_ska.tasks.base import IGNORED, RecallBatch, RecallTask, accuracy, answer_positions

@@ -64,7 +64,7 @@ def library() -> ctypes.CDLL:
     """The compiled kernels. The first call on a machine compiles them (a few seconds) into the user's cache folder.
 
     The folder is $ECHO_SKA_CACHE, or echo_ska in the user's cache folder ($XDG_CACHE_HOME, ~/.cache). The compiler is
-    $CC, cc, gcc or clang, or that of the Python package `ziglang`.
+    $CC, cc, gcc or clang, or that of the Python package `ziglang`; on Windows neither cc nor gcc unless $CC names it.
 
     Raises:
         RuntimeError: there is no compiler, or it fails; the message holds what it said.
@@ -113,7 +113,8 @@ def _compiler() -> list[str] | None:
     chosen = os.environ.get("CC")
     if chosen:
         return chosen.split()
-    for name in ("cc", "gcc", "clang"):
+    # On Windows gcc spills AVX registers to where the stack is not aligned for them (GCC bug 54412), and crashes.
+    for name in ("clang",) if sys.platform == "win32" else ("cc", "gcc", "clang"):
         if shutil.which(name):
             return [name]
     if importlib.util.find_spec("ziglang") is not None:
