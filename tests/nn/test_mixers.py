@@ -10,6 +10,9 @@ import torch
 
 from echo_ska.algebra import concatenate
 from echo_ska.nn import Mamba2, SoftmaxAttention, SpectralKoopmanAttention
+from echo_ska.nn.peers import DeltaNet, GatedDeltaNet, LinearAttention
+
+PLAIN = {"conv_kernel": None, "write_gate": False, "output_norm": False}
 
 MIXERS = {
     "ska": lambda: SpectralKoopmanAttention(32, num_heads=2, rank=8),
@@ -21,6 +24,13 @@ MIXERS = {
     "mamba2": lambda: Mamba2(32, state_size=8, head_dim=16),
     "attention": lambda: SoftmaxAttention(32, num_heads=2),
     "attention-plain": lambda: SoftmaxAttention(32, num_heads=2, conv_kernel=None),
+    "linear": lambda: LinearAttention(32, num_heads=2, rank=8),
+    "linear-elu": lambda: LinearAttention(32, num_heads=2, rank=8, feature_map="elu+1", normalised=True, chunk_size=7),
+    "linear-plain": lambda: LinearAttention(32, num_heads=2, rank=8, unit_keys=False, **PLAIN),
+    "delta": lambda: DeltaNet(32, num_heads=2, rank=8, chunk_size=16),
+    "delta-plain": lambda: DeltaNet(32, num_heads=2, rank=8, **PLAIN),
+    "gated-delta": lambda: GatedDeltaNet(32, num_heads=2, rank=8, chunk_size=16),
+    "gated-delta-plain": lambda: GatedDeltaNet(32, num_heads=2, rank=8, head_dim=12, chunk_size=7, **PLAIN),
 }
 
 

@@ -11,30 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echo_ska.algebra import SufficientStatistics
+from echo_ska.nn.aids import GATE_STRETCH, precise, projected_out, stretched_sigmoid, unit_norm
 from echo_ska.nn.mixer import MixerState, SequenceMixer
 from echo_ska.nn.projections import QueryKeyValue, head_width
 from echo_ska.ops import RecurrentState, spectral_koopman_attention
 from echo_ska.ops.arguments import RIDGE_FLOOR
 from echo_ska.ops.decoding import DecodingState, advance
-
-# The write gate is a sigmoid stretched from (0, 1) to (-s, 1 + s) and cut to [0, 1] (the stretch of the hard concrete
-# distribution, Louizos et al., arXiv 1712.01312): what a head has learnt not to store gets a weight of exactly 0. A
-# plain sigmoid leaves a little of every token behind, which adds up.
-GATE_STRETCH = 0.05
-NORM_EPS = 0.1
-
-
-def unit_norm(vectors: Tensor) -> Tensor:
-    """y / sqrt(|y|^2 + eps^2) of every vector [..., r]: of unit norm where |y| is well above eps = 0.1, 0 at 0.
-
-    Smooth, because zeros do occur: delayed by one token, the first key of every sequence starts at 0, and there the
-    derivative of y / |y| is as large as its guard against dividing by 0 lets it be.
-    """
-    return vectors * (vectors.square().sum(dim=-1, keepdim=True) + NORM_EPS**2).rsqrt()
-
-
-def _precise(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 @dataclasses.dataclass
@@ -228,7 +210,7 @@ class SpectralKoopmanAttention(SequenceMixer):
             cu_seqlens=cu_seqlens,
             output_state=output_state,
         )
-        query, key = self._normalised(_precise(query), _precise(key), cu_seqlens)
+        query, key = self._normalised(precise(query), precise(key), cu_seqlens)
         write_weight = self._write_weight(hidden_states, query.dtype)
         if write_mask is not None:
             stored = write_mask.unsqueeze(-1).to(query.dtype)
@@ -249,7 +231,7 @@ class SpectralKoopmanAttention(SequenceMixer):
             output_final_state=output_state,
             cu_seqlens=cu_seqlens,
         )
-        mixed = self._projected_out(output)
+        mixed = projected_out(output, self.norm, self.o_proj)
         if tail is None or recurrent is None:
             return mixed, None
         return mixed, SpectralKoopmanState(tail, recurrent)
@@ -267,7 +249,7 @@ class SpectralKoopmanAttention(SequenceMixer):
         assert isinstance(state.recurrent, DecodingState), "prepare() comes before advance()"
         hidden_states = hidden_states.squeeze(1)
         query, key, value = self.qkv.step(hidden_states, state.convolution)
-        query, key = unit_norm(_precise(query)), unit_norm(_precise(key))  # [N, H, r]
+        query, key = unit_norm(precise(query)), unit_norm(precise(key))  # [N, H, r]
         output = advance(
             state.recurrent,
             query,
@@ -279,7 +261,7 @@ class SpectralKoopmanAttention(SequenceMixer):
             gain=1.0 if self.gain is None else self.gain,
             scale=1.0 if self.scale is None else self.scale,
         )
-        return self._projected_out(output).unsqueeze(1)
+        return projected_out(output, self.norm, self.o_proj).unsqueeze(1)
 
     def check_inputs(self, hidden_states: Tensor, state: Any, cu_seqlens: Tensor | None) -> None:
         """Also for a state in its decoding form, whose tensors are other ones; see `SequenceMixer.check_inputs`."""
@@ -323,18 +305,11 @@ class SpectralKoopmanAttention(SequenceMixer):
         scores = (query * self.blend_weight.to(query.dtype)).sum(-1)
         return torch.sigmoid(scores + self.blend_bias.to(query.dtype))
 
-    def _projected_out(self, output: Tensor) -> Tensor:
-        """What each head has read, [..., H, P] -> [..., d]."""
-        if self.norm is not None:
-            output = self.norm(output.to(self.norm.weight.dtype))
-        return self.o_proj(output.flatten(-2))
-
     def _write_weight(self, hidden_states: Tensor, dtype: torch.dtype) -> Tensor | None:
         """[..., d] -> [..., H] in [0, 1]; exactly 0 below a sigmoid of about s, exactly 1 above about 1 - s."""
         if self.gate_proj is None:
             return None
-        gate = torch.sigmoid(self.gate_proj(hidden_states).to(dtype))
-        return ((1 + 2 * self.gate_stretch) * gate - self.gate_stretch).clamp(0, 1)
+        return stretched_sigmoid(self.gate_proj(hidden_states).to(dtype), self.gate_stretch)
 
     def _normalised(self, query: Tensor, key: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.normalisation == "token":

@@ -1,0 +1,46 @@
+"""What helps every mixer that stores pairs (key, value) to learn recall, SKA and its peers alike."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+# The write gate is a sigmoid stretched from (0, 1) to (-s, 1 + s) and cut to [0, 1] (the stretch of the hard concrete
+# distribution, Louizos et al., arXiv 1712.01312): what a head has learnt not to store gets a weight of exactly 0. A
+# plain sigmoid leaves a little of every token behind, which adds up.
+GATE_STRETCH = 0.05
+NORM_EPS = 0.1
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or finer where it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def unit_norm(vectors: Tensor) -> Tensor:
+    """y / sqrt(|y|^2 + eps^2) of every vector [..., r]: of unit norm where |y| is well above eps = 0.1, 0 at 0.
+
+    Smooth, because zeros do occur: delayed by one token, the first key of every sequence starts at 0, and there the
+    derivative of y / |y| is as large as its guard against dividing by 0 lets it be.
+    """
+    return vectors * (vectors.square().sum(dim=-1, keepdim=True) + NORM_EPS**2).rsqrt()
+
+
+def stretched_sigmoid(scores: Tensor, stretch: float = GATE_STRETCH) -> Tensor:
+    """A sigmoid stretched to (-s, 1 + s) and cut to [0, 1]: exactly 0 below about s, 1 above about 1 - s."""
+    return ((1 + 2 * stretch) * torch.sigmoid(scores) - stretch).clamp(0, 1)
+
+
+def gate_score(weight: float, stretch: float = GATE_STRETCH) -> float:
+    """The score whose `stretched_sigmoid` is `weight`, in (0, 1): where a gate's bias starts."""
+    gate = (weight + stretch) / (1 + 2 * stretch)
+    return math.log(gate / (1 - gate))
+
+
+def projected_out(read: Tensor, norm: nn.RMSNorm | None, projection: nn.Linear) -> Tensor:
+    """What each head has read, [..., H, P], normalised if there is a norm, projected to [..., d]."""
+    if norm is not None:
+        read = norm(read.to(norm.weight.dtype))
+    return projection(read.flatten(-2))

@@ -1,0 +1,98 @@
+"""The delta rule by chunks: what the memory already says about a key is taken off the value before it is written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from echo_ska.nn.peers.base import LinearMixer
+from echo_ska.nn.peers.carry import carry
+from echo_ska.nn.peers.chunks import from_chunks, into_chunks
+from echo_ska.nn.peers.decay import HeadDecay
+
+
+class DeltaNet(LinearMixer):
+    """S_t = S_{t-1} (I - b_t k_t k_t^T) + b_t v_t k_t^T, read as y_t = S_t q_t; Yang et al., arXiv 2406.06484.
+
+    The write gate is the strength b_t in [0, 1] (1 without a gate). For arguments see `LinearMixer`; without
+    `unit_keys` the memory can grow without bound, since b_t |k_t|^2 must stay below 2.
+    """
+
+    def tokens(
+        self, hidden_states: Tensor, query: Tensor, key: Tensor, value: Tensor, weight: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        strength = torch.ones_like(key[..., :1]) if weight is None else weight
+        return query, key, value, strength
+
+    def recur(self, memory: Tensor, *tokens: Tensor) -> Tensor:
+        query, key, value, strength = tokens[:4]
+        if len(tokens) == 5:
+            memory.mul_(tokens[4].exp().unsqueeze(-1))
+        correction = strength * (value - (memory.to(key.dtype) @ key.unsqueeze(-1)).squeeze(-1))
+        memory.addcmul_(correction.unsqueeze(-1), key.unsqueeze(-2))
+        return (memory.to(key.dtype) @ query.unsqueeze(-1)).squeeze(-1)
+
+    def scan(self, memory: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:
+        length, heads = tokens[0].shape[1:3]
+        read, final = delta_scan(memory.flatten(0, 1), *(into_chunks(tensor, self.chunk_size) for tensor in tokens))
+        return from_chunks(read, length, heads), final.view_as(memory)
+
+
+class GatedDeltaNet(DeltaNet):
+    """S_t = a_t S_{t-1} (I - b_t k_t k_t^T) + b_t v_t k_t^T with a decay a_t per head; Yang et al., arXiv 2412.06464.
+
+    a_t is Mamba-2's (`HeadDecay`). For arguments see `LinearMixer`; a_t is always there, DeltaNet is this without it.
+    """
+
+    def __init__(self, hidden_size: int, *, num_heads: int, **settings: Any) -> None:
+        super().__init__(hidden_size, num_heads=num_heads, **settings)
+        self.decay = HeadDecay(hidden_size, num_heads)
+
+    def tokens(
+        self, hidden_states: Tensor, query: Tensor, key: Tensor, value: Tensor, weight: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        return *super().tokens(hidden_states, query, key, value, weight), self.decay(hidden_states)
+
+
+def delta_scan(
+    memory: Tensor, query: Tensor, key: Tensor, value: Tensor, strength: Tensor, log_decay: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The gated delta rule over chunks (the WY form of arXiv 2412.06464, section 3.3).
+
+    Inside a chunk that starts from S, with g_t the sum of log a up to and with t and e_t = b_t (v_t - a_t S_{t-1} k_t):
+
+        (I + L) E = b (V - exp(g) K S^T)      L_ts = b_t exp(g_t - g_s) k_t . k_s for s < t
+
+    so E = Y - W S^T by one triangular solve, and what the chunk does to S is affine in it.
+
+    Args:
+        memory: S before the first chunk, [G, P, r].
+        query, key: [K, G, C, r].
+        value: [K, G, C, P].
+        strength: b, [K, G, C, 1].
+        log_decay: log a <= 0, [K, G, C, 1], or None for a = 1.
+
+    Returns:
+        [K, G, C, P] and [G, P, r].
+    """
+    overlaps, scores = key @ key.mT, query @ key.mT  # [K, G, C, C]
+    transitions: Tensor = torch.eye(key.shape[-1], dtype=key.dtype, device=key.device)
+    keys_in = keys_out = key
+    if log_decay is not None:
+        decay = log_decay.cumsum(-2)  # only differences of it are used, so no exponent is above 0
+        last = decay[..., -1:, :]
+        between = (decay - decay.mT).tril().exp()
+        overlaps, scores = overlaps * between, scores * between
+        query, keys_in = query * decay.exp(), key * decay.exp()
+        keys_out = key * (last - decay).exp()
+        transitions = transitions * last.exp()
+    lower = (strength * overlaps).tril(-1)
+    solved = torch.linalg.solve_triangular(
+        lower, torch.cat([value, keys_in], dim=-1) * strength, upper=False, unitriangular=True
+    )
+    values, reads = solved.split([value.shape[-1], key.shape[-1]], dim=-1)  # Y and W
+    starts, final = carry(values.mT @ keys_out, transitions - reads.mT @ keys_out, memory)
+    own, before = (scores.tril() @ solved).split([value.shape[-1], key.shape[-1]], dim=-1)
+    return own + (query - before) @ starts.mT, final

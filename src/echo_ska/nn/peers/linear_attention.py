@@ -1,0 +1,76 @@
+"""Linear attention: a sum of outer products, without forgetting and without correction."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from echo_ska.nn.peers.base import LinearMixer
+from echo_ska.nn.peers.carry import carry
+from echo_ska.nn.peers.chunks import from_chunks, into_chunks
+
+
+class LinearAttention(LinearMixer):
+    """S_t = S_{t-1} + b_t v_t phi(k_t)^T, read as y_t = S_t phi(q_t); Katharopoulos et al., arXiv 2006.16236.
+
+    `normalised` divides the read by z_t^T phi(q_t), with z_t = z_{t-1} + b_t phi(k_t); z is then one more row of the
+    memory. With the identity for phi that sum can be 0 or negative, so it asks for a positive feature map.
+
+    Args:
+        feature_map: phi, "identity" or "elu+1".
+        normalised: divide by the sum of the weights; the plain read is what the output norm then scales.
+        Others: see `LinearMixer`. With "elu+1" keys are of unit norm before phi, if `unit_keys`.
+
+    Raises:
+        ValueError: an unknown feature map, or one that `normalised` does not go with.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        feature_map: Literal["identity", "elu+1"] = "identity",
+        normalised: bool = False,
+        **settings: Any,
+    ) -> None:
+        if feature_map not in ("identity", "elu+1"):
+            raise ValueError(f'feature_map must be "identity" or "elu+1", got {feature_map!r}')
+        if normalised and feature_map == "identity":
+            raise ValueError('normalised divides by a sum of phi(k) . phi(q), which has to be positive: use "elu+1"')
+        self.feature_map, self.normalised = feature_map, normalised
+        super().__init__(hidden_size, **settings)
+
+    @property
+    def memory_shape(self) -> tuple[int, int, int]:
+        return self.num_heads, self.head_dim + self.normalised, self.rank
+
+    def tokens(
+        self, hidden_states: Tensor, query: Tensor, key: Tensor, value: Tensor, weight: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        if self.feature_map == "elu+1":
+            query, key = F.elu(query) + 1, F.elu(key) + 1
+        if self.normalised:
+            value = F.pad(value, (0, 1), value=1.0)
+        return query, key, value if weight is None else value * weight
+
+    def recur(self, memory: Tensor, *tokens: Tensor) -> Tensor:
+        query, key, value = tokens
+        memory.addcmul_(value.unsqueeze(-1), key.unsqueeze(-2))
+        return self._divided((memory.to(query.dtype) @ query.unsqueeze(-1)).squeeze(-1))
+
+    def scan(self, memory: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:
+        query, key, value = (into_chunks(tensor, self.chunk_size) for tensor in tokens)
+        starts, final = carry(value.mT @ key, None, memory.flatten(0, 1))
+        read = (query @ key.mT).tril() @ value + query @ starts.mT
+        length, heads = tokens[0].shape[1:3]
+        return self._divided(from_chunks(read, length, heads)), final.view_as(memory)
+
+    def _divided(self, read: Tensor) -> Tensor:
+        if not self.normalised:
+            return read
+        sums = read[..., -1:]
+        # Nothing is written where every gate so far was closed: there the read is 0 as well.
+        return read[..., :-1] / torch.where(sums > 0, sums, torch.ones_like(sums))
