@@ -1,7 +1,23 @@
 """SKA's peers: other memories of fixed size, behind the same protocol and with the same aids."""
 
 from echo_ska.nn.peers.base import LinearMixer, LinearState
+from echo_ska.nn.peers.based import BasedAttention
 from echo_ska.nn.peers.delta import DeltaNet, GatedDeltaNet
 from echo_ska.nn.peers.linear_attention import LinearAttention
+from echo_ska.nn.peers.mamba3 import Mamba3, Mamba3State
+from echo_ska.nn.peers.mesa_net import MesaNet
+from echo_ska.nn.peers.sliding_attention import SlidingAttention, SlidingState
 
-__all__ = ["DeltaNet", "GatedDeltaNet", "LinearAttention", "LinearMixer", "LinearState"]
+__all__ = [
+    "BasedAttention",
+    "DeltaNet",
+    "GatedDeltaNet",
+    "LinearAttention",
+    "LinearMixer",
+    "LinearState",
+    "Mamba3",
+    "Mamba3State",
+    "MesaNet",
+    "SlidingAttention",
+    "SlidingState",
+]
