@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from echo_ska.nn.aids import gate_score, precise, projected_out, stretched_sigmoid, unit_norm
 from echo_ska.nn.mixer import MixerState, SequenceMixer
 from echo_ska.nn.packing import pad_packed, unpad
+from echo_ska.nn.peers.chunks import scan_chunks
 from echo_ska.nn.projections import QueryKeyValue, head_width
 
 
@@ -35,7 +36,7 @@ class LinearMixer(SequenceMixer):
     - `tokens`: what of each token its recurrence reads, such that a token of ZEROS leaves the memory as it is
       (sequences of unequal length are filled up with such tokens);
     - `recur`: the recurrence, one token a row, which is the definition;
-    - `scan`: the same for many tokens at once.
+    - `chunk`: the same for many tokens at once, in products of matrices.
 
     Args:
         hidden_size: d.
@@ -118,7 +119,7 @@ class LinearMixer(SequenceMixer):
             weight: the write gate, [..., H, 1] in [0, 1], or None for 1.
 
         Returns:
-            Tensors [..., H, any], in the order that `recur` and `scan` take them.
+            Tensors [..., H, any], in the order that `recur` and `chunk` take them.
         """
         raise NotImplementedError
 
@@ -126,12 +127,17 @@ class LinearMixer(SequenceMixer):
         """One token a row: changes `memory` [N, *memory_shape] in place and returns what is read, [N, H, P]."""
         raise NotImplementedError
 
+    @staticmethod
+    def chunk(memory: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """All tokens of a chunk at once; see `chunks.Chunk`, whose form this has."""
+        raise NotImplementedError
+
     def scan(self, memory: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:
         """All tokens [N, T, H, any]: what is read, [N, T, H, P], and the memory after the last, a tensor of its own.
 
         `memory` [N, *memory_shape] stays as it is; T is at least 1.
         """
-        raise NotImplementedError
+        return scan_chunks(self.chunk, memory, tokens, self.chunk_size)
 
     def forward(
         self,

@@ -1,25 +1,84 @@
-"""Tokens laid out by chunks, with sequences and heads as one dimension, and back."""
+"""A recurrence run chunk by chunk, each in products of matrices, keeping one memory a chunk for the backward pass."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Chunk = Callable[..., tuple[Tensor, Tensor]]
+"""(memory [G, rows, columns], tokens [G, C, any] ...) -> what is read, [G, C, P], and the memory after the chunk.
+
+G counts sequences and heads. A pure function of these tensors: a parameter used inside would get no gradient.
+"""
 
 
-def into_chunks(tokens: Tensor, size: int) -> Tensor:
-    """[N, T, H, D] -> [K, N H, C, D], contiguous, of K chunks of C = `size` tokens; zeros behind the last token.
+def scan_chunks(function: Chunk, memory: Tensor, tokens: tuple[Tensor, ...], size: int) -> tuple[Tensor, Tensor]:
+    """Run `function` over the chunks of all tokens.
 
-    A chunk is no longer than the sequences: C is T where `size` is more.
+    The chunks follow one another and the heads are the batch, so that what is worked on stays in a core's cache. The
+    backward pass computes every chunk again, from the inputs and the memory that it started from.
+
+    Args:
+        function: what happens in a chunk.
+        memory: before the first token, [N, H, rows, columns].
+        tokens: [N, T, H, any], at least one token.
+        size: tokens of a chunk; the last may have fewer.
+
+    Returns:
+        What is read, [N, T, H, P], and the memory after the last token, a tensor of its own.
     """
-    rows, length, heads, width = tokens.shape
-    size = min(size, length)
-    padding = -length % size
-    if padding:
-        tokens = F.pad(tokens, (0, 0, 0, 0, 0, padding))
-    chunks = (length + padding) // size
-    return tokens.unflatten(1, (chunks, size)).permute(1, 0, 3, 2, 4).reshape(chunks, rows * heads, size, width)
+    read, final = _Scan.apply(function, size, memory.flatten(0, 1), *tokens)
+    return read, final.view_as(memory)
 
 
-def from_chunks(chunks: Tensor, length: int, heads: int) -> Tensor:
-    """[K, N H, C, D] -> [N, T, H, D]; the inverse of `into_chunks`."""
-    return chunks.unflatten(1, (-1, heads)).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :length]
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, function: Chunk, size: int, memory: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:
+        starts, reads, current = [], None, memory
+        for begin, end in _bounds(tokens[0].shape[1], size):
+            starts.append(current)
+            read, current = function(current, *(_heads_first(tensor, begin, end) for tensor in tokens))
+            if reads is None:
+                reads = read.new_empty(*tokens[0].shape[:3], read.shape[-1])
+            _put(reads, begin, end, read)
+        assert reads is not None, "there is at least one token"
+        ctx.save_for_backward(*starts, *tokens)
+        ctx.function, ctx.size, ctx.chunks = function, size, len(starts)
+        return reads, current
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_reads: Tensor, of_final: Tensor) -> tuple[Tensor | None, ...]:
+        starts, tokens = ctx.saved_tensors[: ctx.chunks], ctx.saved_tensors[ctx.chunks :]
+        gradients = [torch.empty_like(tensor) for tensor in tokens]
+        carried = of_final  # gradient of the memory after the chunk
+        bounds = list(_bounds(tokens[0].shape[1], ctx.size))
+        for (begin, end), start in zip(reversed(bounds), reversed(starts), strict=True):
+            leaves = [start.detach(), *(_heads_first(tensor, begin, end) for tensor in tokens)]
+            with torch.enable_grad():
+                leaves = [leaf.requires_grad_() for leaf in leaves]
+                results = ctx.function(*leaves)
+            carried, *of_chunk = torch.autograd.grad(results, leaves, (_heads_first(of_reads, begin, end), carried))
+            for whole, piece in zip(gradients, of_chunk, strict=True):
+                _put(whole, begin, end, piece)
+        return None, None, carried, *gradients
+
+
+def _bounds(length: int, size: int) -> Iterator[tuple[int, int]]:
+    for begin in range(0, length, size):
+        yield begin, min(begin + size, length)
+
+
+def _heads_first(tokens: Tensor, begin: int, end: int) -> Tensor:
+    """[N, T, H, D] -> [N H, C, D], of the tokens from `begin` to `end` - 1."""
+    return tokens.detach()[:, begin:end].transpose(1, 2).flatten(0, 1)
+
+
+def _put(tokens: Tensor, begin: int, end: int, chunk: Tensor) -> None:
+    """[N H, C, D] -> those tokens of [N, T, H, D]."""
+    into = tokens[:, begin:end].transpose(1, 2)  # [N, H, C, D]
+    into.copy_(chunk.view(into.shape))

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 
 from echo_ska.nn.peers.base import LinearMixer
-from echo_ska.nn.peers.carry import carry
-from echo_ska.nn.peers.chunks import from_chunks, into_chunks
 from echo_ska.nn.peers.decay import HeadDecay
 
 
@@ -34,10 +32,9 @@ class DeltaNet(LinearMixer):
         memory.addcmul_(correction.unsqueeze(-1), key.unsqueeze(-2))
         return (memory.to(key.dtype) @ query.unsqueeze(-1)).squeeze(-1)
 
-    def scan(self, memory: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:
-        length, heads = tokens[0].shape[1:3]
-        read, final = delta_scan(memory.flatten(0, 1), *(into_chunks(tensor, self.chunk_size) for tensor in tokens))
-        return from_chunks(read, length, heads), final.view_as(memory)
+    @staticmethod
+    def chunk(memory: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:
+        return delta_chunk(memory, *tokens)
 
 
 class GatedDeltaNet(DeltaNet):
@@ -56,43 +53,40 @@ class GatedDeltaNet(DeltaNet):
         return *super().tokens(hidden_states, query, key, value, weight), self.decay(hidden_states)
 
 
-def delta_scan(
+def delta_chunk(
     memory: Tensor, query: Tensor, key: Tensor, value: Tensor, strength: Tensor, log_decay: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The gated delta rule over chunks (the WY form of arXiv 2412.06464, section 3.3).
+    """The gated delta rule within a chunk (the WY form of arXiv 2412.06464, section 3.3).
 
-    Inside a chunk that starts from S, with g_t the sum of log a up to and with t and e_t = b_t (v_t - a_t S_{t-1} k_t):
+    With S the memory that the chunk starts from, g_t the sum of log a up to and with t, and what token t really
+    writes, e_t = b_t (v_t - a_t S_{t-1} k_t):
 
         (I + L) E = b (V - exp(g) K S^T)      L_ts = b_t exp(g_t - g_s) k_t . k_s for s < t
 
-    so E = Y - W S^T by one triangular solve, and what the chunk does to S is affine in it.
-
     Args:
-        memory: S before the first chunk, [G, P, r].
-        query, key: [K, G, C, r].
-        value: [K, G, C, P].
-        strength: b, [K, G, C, 1].
-        log_decay: log a <= 0, [K, G, C, 1], or None for a = 1.
+        memory: S, [G, P, r].
+        query, key: [G, C, r].
+        value: [G, C, P].
+        strength: b, [G, C, 1].
+        log_decay: log a <= 0, [G, C, 1], or None for a = 1.
 
     Returns:
-        [K, G, C, P] and [G, P, r].
+        [G, C, P] and [G, P, r].
     """
-    overlaps, scores = key @ key.mT, query @ key.mT  # [K, G, C, C]
-    transitions: Tensor = torch.eye(key.shape[-1], dtype=key.dtype, device=key.device)
-    keys_in = keys_out = key
+    keys_in, keys_out = key * strength, key
+    overlaps, scores = keys_in @ key.mT, query @ key.mT  # [G, C, C]
     if log_decay is not None:
         decay = log_decay.cumsum(-2)  # only differences of it are used, so no exponent is above 0
-        last = decay[..., -1:, :]
-        between = (decay - decay.mT).tril().exp()
+        last = decay[:, -1:]
+        between = (decay - decay.mT).clamp_max(0).exp()
         overlaps, scores = overlaps * between, scores * between
-        query, keys_in = query * decay.exp(), key * decay.exp()
+        query, keys_in = query * decay.exp(), keys_in * decay.exp()
         keys_out = key * (last - decay).exp()
-        transitions = transitions * last.exp()
-    lower = (strength * overlaps).tril(-1)
-    solved = torch.linalg.solve_triangular(
-        lower, torch.cat([value, keys_in], dim=-1) * strength, upper=False, unitriangular=True
+        known, memory = memory, memory * last.exp()
+    else:
+        known = memory
+    written = torch.linalg.solve_triangular(  # it does not read the upper triangle, nor the diagonal
+        overlaps, torch.baddbmm(value * strength, keys_in, known.mT, alpha=-1), upper=False, unitriangular=True
     )
-    values, reads = solved.split([value.shape[-1], key.shape[-1]], dim=-1)  # Y and W
-    starts, final = carry(values.mT @ keys_out, transitions - reads.mT @ keys_out, memory)
-    own, before = (scores.tril() @ solved).split([value.shape[-1], key.shape[-1]], dim=-1)
-    return own + (query - before) @ starts.mT, final
+    read = torch.baddbmm(query @ known.mT, scores.tril(), written)
+    return read, torch.baddbmm(memory, written.mT, keys_out)

@@ -9,8 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from echo_ska.nn.peers.base import LinearMixer
-from echo_ska.nn.peers.carry import carry
-from echo_ska.nn.peers.chunks import from_chunks, into_chunks
 
 
 class LinearAttention(LinearMixer):
@@ -61,12 +59,15 @@ class LinearAttention(LinearMixer):
         memory.addcmul_(value.unsqueeze(-1), key.unsqueeze(-2))
         return self._divided((memory.to(query.dtype) @ query.unsqueeze(-1)).squeeze(-1))
 
+    @staticmethod
+    def chunk(memory: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:
+        query, key, value = tokens
+        read = torch.baddbmm(query @ memory.mT, (query @ key.mT).tril(), value)
+        return read, torch.baddbmm(memory, value.mT, key)
+
     def scan(self, memory: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:
-        query, key, value = (into_chunks(tensor, self.chunk_size) for tensor in tokens)
-        starts, final = carry(value.mT @ key, None, memory.flatten(0, 1))
-        read = (query @ key.mT).tril() @ value + query @ starts.mT
-        length, heads = tokens[0].shape[1:3]
-        return self._divided(from_chunks(read, length, heads)), final.view_as(memory)
+        read, memory = super().scan(memory, *tokens)
+        return self._divided(read), memory
 
     def _divided(self, read: Tensor) -> Tensor:
         if not self.normalised:
