@@ -57,7 +57,9 @@ def test_it_is_another_implementation_of_the_same(length):
     with torch.no_grad():
         ridge = layer.ridge(torch.float32)
         memory = torch.zeros(2, *layer.memory_shape)
-        found, after = layer.scan(memory, query, weight * key, torch.cat([value, key], -1), log_decay)
+        found, after = layer.scan(
+            memory, query, weight * key, torch.cat([value, key], -1), ridge.expand_as(query), log_decay
+        )
         expected, gram, moment = naive(query, key, value, log_decay[..., 0], ridge, weight[..., 0])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(after, torch.cat([moment.mT, gram], dim=-2), rtol=0, atol=1e-5)

@@ -14,8 +14,7 @@ from echo_ska.nn.aids import precise
 from echo_ska.nn.initialization import start_as
 from echo_ska.nn.mixer import MixerState, SequenceMixer
 from echo_ska.nn.packing import pad_packed, sequence_lengths, unpad
-from echo_ska.nn.peers.carry import carry
-from echo_ska.nn.peers.chunks import from_chunks, into_chunks
+from echo_ska.nn.peers.chunks import scan_chunks
 from echo_ska.nn.projections import QueryKeyValue
 
 RATE_FLOOR = 1e-4  # the least |A|: no head remembers for ever
@@ -29,15 +28,15 @@ class Mamba3State(MixerState):
         convolution: [N, conv_kernel - 1, 2 state_size + inner], the short convolution's last inputs, oldest first.
         angle: [N, heads, angles], how far the state has turned, in [-pi, pi).
         ssm: [N, heads, head_dim, state_size].
-        last_B: [N, heads, state_size], B of the last token, turned; the next step writes it once more.
-        last_x: [N, heads, head_dim], x of the last token.
+        previous_b: [N, heads, state_size], B of the last token, turned; the next step writes it once more.
+        previous_x: [N, heads, head_dim], x of the last token.
     """
 
     convolution: Tensor
     angle: Tensor
     ssm: Tensor
-    last_B: Tensor
-    last_x: Tensor
+    previous_b: Tensor
+    previous_x: Tensor
 
 
 class Mamba3(SequenceMixer):
@@ -85,7 +84,7 @@ class Mamba3(SequenceMixer):
         tied_start: bool = True,
         output_norm: bool = True,
         rotary_fraction: float = 0.5,
-        chunk_size: int = 32,
+        chunk_size: int = 64,
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
@@ -103,7 +102,12 @@ class Mamba3(SequenceMixer):
             )
         if chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-        self.heads, self.head_dim, self.state_size, self.chunk_size = inner // head_dim, head_dim, state_size, chunk_size
+        self.heads, self.head_dim, self.state_size, self.chunk_size = (
+            inner // head_dim,
+            head_dim,
+            state_size,
+            chunk_size,
+        )
         self.qkv = QueryKeyValue(
             hidden_size,
             num_heads=1,
@@ -185,12 +189,12 @@ class Mamba3(SequenceMixer):
             C, B, x, now, before, log_decay, turn = self._tokens(C, B, x, *controls)
             state.angle.copy_(_wrapped(state.angle + turn))
             C, B = _turned(C, state.angle), _turned(B, state.angle)
-            pending = state.last_x * before[..., None]
-            state.ssm.addcmul_(pending[..., None], state.last_B[..., None, :])
+            pending = state.previous_x * before[..., None]
+            state.ssm.addcmul_(pending[..., None], state.previous_b[..., None, :])
             state.ssm.mul_(log_decay.exp()[..., None, None])
             state.ssm.addcmul_((x * now[..., None])[..., None], B[..., None, :])
-            state.last_B.copy_(B)
-            state.last_x.copy_(x)
+            state.previous_b.copy_(B)
+            state.previous_x.copy_(x)
             read = (state.ssm.to(C.dtype) @ C[..., None]).squeeze(-1)  # [N, heads, head_dim]
         return self._projected_out(read, x, z).unsqueeze(1)
 
@@ -244,25 +248,26 @@ class Mamba3(SequenceMixer):
         rows, length = x.shape[:2]
         if state is None:
             state = self.init_state(rows, device=x.device, dtype=x.dtype)
-        angle, memory, last_B, last_x = (
-            tensor.to(x.dtype) for tensor in (state.angle, state.ssm, state.last_B, state.last_x)
+        angle, memory, previous_b, previous_x = (
+            tensor.to(x.dtype) for tensor in (state.angle, state.ssm, state.previous_b, state.previous_x)
         )
         if length == 0:
-            return x, (angle.clone(), memory.clone(), last_B.clone(), last_x.clone())
+            return x, (angle.clone(), memory.clone(), previous_b.clone(), previous_x.clone())
         total = turn.to(accumulator_dtype(turn.device)).cumsum(1) + angle.unsqueeze(1)
         angles = _wrapped(total).to(x.dtype)
         C, B = _turned(C, angles), _turned(B, angles)
         # The first token writes the pair that was pending; every other pair is written with both of its weights at
         # once, by its own token and the next one. What a token itself reads lacks the second.
-        memory = memory + (last_x * before[:, 0, :, None])[..., None] * last_B[..., None, :]
+        memory = memory + (previous_x * before[:, 0, :, None])[..., None] * previous_b[..., None, :]
         both = now + F.pad(before[:, 1:], (0, 0, 0, 1))
-        read, memory = trapezoid_scan(C, B, x, now, both, log_decay, memory, chunk_size=self.chunk_size)
+        weights = torch.stack([now, both, log_decay], dim=-1)
+        read, memory = scan_chunks(trapezoid_chunk, memory, (C, B, x, weights), self.chunk_size)
         if not output_state:
             return read, None
         places = (lengths - 1).clamp_min(0)
         row = torch.arange(rows, device=x.device)
         read_any = (lengths > 0).view(-1, 1, 1)
-        ends = (torch.where(read_any, new[row, places], old) for new, old in ((B, last_B), (x, last_x)))
+        ends = (torch.where(read_any, new[row, places], old) for new, old in ((B, previous_b), (x, previous_x)))
         return read, (angles[:, -1].clone(), memory, *ends)
 
     def _projected_out(self, read: Tensor, x: Tensor, z: Tensor) -> Tensor:
@@ -274,36 +279,28 @@ class Mamba3(SequenceMixer):
         return self.out_proj(y.to(self.out_proj.weight.dtype))
 
 
-def trapezoid_scan(
-    C: Tensor, B: Tensor, x: Tensor, now: Tensor, both: Tensor, log_decay: Tensor, memory: Tensor, *, chunk_size: int
-) -> tuple[Tensor, Tensor]:
-    """y_t = now_t (C_t . B_t) x_t + sum_{s < t} exp(sum_{s < u <= t} log_decay_u) both_s (C_t . B_s) x_s, by chunks.
+def trapezoid_chunk(memory: Tensor, C: Tensor, B: Tensor, x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """y_t = now_t (C_t . B_t) x_t + sum_{s < t} exp(sum_{s < u <= t} log_decay_u) both_s (C_t . B_s) x_s.
+
+    See `chunks.Chunk`.
 
     Args:
-        C, B: [R, T, H, N].
-        x: [R, T, H, P].
-        now, both: weights of a pair for its own token and for all later ones, [R, T, H].
-        log_decay: [R, T, H], at most 0.
-        memory: what tokens before have written, [R, H, P, N].
-        chunk_size: tokens computed at once, at least 1.
-
-    Returns:
-        y [R, T, H, P], and the memory after the last token [R, H, P, N].
+        memory: what tokens before have written, [G, P, N].
+        C, B: [G, S, N].
+        x: [G, S, P].
+        weights: now and both, the weights of a pair for its own token and for all later ones, and log_decay, at most
+            0: [G, S, 3].
     """
-    length, heads = x.shape[1:3]
-    own = (now * (C * B).sum(-1))[..., None] * x
-    C, B, written, log_decay = (
-        into_chunks(tensor, chunk_size) for tensor in (C, B, x * both[..., None], log_decay[..., None])
-    )
+    now, both, log_decay = weights.split(1, dim=-1)
     # Only differences inside a chunk are used, so the precision does not depend on how far the sequence has run.
-    decay = log_decay.cumsum(-2)  # [K, G, S, 1]
-    not_before = torch.full((decay.shape[2],) * 2, -torch.inf, dtype=x.dtype, device=x.device).triu()
-    between = (decay + not_before).sub_(decay.mT).exp_()  # [K, G, S, S], exponents <= 0
-    read = (C @ B.mT * between) @ written  # [K, G, S, P]
-    to_end = torch.exp(decay[..., -1:, :] - decay)
-    starts, final = carry((written * to_end).mT @ B, torch.exp(decay[..., -1:, :]), memory.flatten(0, 1))
-    read = torch.addcmul(read, C @ starts.mT, torch.exp(decay))
-    return from_chunks(read, length, heads) + own, final.view_as(memory)
+    decay = log_decay.cumsum(-2)  # [G, S, 1]
+    not_before = torch.full((decay.shape[1],) * 2, -torch.inf, dtype=x.dtype, device=x.device).triu()
+    between = (decay + not_before).sub_(decay.mT).exp_()  # [G, S, S], exponents <= 0
+    written = x * both
+    own = now * (C * B).sum(-1, keepdim=True) * x
+    read = torch.baddbmm(torch.addcmul(own, C @ memory.mT, decay.exp()), C @ B.mT * between, written)
+    until_end = torch.exp(decay[:, -1:] - decay)
+    return read, torch.baddbmm(memory * decay[:, -1:].exp(), (written * until_end).mT, B)
 
 
 def _normalised(vectors: Tensor, norm: nn.RMSNorm) -> Tensor:

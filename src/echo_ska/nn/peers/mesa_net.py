@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echo_ska.nn.peers.base import LinearMixer
-from echo_ska.nn.peers.carry import carry
-from echo_ska.nn.peers.chunks import from_chunks, into_chunks
+from echo_ska.nn.peers.chunks import scan_chunks
 from echo_ska.nn.peers.decay import HeadDecay
 
 RIDGE_LOWER_BOUND = 0.25
@@ -93,34 +93,57 @@ class MesaNet(LinearMixer):
         self, hidden_states: Tensor, query: Tensor, key: Tensor, value: Tensor, weight: Tensor | None
     ) -> tuple[Tensor, ...]:
         written = torch.cat([value, key], dim=-1)
-        log_decay = self.decay(hidden_states).to(key.dtype) if self.decay is not None else key.new_zeros(())
-        return query, key if weight is None else key * weight, written, log_decay.expand(*key.shape[:-1], 1)
+        ridge = self.ridge(query.dtype).expand_as(query)
+        found = query, key if weight is None else key * weight, written, ridge
+        return found if self.decay is None else (*found, self.decay(hidden_states))
 
     def recur(self, memory: Tensor, *tokens: Tensor) -> Tensor:
-        query, key, written, log_decay = tokens
-        memory.mul_(log_decay.exp().unsqueeze(-1)).addcmul_(written.unsqueeze(-1), key.unsqueeze(-2))
+        query, key, written, ridge = tokens[:4]
+        if len(tokens) == 5:
+            memory.mul_(tokens[4].exp().unsqueeze(-1))
+        memory.addcmul_(written.unsqueeze(-1), key.unsqueeze(-2))
         moment, gram = memory.to(query.dtype).split([self.head_dim, self.rank], dim=-2)
-        ridge = self.ridge(query.dtype)
         solved = conjugate_gradients(
             lambda x: (gram @ x.unsqueeze(-1)).squeeze(-1) + ridge * x, query, steps=self.cg_steps
         )
         return (moment @ solved.unsqueeze(-1)).squeeze(-1)
 
     def scan(self, memory: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:
-        rows, length, heads = tokens[0].shape[:3]
-        query, key, written, log_decay = (into_chunks(tensor, self.chunk_size) for tensor in tokens)
-        # Only differences inside a chunk are used, so the precision does not depend on how far the sequence has run.
-        decay = log_decay.cumsum(-2)  # [K, G, S, 1]
-        future = torch.full((decay.shape[2],) * 2, -torch.inf, dtype=decay.dtype, device=decay.device).triu(1)
-        between = (decay + future).sub_(decay.mT).exp_()  # [K, G, S, S], exponents <= 0
-        since, whole = torch.exp(decay), torch.exp(decay[..., -1:, :])
-        starts, final = carry((written * torch.exp(decay[..., -1:, :] - decay)).mT @ key, whole, memory.flatten(0, 1))
-        moments, grams = starts.split([self.head_dim, self.rank], dim=-2)
-        values, keys = written.split([self.head_dim, self.rank], dim=-1)
-        ridge = self.ridge(query.dtype).repeat(rows, 1).unsqueeze(-2)  # [G, 1, r]
-        solved = _Solve.apply(self.cg_steps, query, ridge, since, grams, between, key, keys)
-        read = since * (solved @ moments.mT) + (solved @ key.mT * between) @ values
-        return from_chunks(read, length, heads), final.view_as(memory)
+        return scan_chunks(functools.partial(mesa_chunk, self.cg_steps), memory, tokens, self.chunk_size)
+
+
+def mesa_chunk(
+    steps: int,
+    memory: Tensor,
+    query: Tensor,
+    key: Tensor,
+    written: Tensor,
+    ridge: Tensor,
+    log_decay: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """All tokens of a chunk at once; see `chunks.Chunk`.
+
+    Args:
+        steps: of conjugate gradients, at most.
+        memory: C over G, [G, P + r, r].
+        query, key: [G, C, r], keys times their write weight.
+        written: values beside keys (without the weight), [G, C, P + r].
+        ridge: [G, C, r].
+        log_decay: [G, C, 1].
+    """
+    if log_decay is None:
+        log_decay = torch.zeros_like(query[..., :1])
+    sizes = [written.shape[-1] - query.shape[-1], query.shape[-1]]
+    # Only differences inside a chunk are used, so the precision does not depend on how far the sequence has run.
+    decay = log_decay.cumsum(-2)  # [G, C, 1]
+    future = torch.full((decay.shape[1],) * 2, -torch.inf, dtype=decay.dtype, device=decay.device).triu(1)
+    between = (decay + future).sub_(decay.mT).exp_()  # [G, C, C], exponents <= 0
+    since, until_end = torch.exp(decay), torch.exp(decay[:, -1:] - decay)
+    moment, gram = memory.split(sizes, dim=-2)
+    values, keys = written.split(sizes, dim=-1)
+    solved = _Solve.apply(steps, query, ridge, since, gram, between, key, keys)
+    read = since * (solved @ moment.mT) + (solved @ key.mT * between) @ values
+    return read, torch.baddbmm(memory * since[:, -1:], (written * until_end).mT, key)
 
 
 def conjugate_gradients(
@@ -155,10 +178,11 @@ def conjugate_gradients(
 
 
 def _gram_product(
-    vectors: Tensor, ridge: Tensor, since: Tensor, grams: Tensor, between: Tensor, weighted: Tensor, keys: Tensor
+    vectors: Tensor, ridge: Tensor, since: Tensor, gram: Tensor, between: Tensor, weighted: Tensor, keys: Tensor
 ) -> Tensor:
-    """(G_t + Lambda) x_t of every token of the chunks [K, G, S, r], without forming G_t."""
-    return ridge * vectors + since * (vectors @ grams) + (vectors @ weighted.mT * between) @ keys
+    """(G_t + Lambda) x_t of every token of a chunk [G, C, r], without forming G_t."""
+    own = torch.addcmul(ridge * vectors, since, vectors @ gram)
+    return torch.baddbmm(own, vectors @ weighted.mT * between, keys)
 
 
 class _Solve(torch.autograd.Function):

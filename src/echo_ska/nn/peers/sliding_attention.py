@@ -111,8 +111,8 @@ class SlidingAttention(SequenceMixer):
         if tail is None:
             return mixed, None
         first = past if state is None else past - self.window  # the position that key[:, 0] stands for
-        rings = (_ring(vectors, first, past + new, self.window) for vectors in (key, value))
-        return mixed, SlidingState(tail, *rings, past + new)
+        key, value = (_ring(vectors, first, past + new, self.window) for vectors in (key, value))
+        return mixed, SlidingState(tail, key, value, past + new)
 
     def advance(self, hidden_states: Tensor, state: SlidingState) -> Tensor:
         """Write one token a row over the one that leaves the window, and attend; see `SequenceMixer.advance`."""
@@ -173,8 +173,8 @@ def windowed_attention(query: Tensor, key: Tensor, value: Tensor, window: int, p
     blocks = max(1, length // window)
     size = -(-length // blocks)
     if past is None and blocks == 1 and length <= window:
-        heads_first = (vectors.transpose(1, 2) for vectors in (query, key, value))
-        return F.scaled_dot_product_attention(*heads_first, is_causal=True).transpose(1, 2)
+        query, key, value = (vectors.transpose(1, 2) for vectors in (query, key, value))
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
     reach = window - 1
     lead = window if past is not None else 0
     padding = blocks * size - length
@@ -187,8 +187,8 @@ def windowed_attention(query: Tensor, key: Tensor, value: Tensor, window: int, p
     first = band & seen.view(-1, 1, 1, reach + size)  # [1 or N, 1, S, W - 1 + S]
     parts = [_attend(query[:, :size], key[:, : reach + size], value[:, : reach + size], first)]
     if blocks > 1:
-        others = (vectors[:, size:].unfold(1, reach + size, size).movedim(-1, 2) for vectors in (key, value))
-        attended = _attend(query[:, size:].unflatten(1, (blocks - 1, size)), *others, band)
+        key, value = (vectors[:, size:].unfold(1, reach + size, size).movedim(-1, 2) for vectors in (key, value))
+        attended = _attend(query[:, size:].unflatten(1, (blocks - 1, size)), key, value, band)
         parts.append(attended.flatten(1, 2))
     return torch.cat(parts, dim=1)[:, :length]
 
@@ -196,8 +196,8 @@ def windowed_attention(query: Tensor, key: Tensor, value: Tensor, window: int, p
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """[..., S, H, D] over keys and values [..., L, H, D], with a mask that broadcasts to [..., H, S, L]."""
     shape = query.shape
-    folded = (vectors.flatten(0, -4).transpose(1, 2) for vectors in (query, key, value))
-    return F.scaled_dot_product_attention(*folded, attn_mask=mask).transpose(1, 2).reshape(shape)
+    query, key, value = (vectors.flatten(0, -4).transpose(1, 2) for vectors in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).reshape(shape)
 
 
 def _in_order(ring: Tensor, lengths: Tensor) -> Tensor:
