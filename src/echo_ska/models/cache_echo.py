@@ -313,5 +313,6 @@ def state_shape(config: EchoConfig) -> dict[str, Any]:
         "conv_kernel",
         "refresh_interval",
         "rope_theta",
+        "sliding_window",
     )
     return {name: getattr(config, name) for name in names}

@@ -15,7 +15,7 @@ def definition(layer, hidden):
     query, key, value, _ = layer.qkv(hidden)
     query, key = unit(query), unit(key)
     weight = gate(layer, hidden) if layer.gate_proj is not None else torch.ones_like(key[..., :1])
-    ridge = torch.diag_embed(0.25 + torch.log1p(torch.exp(layer.ridge.raw)))
+    ridge = torch.diag_embed(0.25 + torch.log1p(torch.exp(layer.ridge.raw_ridge)))
     decay = torch.ones_like(weight[..., 0])
     if layer.decay is not None:
         steps = torch.log1p(torch.exp(layer.decay.proj(hidden) + layer.decay.dt_bias))
@@ -72,7 +72,7 @@ def test_without_forgetting_it_is_ska_of_power_0():
     weights = ska.state_dict()
     # softplus(raw) + 0.25 is to be SKA's ridge
     excess = ska.ridge.detach() - 0.25
-    weights["ridge.raw"] = torch.log(torch.expm1(excess))[:, None].expand(2, 6)
+    weights["ridge.raw_ridge"] = torch.log(torch.expm1(excess))[:, None].expand(2, 6)
     del weights["raw_ridge"]
     layer.load_state_dict(weights)
     hidden = torch.randn(2, 50, 16, dtype=torch.float64)

@@ -30,24 +30,24 @@ class DiagonalRidge(nn.Module):
         ValueError: it would start at its lower bound or below.
     """
 
-    _no_weight_decay = ("raw",)
+    _no_weight_decay = ("raw_ridge",)
 
     def __init__(self, num_heads: int, rank: int, initial: float = 1.0) -> None:
         super().__init__()
         if not initial > RIDGE_LOWER_BOUND:
             raise ValueError(f"initial_ridge must be above its lower bound {RIDGE_LOWER_BOUND}, got {initial}")
         self.initial = initial
-        self.raw = nn.Parameter(torch.empty(num_heads, rank))
+        self.raw_ridge = nn.Parameter(torch.empty(num_heads, rank))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Start at `initial`."""
         excess = self.initial - RIDGE_LOWER_BOUND
-        nn.init.constant_(self.raw, excess + math.log(-math.expm1(-excess)))
+        nn.init.constant_(self.raw_ridge, excess + math.log(-math.expm1(-excess)))
 
     def forward(self, dtype: torch.dtype) -> Tensor:
         """The ridge, [H, r], in `dtype`."""
-        return F.softplus(self.raw.to(dtype)) + RIDGE_LOWER_BOUND
+        return F.softplus(self.raw_ridge.to(dtype)) + RIDGE_LOWER_BOUND
 
 
 class MesaNet(LinearMixer):
