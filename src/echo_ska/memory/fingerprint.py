@@ -94,9 +94,11 @@ def function_fields(model: nn.Module) -> dict[str, Any]:
     dtypes = {str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()}
     fields: dict[str, Any] = {"dtype": " and ".join(sorted(dtypes))}
     for name, parameter in inspect.signature(EchoConfig.__init__).parameters.items():
-        if name not in _NOT_OF_THE_FUNCTION and _OF_ONE_KIND.get(name, config.layer_types[0]) in config.layer_types:
-            value = getattr(config, name)
-            fields[name] = float(value) if isinstance(parameter.default, float) else value
+        kind = _OF_ONE_KIND.get(name)
+        if name in _NOT_OF_THE_FUNCTION or (kind is not None and kind not in config.layer_types):
+            continue
+        value = getattr(config, name)
+        fields[name] = float(value) if isinstance(parameter.default, float) else value
     return json.loads(json.dumps(fields))
 
 
