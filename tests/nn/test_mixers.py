@@ -11,14 +11,17 @@ import torch
 from echo_ska.algebra import concatenate
 from echo_ska.nn import Mamba2, SoftmaxAttention, SpectralKoopmanAttention
 from echo_ska.nn.peers import (
+    RWKV7,
     BasedAttention,
     DeltaNet,
     GatedDeltaNet,
+    GatedLinearAttention,
     LinearAttention,
     Mamba3,
     MesaNet,
     SlidingAttention,
 )
+from echo_ska.nn.peers.mamba3 import mamba3_as_published
 
 PLAIN = {"conv_kernel": None, "write_gate": False, "output_norm": False}
 
@@ -35,7 +38,7 @@ MIXERS = {
     "sliding": lambda: SlidingAttention(32, num_heads=2, window=8),
     "sliding-wide": lambda: SlidingAttention(32, num_heads=2, window=40, conv_kernel=None),
     "mamba3": lambda: Mamba3(32, state_size=8, head_dim=16, chunk_size=16),
-    "mamba3-paper": lambda: Mamba3.paper(32, state_size=8, head_dim=16),
+    "mamba3-paper": lambda: mamba3_as_published(32, state_size=8, head_dim=16),
     "mesa": lambda: MesaNet(32, num_heads=2, rank=8),
     "mesa-plain": lambda: MesaNet(32, num_heads=2, rank=8, decay=False, chunk_size=7, **PLAIN),
     "based": lambda: BasedAttention(32, num_heads=2, rank=4),
@@ -47,6 +50,10 @@ MIXERS = {
     "delta-plain": lambda: DeltaNet(32, num_heads=2, rank=8, **PLAIN),
     "gated-delta": lambda: GatedDeltaNet(32, num_heads=2, rank=8, chunk_size=16),
     "gated-delta-plain": lambda: GatedDeltaNet(32, num_heads=2, rank=8, head_dim=12, chunk_size=7, **PLAIN),
+    "gla": lambda: GatedLinearAttention(32, num_heads=2, rank=8, chunk_size=16),
+    "gla-plain": lambda: GatedLinearAttention(32, num_heads=2, rank=8, memory_spans=None, unit_keys=False, **PLAIN),
+    "rwkv7": lambda: RWKV7(32, num_heads=2, rank=8, chunk_size=16),
+    "rwkv7-plain": lambda: RWKV7(32, num_heads=2, rank=8, head_dim=12, unit_keys=False, **PLAIN),
 }
 
 

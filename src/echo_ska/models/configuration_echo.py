@@ -22,12 +22,12 @@ class EchoConfig(PreTrainedConfig):
         hidden_size: width of the residual stream, d.
         num_hidden_layers: blocks, N.
         layer_types: the mixer of each layer, counted from 0: "mamba2", "ska", "ska-paper" or "full_attention"
-            (Hugging Face's name; "attention" is read as it, as they do).
+            (Hugging Face's name; "attention" is read as it, as they do); or one of SKA's peers (docs/peers.md).
         ska_layers, attention_layers: shorthand for `layer_types`: the layers (counted from 0) that hold SKA or
             softmax attention; all others hold Mamba-2.
         ska_at_ends: allow SKA in the first and the last layer.
-        num_heads: heads of SKA and attention, H.
-        rank: width of SKA's keys and queries, r.
+        num_heads: heads of SKA, its peers and attention, H.
+        rank: width of SKA's and its peers' keys and queries, r.
         head_dim: width of a head's values (and of attention's keys), P; None = hidden_size / num_heads.
         power: K of SKA's spectral filter.
         blended: whether SKA mixes the filtered read with the plain one.

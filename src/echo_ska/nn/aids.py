@@ -39,8 +39,6 @@ def gate_score(weight: float, stretch: float = GATE_STRETCH) -> float:
     return math.log(gate / (1 - gate))
 
 
-def projected_out(read: Tensor, norm: nn.RMSNorm | None, projection: nn.Linear) -> Tensor:
-    """What each head has read, [..., H, P], normalised if there is a norm, projected to [..., d]."""
-    if norm is not None:
-        read = norm(read.to(norm.weight.dtype))
-    return projection(read.flatten(-2))
+def head_norm(read: Tensor, norm: nn.RMSNorm | None) -> Tensor:
+    """What each head has read, [..., H, P], normalised in the norm's dtype if there is one."""
+    return read if norm is None else norm(read.to(norm.weight.dtype))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echo_ska.algebra import SufficientStatistics
-from echo_ska.nn.aids import GATE_STRETCH, precise, projected_out, stretched_sigmoid, unit_norm
+from echo_ska.nn.aids import GATE_STRETCH, head_norm, precise, stretched_sigmoid, unit_norm
 from echo_ska.nn.mixer import MixerState, SequenceMixer
 from echo_ska.nn.projections import QueryKeyValue, head_width
 from echo_ska.ops import RecurrentState, spectral_koopman_attention
@@ -231,7 +231,7 @@ class SpectralKoopmanAttention(SequenceMixer):
             output_final_state=output_state,
             cu_seqlens=cu_seqlens,
         )
-        mixed = projected_out(output, self.norm, self.o_proj)
+        mixed = self.o_proj(head_norm(output, self.norm).flatten(-2))
         if tail is None or recurrent is None:
             return mixed, None
         return mixed, SpectralKoopmanState(tail, recurrent)
@@ -261,7 +261,7 @@ class SpectralKoopmanAttention(SequenceMixer):
             gain=1.0 if self.gain is None else self.gain,
             scale=1.0 if self.scale is None else self.scale,
         )
-        return projected_out(output, self.norm, self.o_proj).unsqueeze(1)
+        return self.o_proj(head_norm(output, self.norm).flatten(-2)).unsqueeze(1)
 
     def check_inputs(self, hidden_states: Tensor, state: Any, cu_seqlens: Tensor | None) -> None:
         """Also for a state in its decoding form, whose tensors are other ones; see `SequenceMixer.check_inputs`."""

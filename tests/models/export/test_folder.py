@@ -55,6 +55,11 @@ KINDS = {
         "feed_forward": "koopman-gated",
         "tie_word_embeddings": True,
     },
+    "peers": {"layer_types": ["linear_attention", "gated_delta_net", "gla", "rwkv7"]},
+    "more peers": {
+        "layer_types": ["based", "mesa_net", "mamba3", "sliding_attention"],
+        "sliding_window": 8,
+    },
 }
 
 

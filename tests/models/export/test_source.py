@@ -13,11 +13,12 @@ import pytest
 from echo_ska.models import modeling_echo, padding
 from echo_ska.models.export import modeling_source, source
 from echo_ska.nn import ska
+from echo_ska.nn.registry import MIXERS
 
 
-@pytest.fixture(scope="module")
-def text():
-    return modeling_source()
+@pytest.fixture(scope="module", params=[(), tuple(MIXERS)], ids=["no peers", "all peers"])
+def text(request):
+    return modeling_source(request.param)
 
 
 def test_it_imports_what_transformers_brings_alone(text):
@@ -59,8 +60,17 @@ def test_code_comments_and_docstrings_are_the_packages(text):
     assert "SPDX-License-Identifier: Apache-2.0" in text
 
 
-def test_it_is_the_same_every_time(text):
-    assert modeling_source() == text
+def test_it_is_the_same_every_time():
+    for kinds in ((), tuple(MIXERS)):
+        assert modeling_source(kinds) == modeling_source(kinds)
+
+
+def test_a_peer_of_ska_comes_with_the_models_that_name_it_alone():
+    assert "nn/peers" not in modeling_source(["mamba2", "ska", "full_attention"])
+    text = modeling_source(["mamba2", "delta_net"])
+    assert "class DeltaNet(" in text
+    assert "class RWKV7(" not in text
+    assert 'PEERS_AT_HAND.update({"delta_net": DeltaNet})' in text
 
 
 def test_a_kernel_without_a_stand_in_is_named():

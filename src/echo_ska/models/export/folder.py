@@ -32,7 +32,7 @@ def export_model(model: EchoForCausalLM, folder: Path, tokenizer: PreTrainedToke
         OSError: it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "modeling_echo.py").write_text(modeling_source(), encoding="utf-8")
+    (folder / "modeling_echo.py").write_text(modeling_source(model.config.layer_types), encoding="utf-8")
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)

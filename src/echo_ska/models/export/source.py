@@ -7,13 +7,16 @@ import builtins
 import dataclasses
 import sys
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 import echo_ska
 from echo_ska.models.export.names import Edit, apply, global_edits
+from echo_ska.nn.registry import PEERS
 
 ROOT = "echo_ska.models.modeling_echo"
 PUBLIC = ("EchoConfig", "EchoModel", "EchoForCausalLM")
+REGISTRY, AT_HAND = "echo_ska.nn.registry", "PEERS_AT_HAND"
 STAND_INS = "echo_ska.models.export.stand_ins"
 LEFT_OUT = ("echo_ska.ops.native", "echo_ska.ops.triton")
 """Compiled kernels: what is imported from these comes from `STAND_INS`."""
@@ -67,26 +70,33 @@ class Module:
         return cls(name, text, tree, defined, imported)
 
 
-def modeling_source() -> str:
+def modeling_source(layer_types: Collection[str] = ()) -> str:
     """The text of `modeling_echo.py`: it imports PyTorch, transformers and safetensors, which comes with it.
+
+    Args:
+        layer_types: of the model; the peers of SKA that it names are brought in, the others are not.
 
     Raises:
         ValueError: the sources use something that cannot be brought into one file; says what and where.
     """
-    modules = _in_order(ROOT)
+    peers = {name: PEERS[name].rpartition(".")[::2] for name in sorted(set(layer_types) & set(PEERS))}
+    modules = _in_order(*(module for module, _ in peers.values()), ROOT)
     outside = _outside_imports(modules)
     new_names = _new_names(modules, outside)
     parts = [HEADER.format(version=echo_ska.__version__), "\n", "from __future__ import annotations\n\n"]
     parts += [f"{line}\n" for line in outside]
     parts += [_rewritten(module, new_names) for module in modules]
+    if peers:
+        at_hand = ", ".join(f'"{name}": {new_names[peer]}' for name, peer in peers.items())
+        parts.append(f"\n\n{new_names[REGISTRY, AT_HAND]}.update({{{at_hand}}})\n")
     parts.append(f"\n\n__all__ = {list(PUBLIC)!r}\n".replace("'", '"'))
     text = "".join(parts)
     ast.parse(text)
     return text
 
 
-def _in_order(root: str) -> list[Module]:
-    """`root` and all it needs, each after what it needs itself."""
+def _in_order(*roots: str) -> list[Module]:
+    """The roots and all they need, each after what it needs itself."""
     done: dict[str, Module] = {}
 
     def visit(name: str, above: tuple[str, ...]) -> None:
@@ -99,7 +109,8 @@ def _in_order(root: str) -> list[Module]:
             visit(needed, (*above, name))
         done[name] = module
 
-    visit(root, ())
+    for root in roots:
+        visit(root, ())
     return list(done.values())
 
 

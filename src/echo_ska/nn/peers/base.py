@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from echo_ska.nn.aids import gate_score, precise, projected_out, stretched_sigmoid, unit_norm
+from echo_ska.nn.aids import gate_score, head_norm, precise, stretched_sigmoid, unit_norm
 from echo_ska.nn.mixer import MixerState, SequenceMixer
 from echo_ska.nn.packing import pad_packed, unpad
 from echo_ska.nn.peers.chunks import scan_chunks
@@ -43,7 +43,7 @@ class LinearMixer(SequenceMixer):
         num_heads: H.
         rank: width of keys and queries, r.
         head_dim: width of values, P; None = hidden_size / num_heads.
-        conv_kernel, key_delay: see `QueryKeyValue`.
+        conv_kernel, key_delay, tied_start: see `QueryKeyValue`.
         unit_keys: give keys and queries unit norm (`unit_norm`).
         write_gate: a stretched sigmoid of the token, per head: how strongly its pair (key, value) is written.
         initial_gate: where that weight starts, in (0, 1).
@@ -66,6 +66,7 @@ class LinearMixer(SequenceMixer):
         head_dim: int | None = None,
         conv_kernel: int | None = 4,
         key_delay: int = 1,
+        tied_start: bool = True,
         unit_keys: bool = True,
         write_gate: bool = True,
         initial_gate: float = 0.5,
@@ -88,6 +89,7 @@ class LinearMixer(SequenceMixer):
             value_dim=head_dim,
             conv_kernel=conv_kernel,
             key_delay=key_delay,
+            tied_start=tied_start,
         )
         self.gate_proj = nn.Linear(hidden_size, num_heads) if write_gate else None
         self.norm = nn.RMSNorm(head_dim, eps=norm_eps) if output_norm else None
@@ -167,11 +169,11 @@ class LinearMixer(SequenceMixer):
             if length:
                 read, memory = self.scan(memory, *tokens)
             else:
-                read, memory = value, memory.clone()
+                read, memory = tokens[0].new_zeros(rows, 0, self.num_heads, self.head_dim), memory.clone()
+            read = self._finished(read, value.dtype, tokens)
             if cu_seqlens is not None:
                 read = unpad(read, cu_seqlens)
-            read = self._scaled(read).to(value.dtype)
-        mixed = projected_out(read, self.norm, self.o_proj)
+        mixed = self.o_proj(read.flatten(-2))
         return mixed, None if tail is None else LinearState(tail, memory)
 
     def advance(self, hidden_states: Tensor, state: LinearState) -> Tensor:
@@ -179,9 +181,9 @@ class LinearMixer(SequenceMixer):
         hidden_states = hidden_states.squeeze(1)
         query, key, value = self.qkv.step(hidden_states, state.convolution)
         with torch.autocast(hidden_states.device.type, enabled=False):
-            read = self.recur(state.memory, *self._tokens(hidden_states, query, key, value))
-            read = self._scaled(read).to(value.dtype)
-        return projected_out(read, self.norm, self.o_proj).unsqueeze(1)
+            tokens = self._tokens(hidden_states, query, key, value)
+            read = self._finished(self.recur(state.memory, *tokens), value.dtype, tokens)
+        return self.o_proj(read.flatten(-2)).unsqueeze(1)
 
     def _tokens(self, hidden_states: Tensor, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         query, key, value = precise(query), precise(key), precise(value)
@@ -193,8 +195,11 @@ class LinearMixer(SequenceMixer):
             weight = stretched_sigmoid(scores.to(query.dtype)).unsqueeze(-1)
         return self.tokens(hidden_states, query, key, value, weight)
 
-    def _scaled(self, read: Tensor) -> Tensor:
-        return read if self.scale is None else read * self.scale.to(read.dtype)[:, None]
+    def _finished(self, read: Tensor, dtype: torch.dtype, tokens: tuple[Tensor, ...]) -> Tensor:
+        """What is read, [..., H, P], as the output projection takes it."""
+        if self.scale is not None:
+            read = read * self.scale.to(read.dtype)[:, None]
+        return head_norm(read.to(dtype), self.norm)
 
     def init_state(
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None

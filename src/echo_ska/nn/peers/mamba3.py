@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,8 +52,8 @@ class Mamba3(SequenceMixer):
     by the angle sum_{s <= t} pi tanh(.) dt_s on the first `rotary_fraction` of their channels: with it the real
     recurrence is a complex one whose eigenvalues depend on the token.
 
-    C, B and x are this layer's query, key and value, so it gets the aids of SKA's recipe as its peers do; `paper()`
-    gives the published layer. It needs no write gate beside its own (dt and the trapezoid weight).
+    C, B and x are this layer's query, key and value, so it gets the aids of SKA's recipe as its peers do;
+    `mamba3_as_published` gives the layer without them. dt and the trapezoid weight are its write gate.
 
     Args:
         hidden_size: width d of the tokens.
@@ -128,22 +129,6 @@ class Mamba3(SequenceMixer):
         self.norm = nn.RMSNorm(head_dim, eps=norm_eps) if output_norm else None
         self.out_proj = nn.Linear(inner, hidden_size, bias=False)
         self.reset_parameters()
-
-    @classmethod
-    def paper(
-        cls, hidden_size: int, *, state_size: int = 64, head_dim: int = 64, expand: int = 2, norm_eps: float = 1e-5
-    ) -> Mamba3:
-        """The published layer: no convolution, B and C started apart, no norm before the gate."""
-        return cls(
-            hidden_size,
-            state_size=state_size,
-            head_dim=head_dim,
-            expand=expand,
-            conv_kernel=None,
-            tied_start=False,
-            output_norm=False,
-            norm_eps=norm_eps,
-        )
 
     def reset_parameters(self) -> None:
         """The published start of dt_bias, D and the biases; the other parameters start as their modules start them."""
@@ -277,6 +262,11 @@ class Mamba3(SequenceMixer):
             y = _normalised(y, self.norm)
         y = y.flatten(-2) * F.silu(precise(z))
         return self.out_proj(y.to(self.out_proj.weight.dtype))
+
+
+def mamba3_as_published(hidden_size: int, **settings: Any) -> Mamba3:
+    """`Mamba3` without aids: no convolution, B and C started apart, no norm before the gate."""
+    return Mamba3(hidden_size, conv_kernel=None, tied_start=False, output_norm=False, **settings)
 
 
 def trapezoid_chunk(memory: Tensor, C: Tensor, B: Tensor, x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

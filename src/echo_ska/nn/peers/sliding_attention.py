@@ -42,7 +42,7 @@ class SlidingAttention(SequenceMixer):
         num_heads: H.
         window: W, at least 1 (Hugging Face's `sliding_window`).
         head_dim: D, even; None = hidden_size / num_heads.
-        conv_kernel, key_delay: see `QueryKeyValue`.
+        conv_kernel, key_delay, tied_start: see `QueryKeyValue`.
         rope_theta: base of the rotary frequencies.
 
     Raises:
@@ -58,6 +58,7 @@ class SlidingAttention(SequenceMixer):
         head_dim: int | None = None,
         conv_kernel: int | None = 4,
         key_delay: int = 1,
+        tied_start: bool = True,
         rope_theta: float = 10_000.0,
     ) -> None:
         super().__init__()
@@ -74,6 +75,7 @@ class SlidingAttention(SequenceMixer):
             value_dim=head_dim,
             conv_kernel=conv_kernel,
             key_delay=key_delay,
+            tied_start=tied_start,
         )
         self.o_proj = nn.Linear(num_heads * head_dim, hidden_size, bias=False)
 
