@@ -179,7 +179,7 @@ def test_loss_is_the_shifted_cross_entropy(model):
 def test_the_forward_options(model):
     tokens = ids(2, 10)
     whole = model(tokens, output_hidden_states=True)
-    assert len(whole.hidden_states) == 4
+    assert len(whole.hidden_states) == model.config.num_hidden_layers + 1
     assert torch.allclose(model(tokens, logits_to_keep=1).logits[:, 0], whole.logits[:, -1], atol=1e-6)
     assert torch.equal(model(tokens, return_dict=False)[0], whole.logits)
     embedded = model(inputs_embeds=model.get_input_embeddings()(tokens))

@@ -315,4 +315,7 @@ def state_shape(config: EchoConfig) -> dict[str, Any]:
         "rope_theta",
         "sliding_window",
     )
-    return {name: getattr(config, name) for name in names}
+    shape = {name: getattr(config, name) for name in names}
+    if "sliding_attention" not in config.layer_types:
+        shape["sliding_window"] = None  # no layer reads it
+    return shape

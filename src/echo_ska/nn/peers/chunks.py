@@ -53,7 +53,8 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_reads: Tensor, of_final: Tensor) -> tuple[Tensor | None, ...]:
-        starts, tokens = ctx.saved_tensors[: ctx.chunks], ctx.saved_tensors[ctx.chunks :]
+        saved = ctx.saved_tensors  # once: where activations are checkpointed, asking for them computes them again
+        starts, tokens = saved[: ctx.chunks], saved[ctx.chunks :]
         gradients = [torch.empty_like(tensor) for tensor in tokens]
         carried = of_final  # gradient of the memory after the chunk
         bounds = list(_bounds(tokens[0].shape[1], ctx.size))

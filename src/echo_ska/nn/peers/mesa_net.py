@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from echo_ska.nn.peers.base import LinearMixer
 from echo_ska.nn.peers.chunks import scan_chunks
@@ -196,6 +197,7 @@ class _Solve(torch.autograd.Function):
         return solution
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         solution, *system = ctx.saved_tensors
         adjoint = _solved(gradients[0], system, ctx.steps)
