@@ -15,6 +15,10 @@ KINDS = {
     "ssm": {},
     "ssm+attention": {"attention_layers": [1]},
     "ssm+ska": {"ska_layers": [1]},
+    "peers": {
+        "layer_types": ["linear_attention", "delta_net", "gated_delta_net", "gla", "rwkv7"],
+        "num_hidden_layers": 5,
+    },
     "refresh": {"ska_layers": [1], "refresh_interval": 8},
     "all": {"layer_types": ["mamba2", "ska", "attention", "ska"], "num_hidden_layers": 4, "ska_at_ends": True},
     "more peers": {
