@@ -32,7 +32,7 @@ class EchoConfig(PreTrainedConfig):
         power: K of SKA's spectral filter.
         blended: whether SKA mixes the filtered read with the plain one.
         refresh_interval: None reads exactly; S reads chunk-causally.
-        state_size: columns of Mamba-2's state. Mamba-2's heads are 64 wide, or hidden_size / num_heads where 64 does
+        state_size: columns of Mamba-2's (and 3's) state. Their heads are 64 wide, or hidden_size / num_heads where 64 does
             not divide its inner width.
         expand: Mamba-2's inner width over `hidden_size`.
         conv_kernel: taps of the short convolutions of every mixer.
