@@ -32,9 +32,9 @@ class EchoConfig(PreTrainedConfig):
         power: K of SKA's spectral filter.
         blended: whether SKA mixes the filtered read with the plain one.
         refresh_interval: None reads exactly; S reads chunk-causally.
-        state_size: columns of Mamba-2's (and 3's) state. Their heads are 64 wide, or hidden_size / num_heads where 64 does
-            not divide its inner width.
-        expand: Mamba-2's inner width over `hidden_size`.
+        state_size: columns of Mamba-2's and Mamba-3's state. Their heads are 64 wide, or hidden_size / num_heads where
+            64 does not divide their inner width.
+        expand: Mamba-2's and Mamba-3's inner width over `hidden_size`.
         conv_kernel: taps of the short convolutions of every mixer.
         feed_forward: "swiglu", "koopman", "koopman-gated" or "none".
         intermediate_size: the feed-forward layers' inner width; None = hidden_size * 8/3, rounded up to 64s.
