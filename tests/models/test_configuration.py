@@ -41,7 +41,7 @@ def test_at_most_about_twenty_fields_of_its_own():
         ({"ska_layers": [1], "attention_layers": [1]}, "layer 1 is named twice"),
         ({"ska_layers": [1], "layer_types": ["mamba2"] * 4}, "not both"),
         ({"layer_types": ["mamba2"] * 3}, "layer_types names 3 layers, num_hidden_layers is 4"),
-        ({"layer_types": ["mamba2", "mamba3", "ska", "mamba2"]}, r"layer_types\[1\] is 'mamba3': choose from mamba2"),
+        ({"layer_types": ["mamba2", "mamba1", "ska", "mamba2"]}, r"layer_types\[1\] is 'mamba1': choose from mamba2"),
         ({"hidden_size": 130}, "hidden_size = 130 is not a multiple of num_heads = 4"),
         ({"num_heads": 0}, "num_heads must be an integer >= 1, got 0"),
         ({"rank": 2.5}, "rank must be an integer >= 1, got 2.5"),
@@ -56,6 +56,7 @@ def test_at_most_about_twenty_fields_of_its_own():
         ({"power": True}, "power must be an integer >= 0, got True"),
         ({"ska_layers": 1}, "ska_layers must be a list of layers, got 1"),
         ({"refresh_interval": 0}, "refresh_interval must be an integer >= 1 or None, got 0"),
+        ({"sliding_window": 0}, "sliding_window must be an integer >= 1, got 0"),
     ],
 )
 def test_what_cannot_be_is_refused(fields, message):

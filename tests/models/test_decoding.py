@@ -21,6 +21,11 @@ KINDS = {
     },
     "refresh": {"ska_layers": [1], "refresh_interval": 8},
     "all": {"layer_types": ["mamba2", "ska", "attention", "ska"], "num_hidden_layers": 4, "ska_at_ends": True},
+    "more peers": {
+        "layer_types": ["based", "mesa_net", "mamba3", "mamba3-paper", "sliding_attention"],
+        "num_hidden_layers": 5,
+        "sliding_window": 8,
+    },
 }
 
 

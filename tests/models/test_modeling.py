@@ -21,6 +21,11 @@ KINDS = {
     },
     "refresh": {"ska_layers": [1], "refresh_interval": 8},
     "koopman": {"ska_layers": [1], "feed_forward": "koopman-gated"},
+    "more peers": {
+        "layer_types": ["based", "mesa_net", "mamba3", "mamba3-paper", "sliding_attention"],
+        "num_hidden_layers": 5,
+        "sliding_window": 8,
+    },
 }
 
 

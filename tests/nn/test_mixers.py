@@ -10,7 +10,18 @@ import torch
 
 from echo_ska.algebra import concatenate
 from echo_ska.nn import Mamba2, SoftmaxAttention, SpectralKoopmanAttention
-from echo_ska.nn.peers import RWKV7, DeltaNet, GatedDeltaNet, GatedLinearAttention, LinearAttention
+from echo_ska.nn.peers import (
+    RWKV7,
+    BasedAttention,
+    DeltaNet,
+    GatedDeltaNet,
+    GatedLinearAttention,
+    LinearAttention,
+    Mamba3,
+    MesaNet,
+    SlidingAttention,
+)
+from echo_ska.nn.peers.mamba3 import mamba3_as_published
 
 PLAIN = {"conv_kernel": None, "write_gate": False, "output_norm": False}
 
@@ -24,6 +35,14 @@ MIXERS = {
     "mamba2": lambda: Mamba2(32, state_size=8, head_dim=16),
     "attention": lambda: SoftmaxAttention(32, num_heads=2),
     "attention-plain": lambda: SoftmaxAttention(32, num_heads=2, conv_kernel=None),
+    "sliding": lambda: SlidingAttention(32, num_heads=2, window=8),
+    "sliding-wide": lambda: SlidingAttention(32, num_heads=2, window=40, conv_kernel=None),
+    "mamba3": lambda: Mamba3(32, state_size=8, head_dim=16, chunk_size=16),
+    "mamba3-paper": lambda: mamba3_as_published(32, state_size=8, head_dim=16),
+    "mesa": lambda: MesaNet(32, num_heads=2, rank=8),
+    "mesa-plain": lambda: MesaNet(32, num_heads=2, rank=8, decay=False, chunk_size=7, **PLAIN),
+    "based": lambda: BasedAttention(32, num_heads=2, rank=4),
+    "based-plain": lambda: BasedAttention(32, num_heads=2, rank=4, chunk_size=16, **PLAIN),
     "linear": lambda: LinearAttention(32, num_heads=2, rank=8),
     "linear-elu": lambda: LinearAttention(32, num_heads=2, rank=8, feature_map="elu+1", normalised=True, chunk_size=7),
     "linear-plain": lambda: LinearAttention(32, num_heads=2, rank=8, unit_keys=False, **PLAIN),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
@@ -12,17 +13,42 @@ from echo_ska.evaluation.memory import model_memory
 from echo_ska.memory import encoding
 from echo_ska.models import EchoConfig, EchoForCausalLM
 from echo_ska.nn import registry
-from echo_ska.nn.peers import LinearMixer
 
-SIZES = {"vocab_size": 50, "hidden_size": 32, "num_heads": 2, "rank": 8, "head_dim": 12, "conv_kernel": 3}
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "num_heads": 2,
+    "rank": 8,
+    "head_dim": 12,
+    "conv_kernel": 3,
+    "state_size": 6,
+    "sliding_window": 5,
+}
+
+
+# The shape of what a peer remembers in the sizes above, and the channels of its convolution.
+PLAIN = {"memory": (2, 12, 8)}, 2 * (8 + 8 + 12)
+SPACE = {"angle": (1, 1), "ssm": (1, 64, 6), "previous_b": (1, 6), "previous_x": (1, 64)}
+STATES = {
+    "linear_attention": PLAIN,
+    "delta_net": PLAIN,
+    "gated_delta_net": PLAIN,
+    "gla": PLAIN,
+    "rwkv7": PLAIN,
+    "based": ({"memory": (2, 12 + 1, 1 + 8 + 36)}, 2 * (8 + 8 + 12)),
+    "mesa_net": ({"memory": (2, 12 + 8, 8)}, 2 * (8 + 8 + 12)),
+    "mamba3": (SPACE, 6 + 6 + 64),
+    "mamba3-paper": (SPACE, 0),
+    "sliding_attention": ({"key": (5, 2, 12), "value": (5, 2, 12), "lengths": ()}, 3 * 2 * 12),
+}
 
 
 @pytest.mark.parametrize("name", registry.PEERS)
 def test_a_peer_has_the_sizes_of_the_configuration(name):
-    mixer = registry.MIXERS[name](EchoConfig(**SIZES))
-    assert isinstance(mixer, LinearMixer)
-    assert mixer.init_state(1).memory.shape == (1, 2, 12, 8)
-    assert mixer.init_state(1).convolution.shape == (1, 2, 2 * (8 + 8 + 12))
+    shapes, channels = STATES[name]
+    found = registry.MIXERS[name](EchoConfig(**SIZES)).init_state(1).tensors()
+    assert found.pop("convolution").numel() == 2 * channels
+    assert {field: tuple(tensor.shape[1:]) for field, tensor in found.items()} == shapes
 
 
 @pytest.mark.parametrize("name", registry.PEERS)
@@ -30,7 +56,10 @@ def test_its_state_is_counted_by_kind_and_kept(name):
     config = EchoConfig(**SIZES, num_hidden_layers=3, layer_types=["mamba2", name, name])
     counted = model_memory(name, config, [1, 20, 100_000], measured_up_to=20).rows
     assert [row.measured for row in counted] == [True, True, False]
-    assert {row.by_kind[name] for row in counted} == {2 * 4 * (2 * 12 * 8 + 2 * 2 * 28)}
+    shapes, channels = STATES[name]
+    numbers = 2 * channels + sum(math.prod(shape) for shape in shapes.values())
+    counters = 4 if "lengths" in shapes else 0  # an int64 takes as much again
+    assert {row.by_kind[name] for row in counted} == {2 * (4 * numbers + counters)}
     torch.manual_seed(0)
     model = EchoForCausalLM(config).eval()
     tokens = torch.randint(0, 50, (1, 20))

@@ -313,5 +313,9 @@ def state_shape(config: EchoConfig) -> dict[str, Any]:
         "conv_kernel",
         "refresh_interval",
         "rope_theta",
+        "sliding_window",
     )
-    return {name: getattr(config, name) for name in names}
+    shape = {name: getattr(config, name) for name in names}
+    if "sliding_attention" not in config.layer_types:
+        shape["sliding_window"] = None  # no layer reads it
+    return shape

@@ -32,13 +32,14 @@ class EchoConfig(PreTrainedConfig):
         power: K of SKA's spectral filter.
         blended: whether SKA mixes the filtered read with the plain one.
         refresh_interval: None reads exactly; S reads chunk-causally.
-        state_size: columns of Mamba-2's state. Mamba-2's heads are 64 wide, or hidden_size / num_heads where 64 does
-            not divide its inner width.
-        expand: Mamba-2's inner width over `hidden_size`.
+        state_size: columns of Mamba-2's and Mamba-3's state. Their heads are 64 wide, or hidden_size / num_heads where
+            64 does not divide their inner width.
+        expand: Mamba-2's and Mamba-3's inner width over `hidden_size`.
         conv_kernel: taps of the short convolutions of every mixer.
         feed_forward: "swiglu", "koopman", "koopman-gated" or "none".
         intermediate_size: the feed-forward layers' inner width; None = hidden_size * 8/3, rounded up to 64s.
         rope_theta: base of attention's rotary frequencies.
+        sliding_window: tokens that a "sliding_attention" layer sees, the current one included.
         norm_eps: epsilon of all norms.
         max_position_embeddings: the length that evaluation tools may use; no layer is limited by it.
         tie_word_embeddings: share the embedding with the head, which saves vocab_size * hidden_size parameters.
@@ -72,6 +73,7 @@ class EchoConfig(PreTrainedConfig):
         feed_forward: str = "swiglu",
         intermediate_size: int | None = None,
         rope_theta: float = 10_000.0,
+        sliding_window: int = 64,
         norm_eps: float = 1e-5,
         max_position_embeddings: int = 1_048_576,
         tie_word_embeddings: bool = False,
@@ -98,6 +100,7 @@ class EchoConfig(PreTrainedConfig):
         self.feed_forward = feed_forward
         self.intermediate_size = intermediate_size
         self.rope_theta = rope_theta
+        self.sliding_window = sliding_window
         self.norm_eps = norm_eps
         self.max_position_embeddings = max_position_embeddings
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
@@ -129,6 +132,7 @@ class EchoConfig(PreTrainedConfig):
             "rank",
             "state_size",
             "expand",
+            "sliding_window",
             "max_position_embeddings",
             *optional,
         ):

@@ -102,7 +102,7 @@ class SoftmaxAttention(SequenceMixer):
         if cu_seqlens is not None:
             query, key, value = (pad_packed(tensor, cu_seqlens) for tensor in (query, key, value))  # [N, T, H, D]
         positions = past[:, None] + torch.arange(query.shape[1], device=query.device)  # [N, T]
-        query, key = self._rotate(query, positions), self._rotate(key, positions)
+        query, key = (rotated(vectors, positions, self.rope_theta) for vectors in (query, key))
         mask = None
         if state is not None:
             longest = int((past + new).max())
@@ -141,7 +141,7 @@ class SoftmaxAttention(SequenceMixer):
             tensor.unsqueeze(1) for tensor in self.qkv.step(hidden_states.squeeze(1), state.convolution)
         )  # [N, 1, H, D]
         positions = state.lengths[:, None]
-        query, key = self._rotate(query, positions), self._rotate(key, positions)
+        query, key = (rotated(vectors, positions, self.rope_theta) for vectors in (query, key))
         rows = torch.arange(len(state.lengths), device=key.device)[:, None]
         state.key.index_put_((rows, positions), key.to(state.key.dtype))
         state.value.index_put_((rows, positions), value.to(state.value.dtype))
@@ -172,15 +172,16 @@ class SoftmaxAttention(SequenceMixer):
         a_token = 2 * self.num_heads * self.head_dim * self.o_proj.weight.element_size()
         return self.init_state(1, device="meta").nbytes + length * a_token
 
-    def _rotate(self, vectors: Tensor, positions: Tensor) -> Tensor:
-        """Rotate channel pairs (i, i + D/2) of [N, T, H, D] by position * theta^(-2i/D)."""
-        half = self.head_dim // 2
-        precise = accumulator_dtype(vectors.device)  # at position 1,000,000 a float32 angle is off by 0.06
-        exponents = torch.arange(half, device=vectors.device, dtype=precise) / half
-        angles = positions[..., None, None].to(precise) * self.rope_theta**-exponents  # [N, T, 1, D/2]
-        cos, sin = angles.cos().to(vectors.dtype), angles.sin().to(vectors.dtype)
-        left, right = vectors.split(half, dim=-1)
-        return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
+
+def rotated(vectors: Tensor, positions: Tensor, theta: float) -> Tensor:
+    """Channel pairs (i, i + D/2) of `vectors` [N, T, H, D], rotated by position [N, T] * theta^(-2i/D)."""
+    half = vectors.shape[-1] // 2
+    precise = accumulator_dtype(vectors.device)  # at position 1,000,000 a float32 angle is off by 0.06
+    exponents = torch.arange(half, device=vectors.device, dtype=precise) / half
+    angles = positions[..., None, None].to(precise) * theta**-exponents  # [N, T, 1, D/2]
+    cos, sin = angles.cos().to(vectors.dtype), angles.sin().to(vectors.dtype)
+    left, right = vectors.split(half, dim=-1)
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
 
 
 def _append(cached: Tensor, past: Tensor, fresh: Tensor, positions: Tensor, length: int) -> Tensor:

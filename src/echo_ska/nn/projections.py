@@ -38,6 +38,7 @@ class QueryKeyValue(nn.Module):
         value_dim: width of values, P.
         conv_kernel: taps of the convolution; None leaves it out (and with it the delay).
         key_delay: tokens by which keys start delayed.
+        tied_start: whether W_q starts equal to W_k.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class QueryKeyValue(nn.Module):
         value_dim: int,
         conv_kernel: int | None = 4,
         key_delay: int = 1,
+        tied_start: bool = True,
     ) -> None:
         super().__init__()
-        self.num_heads, self.key_dim, self.value_dim = num_heads, key_dim, value_dim
+        self.num_heads, self.key_dim, self.value_dim, self.tied_start = num_heads, key_dim, value_dim, tied_start
         self.widths = [num_heads * key_dim, num_heads * key_dim, num_heads * value_dim]
         self.q_proj = nn.Linear(hidden_size, self.widths[0], bias=False)
         self.k_proj = nn.Linear(hidden_size, self.widths[1], bias=False)
@@ -64,7 +66,8 @@ class QueryKeyValue(nn.Module):
 
     def reset_parameters(self) -> None:
         """Start W_q from W_k; the other parameters start as their modules start them."""
-        start_as(self.q_proj.weight, self.k_proj.weight)
+        if self.tied_start:
+            start_as(self.q_proj.weight, self.k_proj.weight)
 
     def init_tail(self, batch_size: int, *, device: torch.device | str | None, dtype: torch.dtype | None) -> Tensor:
         """The convolution's inputs before the first token: zeros [N, kernel - 1, H (2 r + P)]."""

@@ -31,6 +31,7 @@ class LayerSizes(Protocol):
     conv_kernel: int
     intermediate_size: int | None
     rope_theta: float
+    sliding_window: int
     norm_eps: float
 
     @property
@@ -84,8 +85,25 @@ PEERS = {
     "gated_delta_net": "echo_ska.nn.peers.delta.GatedDeltaNet",
     "gla": "echo_ska.nn.peers.gla.GatedLinearAttention",
     "rwkv7": "echo_ska.nn.peers.rwkv7.RWKV7",
+    "based": "echo_ska.nn.peers.based.BasedAttention",
+    "mesa_net": "echo_ska.nn.peers.mesa_net.MesaNet",
+    "mamba3": "echo_ska.nn.peers.mamba3.Mamba3",
+    "mamba3-paper": "echo_ska.nn.peers.mamba3.mamba3_as_published",
+    "sliding_attention": "echo_ska.nn.peers.sliding_attention.SlidingAttention",
 }
 """SKA's peers, for comparisons: each is imported when the first model asks for it."""
+
+_SPACES = {"state_size": "state_size", "head_dim": "mamba_head_dim", "expand": "expand", "norm_eps": "norm_eps"}
+_SETTINGS: dict[str, dict[str, str]] = {
+    "mamba3": {**_SPACES, "conv_kernel": "conv_kernel"},
+    "mamba3-paper": _SPACES,
+    "sliding_attention": {
+        **{name: name for name in ("num_heads", "head_dim", "conv_kernel", "rope_theta")},
+        "window": "sliding_window",
+    },
+}
+"""What a peer is built with, and the field of the configuration that says it, where that is not `_USUAL_SETTINGS`."""
+_USUAL_SETTINGS = {name: name for name in ("num_heads", "rank", "head_dim", "conv_kernel", "norm_eps")}
 
 PEERS_AT_HAND: dict[str, Callable[..., SequenceMixer]] = {}
 """Those that are imported. A file that `echo-ska export` writes holds its own model's and puts them here."""
@@ -98,13 +116,8 @@ def _peer(name: str, config: LayerSizes) -> SequenceMixer:
             PEERS_AT_HAND[name] = getattr(importlib.import_module(module), class_name)
         except ModuleNotFoundError as error:
             raise ValueError(f"{name} layers need the package echo-ska: pip install echo-ska") from error
-    settings: dict[str, Any] = {
-        "num_heads": config.num_heads,
-        "rank": config.rank,
-        "head_dim": config.head_dim,
-        "conv_kernel": config.conv_kernel,
-        "norm_eps": config.norm_eps,
-    }
+    fields = _SETTINGS.get(name, _USUAL_SETTINGS)
+    settings: dict[str, Any] = {keyword: getattr(config, field) for keyword, field in fields.items()}
     return PEERS_AT_HAND[name](config.hidden_size, **settings)
 
 

@@ -56,6 +56,10 @@ KINDS = {
         "tie_word_embeddings": True,
     },
     "peers": {"layer_types": ["linear_attention", "gated_delta_net", "gla", "rwkv7"]},
+    "more peers": {
+        "layer_types": ["based", "mesa_net", "mamba3", "sliding_attention"],
+        "sliding_window": 8,
+    },
 }
 
 

@@ -43,7 +43,7 @@ class LinearMixer(SequenceMixer):
         num_heads: H.
         rank: width of keys and queries, r.
         head_dim: width of values, P; None = hidden_size / num_heads.
-        conv_kernel, key_delay: see `QueryKeyValue`.
+        conv_kernel, key_delay, tied_start: see `QueryKeyValue`.
         unit_keys: give keys and queries unit norm (`unit_norm`).
         write_gate: a stretched sigmoid of the token, per head: how strongly its pair (key, value) is written.
         initial_gate: where that weight starts, in (0, 1).
@@ -66,6 +66,7 @@ class LinearMixer(SequenceMixer):
         head_dim: int | None = None,
         conv_kernel: int | None = 4,
         key_delay: int = 1,
+        tied_start: bool = True,
         unit_keys: bool = True,
         write_gate: bool = True,
         initial_gate: float = 0.5,
@@ -88,6 +89,7 @@ class LinearMixer(SequenceMixer):
             value_dim=head_dim,
             conv_kernel=conv_kernel,
             key_delay=key_delay,
+            tied_start=tied_start,
         )
         self.gate_proj = nn.Linear(hidden_size, num_heads) if write_gate else None
         self.norm = nn.RMSNorm(head_dim, eps=norm_eps) if output_norm else None

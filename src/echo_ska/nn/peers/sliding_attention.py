@@ -1,0 +1,224 @@
+"""Softmax attention over the last tokens alone: the control whose cache stops growing."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from echo_ska.nn.attention import rotated
+from echo_ska.nn.mixer import MixerState, SequenceMixer
+from echo_ska.nn.packing import pad_packed, sequence_lengths, unpad
+from echo_ska.nn.projections import QueryKeyValue, head_width
+
+
+@dataclasses.dataclass
+class SlidingState(MixerState):
+    """The last W keys and values of N sequences, in a ring: the token at position p stands in slot p mod W.
+
+    Attributes:
+        convolution: [N, conv_kernel - 1, 3 H D], the last inputs of the short convolution.
+        key, value: [N, W, H, D], keys already rotated; zero where a sequence is still shorter than the ring.
+        lengths: tokens read, [N], int64.
+    """
+
+    convolution: Tensor
+    key: Tensor
+    value: Tensor
+    lengths: Tensor
+
+
+class SlidingAttention(SequenceMixer):
+    """Multi-head causal attention over a window of W tokens, the current one included, with rotary positions.
+
+    Exact in O(T W): tokens are cut into blocks of at least W, and a block attends to itself and to the W - 1 tokens
+    before it. It gets the same projections as `SoftmaxAttention`, which it equals up to W tokens.
+    Source: Beltagy et al., Longformer, arXiv 2004.05150, section 3.1, causal as in Mistral 7B (arXiv 2310.06825).
+
+    Args:
+        hidden_size: d.
+        num_heads: H.
+        window: W, at least 1 (Hugging Face's `sliding_window`).
+        head_dim: D, even; None = hidden_size / num_heads.
+        conv_kernel, key_delay, tied_start: see `QueryKeyValue`.
+        rope_theta: base of the rotary frequencies.
+
+    Raises:
+        ValueError: `window` is below 1, or `head_dim` is odd or missing where num_heads does not divide hidden_size.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        num_heads: int,
+        window: int,
+        head_dim: int | None = None,
+        conv_kernel: int | None = 4,
+        key_delay: int = 1,
+        tied_start: bool = True,
+        rope_theta: float = 10_000.0,
+    ) -> None:
+        super().__init__()
+        head_dim = head_width(hidden_size, num_heads, head_dim)
+        if head_dim % 2:
+            raise ValueError(f"head_dim must be even for rotary positions, got {head_dim}")
+        if window < 1:
+            raise ValueError(f"window must be at least 1, got {window}")
+        self.num_heads, self.head_dim, self.window, self.rope_theta = num_heads, head_dim, window, rope_theta
+        self.qkv = QueryKeyValue(
+            hidden_size,
+            num_heads=num_heads,
+            key_dim=head_dim,
+            value_dim=head_dim,
+            conv_kernel=conv_kernel,
+            key_delay=key_delay,
+            tied_start=tied_start,
+        )
+        self.o_proj = nn.Linear(num_heads * head_dim, hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        state: SlidingState | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        output_state: bool = False,
+    ) -> tuple[Tensor, SlidingState | None]:
+        """Mix along time; see `SequenceMixer.forward`."""
+        self.check_inputs(hidden_states, state, cu_seqlens)
+        query, key, value, tail = self.qkv(
+            hidden_states,
+            None if state is None else state.convolution,
+            cu_seqlens=cu_seqlens,
+            output_state=output_state,
+        )
+        new = sequence_lengths(hidden_states, cu_seqlens)  # [N]
+        past = torch.zeros_like(new) if state is None else state.lengths
+        if cu_seqlens is not None:
+            query, key, value = (pad_packed(tensor, cu_seqlens) for tensor in (query, key, value))  # [N, T, H, D]
+        positions = past[:, None] + torch.arange(query.shape[1], device=query.device)  # [N, T]
+        query, key = (rotated(vectors, positions, self.rope_theta) for vectors in (query, key))
+        if state is not None:
+            key, value = (
+                torch.cat([_in_order(ring, past).to(fresh.dtype), fresh], dim=1)
+                for ring, fresh in ((state.key, key), (state.value, value))
+            )  # [N, W + T, H, D]
+        attended = windowed_attention(query, key, value, self.window, None if state is None else past)
+        if cu_seqlens is not None:
+            attended = unpad(attended, cu_seqlens)
+        mixed = self.o_proj(attended.flatten(-2))
+        if tail is None:
+            return mixed, None
+        first = past if state is None else past - self.window  # the position that key[:, 0] stands for
+        key, value = (_ring(vectors, first, past + new, self.window) for vectors in (key, value))
+        return mixed, SlidingState(tail, key, value, past + new)
+
+    def advance(self, hidden_states: Tensor, state: SlidingState) -> Tensor:
+        """Write one token a row over the one that leaves the window, and attend; see `SequenceMixer.advance`."""
+        query, key, value = (
+            tensor.unsqueeze(1) for tensor in self.qkv.step(hidden_states.squeeze(1), state.convolution)
+        )  # [N, 1, H, D]
+        positions = state.lengths[:, None]
+        query, key = (rotated(vectors, positions, self.rope_theta) for vectors in (query, key))
+        rows = torch.arange(len(state.lengths), device=key.device)[:, None]
+        slots = positions % self.window
+        state.key.index_put_((rows, slots), key.to(state.key.dtype))
+        state.value.index_put_((rows, slots), value.to(state.value.dtype))
+        # Softmax knows no order, so the ring is read as it lies; only slots that no token has filled are hidden.
+        filled = torch.arange(self.window, device=key.device) <= positions  # [N, W]
+        attended = F.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            state.key.to(query.dtype).transpose(1, 2),
+            state.value.to(query.dtype).transpose(1, 2),
+            attn_mask=filled[:, None, None],
+        )  # [N, H, 1, D]
+        state.lengths.add_(1)
+        return self.o_proj(attended.transpose(1, 2).flatten(-2))
+
+    def init_state(
+        self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> SlidingState:
+        weight = self.o_proj.weight
+        device, dtype = device or weight.device, dtype or weight.dtype
+        empty = torch.zeros(batch_size, self.window, self.num_heads, self.head_dim, device=device, dtype=dtype)
+        return SlidingState(
+            convolution=self.qkv.init_tail(batch_size, device=device, dtype=dtype),
+            key=empty,
+            value=empty.clone(),
+            lengths=torch.zeros(batch_size, device=device, dtype=torch.int64),
+        )
+
+    def state_bytes(self, length: int) -> int:
+        """Bytes of one sequence's state: those of the whole ring after any `length`."""
+        return self.init_state(1, device="meta").nbytes
+
+
+def windowed_attention(query: Tensor, key: Tensor, value: Tensor, window: int, past: Tensor | None = None) -> Tensor:
+    """Causal softmax attention in which a token sees itself and the window - 1 tokens before it.
+
+    Args:
+        query: [N, T, H, D].
+        key, value: [N, T, H, D]; with `past` [N, window + T, H, D], where the first `window` are the tokens before.
+        past: [N], tokens that each row has before; those of the first `window` places that exceed it are hidden.
+
+    Returns:
+        [N, T, H, D].
+    """
+    length = query.shape[1]
+    if length == 0:
+        return query
+    # Blocks no shorter than the window (so that what a token sees begins in the block before, at the earliest) and of
+    # equal length but for the last one's padding, of less than a token a block.
+    blocks = max(1, length // window)
+    size = -(-length // blocks)
+    if past is None and blocks == 1 and length <= window:
+        query, key, value = (vectors.transpose(1, 2) for vectors in (query, key, value))
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
+    reach = window - 1
+    lead = window if past is not None else 0
+    padding = blocks * size - length
+    key, value = (F.pad(vectors, (0, 0, 0, 0, reach - lead, padding)) for vectors in (key, value))
+    query = F.pad(query, (0, 0, 0, 0, 0, padding))
+    rows, columns = (torch.arange(count, device=query.device) for count in (size, reach + size))
+    band = (columns >= rows[:, None]) & (columns <= rows[:, None] + reach)  # [S, W - 1 + S]
+    # Only the first block can look at places before the first token.
+    seen = columns >= reach if past is None else columns[None] >= (reach - past)[:, None]
+    first = band & seen.view(-1, 1, 1, reach + size)  # [1 or N, 1, S, W - 1 + S]
+    parts = [_attend(query[:, :size], key[:, : reach + size], value[:, : reach + size], first)]
+    if blocks > 1:
+        key, value = (vectors[:, size:].unfold(1, reach + size, size).movedim(-1, 2) for vectors in (key, value))
+        attended = _attend(query[:, size:].unflatten(1, (blocks - 1, size)), key, value, band)
+        parts.append(attended.flatten(1, 2))
+    return torch.cat(parts, dim=1)[:, :length]
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """[..., S, H, D] over keys and values [..., L, H, D], with a mask that broadcasts to [..., H, S, L]."""
+    shape = query.shape
+    query, key, value = (vectors.flatten(0, -4).transpose(1, 2) for vectors in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).reshape(shape)
+
+
+def _in_order(ring: Tensor, lengths: Tensor) -> Tensor:
+    """The ring [N, W, H, D] of rows that have read `lengths` tokens, oldest place first."""
+    window = ring.shape[1]
+    places = (lengths[:, None] + torch.arange(window, device=ring.device)) % window  # [N, W]
+    return ring[torch.arange(len(ring), device=ring.device)[:, None], places]
+
+
+def _ring(vectors: Tensor, first: Tensor, lengths: Tensor, window: int) -> Tensor:
+    """The last `window` of `lengths` [N] tokens in their slots, zero where there are fewer.
+
+    `vectors` [N, L, H, D] holds tokens from the position `first` [N] on.
+    """
+    slots = torch.arange(window, device=vectors.device)
+    last = lengths[:, None] - 1
+    positions = last - (last - slots) % window  # [N, W], the newest token of each slot; negative where there is none
+    missing = positions < 0
+    rows = torch.arange(len(vectors), device=vectors.device)[:, None]
+    padded = vectors if vectors.shape[1] else F.pad(vectors, (0, 0, 0, 0, 0, 1))  # a place to point at
+    places = (positions - first[:, None]).masked_fill(missing, 0)
+    return padded[rows, places].masked_fill(missing[..., None, None], 0)
