@@ -36,7 +36,7 @@ check-huggingface: venv
 	ECHO_SKA_HUGGINGFACE_TESTS=$(VENV)/huggingface $(BIN)/python -m pytest tests/models/test_huggingface_suite.py \
 	  tests/models/test_huggingface_tools.py
 
-# The wheel, in a fresh environment without triton, from an empty folder (about two minutes).
+# The wheel, in a fresh environment without triton, from an empty folder (a few minutes, most of them installing).
 WHEEL := build/wheel
 check-wheel: venv
 	rm -rf $(WHEEL) && mkdir -p $(WHEEL)/empty

@@ -12,7 +12,7 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "notebooks"
 TOUR = FOLDER / "tour.ipynb"
 LARGEST = 600_000
-MACHINE = re.compile(r"(?<![\w.])/(?:home|Users|root|tmp|var|opt|mnt|work)/|[A-Z]:\\\\")
+MACHINE = re.compile(r"(?<![\w.])/(?:home|Users|root|tmp|var|opt|mnt|srv)/|site-packages|[A-Z]:\\\\")
 
 
 @pytest.fixture(scope="module")
