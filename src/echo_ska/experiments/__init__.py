@@ -66,6 +66,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Claim 2: needles found in up to 1,048,576 tokens after training on 64, beside both controls.",
         "echo_ska.experiments.length_generalisation",
     ),
+    "mqar-frontier": Experiment(
+        "Zoology's recall task, reduced: accuracy against bytes of state, SKA beside all of its peers.",
+        "echo_ska.experiments.mqar_frontier",
+    ),
     "mqar-grid": Experiment(
         "Claim 1: the paper's grid of pairs and gaps, by models trained at its shortest gap.",
         "echo_ska.experiments.mqar_grid",
