@@ -64,11 +64,11 @@ def table_rows(records: Sequence[RunRecord]) -> list[list[str]]:
             blank = [""] * (len(filters) - len(persistence))
             title = f"{one_offs} of {configuration['length']:,}, {place}"
             rows += [
-                [title, "one-off key: its own value", *(f"{value:.3f}" for value in own.values())],
+                [title, "one-off key: its own value", *(_three(value) for value in own.values())],
                 ["", "persistence predicts", *(f"{value:.3f}" for value in persistence), *blank],
-                ["", "one-off key: value K steps later", *(f"{value:.3f}" for value in ahead.values())],
+                ["", "one-off key: value K steps later", *(_three(value) for value in ahead.values())],
                 ["", "look-ahead predicts", *(f"{value:.3f}" for value in look_ahead), *blank],
-                ["", "persistent key: value K steps later", *(f"{value:.3f}" for value in persistent.values())],
+                ["", "persistent key: value K steps later", *(_three(value) for value in persistent.values())],
                 ["", "whitened norm, one-off : persistent", *(f"{size[name] / other[name]:.2f}" for name in filters)],
             ]
     return rows
@@ -162,6 +162,11 @@ def draw(records: Sequence[RunRecord], path: Path) -> None:
     for axes, ends, shown in labels:
         label_lines(axes, ends, shown)
     save(figure, path)
+
+
+def _three(value: float) -> str:
+    """Three decimals, and no sign where they are 0."""
+    return f"{round(value, 3) + 0.0:.3f}"
 
 
 def _line(axes: Axes, powers: Sequence[int], values: Sequence[float], colour: str) -> None:

@@ -103,7 +103,7 @@ def chosen_rows(records: Sequence[RunRecord], width: float) -> list[list[str]]:
         found = [record.figures["cells"] for record in records if record.configuration["kind"] == kind]
         for name, title in names.items():
             place = FIGURES.index(name)
-            medians = [statistics.median(cells[f"{width:g}, {load:g}"][place] for cells in found) for load in loads]
+            medians = [statistics.median_low(cells[f"{width:g}, {load:g}"][place] for cells in found) for load in loads]
             rows.append([kind, title, *(f"{value:.2g}" for value in medians)])
     return rows
 

@@ -33,8 +33,9 @@ def seed_count(seeds: int | None, own: int) -> int:
 def print_rows(console: Console, title: str, rows: Sequence[Sequence[str]]) -> None:
     """A header and rows of text, as `tables.markdown` takes them, as a table on the screen."""
     table = Table(title=title)
-    for place, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if place == 0 else "right")
+    for place, (name, below) in enumerate(zip(rows[0], rows[1], strict=True)):
+        is_number = place > 0 and below[:1] in tuple("0123456789+−-")
+        table.add_column(name, justify="right" if is_number else "left")
     for row in rows[1:]:
         table.add_row(*row)
     console.print(table)
