@@ -82,6 +82,22 @@ EXPERIMENTS: dict[str, Experiment] = {
         "What each part of SKA's recipe is worth: one taken away at a time, two seeds.",
         "echo_ska.experiments.recipe",
     ),
+    "state-bytes": Experiment(
+        "Bytes of the live state from 1k to 1M tokens against the formula and the KV cache; what 77 KB counts.",
+        "echo_ska.experiments.state_bytes",
+    ),
+    "operator-error": Experiment(
+        "The fitted operator against the true one, over length, noise and ridge, beside its bound.",
+        "echo_ska.experiments.operator_error",
+    ),
+    "one-off-distractors": Experiment(
+        "What the power filter does to keys that occur once: persistence against look-ahead.",
+        "echo_ska.experiments.one_off_distractors",
+    ),
+    "recall-map": Experiment(
+        "Who recalls more per byte, untrained: SKA, linear attention or DeltaNet, over load, width and kind of keys.",
+        "echo_ska.experiments.recall_map",
+    ),
 }
 """By the name that the command line and the files in results/ use."""
 

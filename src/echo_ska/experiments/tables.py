@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from echo_ska.benchmarks import summary
+from echo_ska.experiments import algebra_tables
 from echo_ska.experiments.figures import percent, short_number
 from echo_ska.training import RunRecord
 from echo_ska.training.records import read
@@ -85,6 +86,12 @@ def recipe() -> str:
     from echo_ska.experiments.recipe import table_rows
 
     return markdown(table_rows(sorted(_records("recipe"), key=lambda record: record.seed)))
+
+
+def algebra(name: str) -> str:
+    """A table of docs/algebra.md: an experiment on the algebra alone."""
+    experiment, rows_of = algebra_tables.ROWS[name]
+    return markdown(rows_of(_records(experiment)))
 
 
 def memory() -> str:
@@ -161,6 +168,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory": memory,
     "accuracy": accuracy,
     "decoding-accuracy": decoding_accuracy,
+    **{name: functools.partial(algebra, name) for name in algebra_tables.ROWS},
     **{f"bench-{name}": functools.partial(bench, name, "cpu") for name in ("machine", *summary.TABLES)},
     **{f"bench-gpu-{name}": functools.partial(bench, name, "cuda") for name in ("machine", *summary.TABLES)},
 }
