@@ -38,6 +38,10 @@ class Experiment:
 
 
 EXPERIMENTS: dict[str, Experiment] = {
+    "cliff": Experiment(
+        "What moves the point where recall breaks down, a larger model or a larger state?",
+        "echo_ska.experiments.cliff",
+    ),
     "demo-rates": Experiment(
         "The demo's three models at four learning rates each: which one the demo uses, and why.",
         "echo_ska.experiments.demo_rates",
@@ -49,6 +53,14 @@ EXPERIMENTS: dict[str, Experiment] = {
     "filter-ablation": Experiment(
         "Claim 4: the power filter, the ridge and the mask, on keys without dynamics and with.",
         "echo_ska.experiments.filter_ablation",
+    ),
+    "gradient-flow": Experiment(
+        "Claim 11: what gradient reaches the query once recall is learnt, through SKA and through softmax.",
+        "echo_ska.experiments.gradient_flow",
+    ),
+    "length-conditioning": Experiment(
+        "Claim 5: does accuracy grow with the sequence, because the Gram matrix is better conditioned?",
+        "echo_ska.experiments.length_conditioning",
     ),
     "length-generalisation": Experiment(
         "Claim 2: needles found in up to 1,048,576 tokens after training on 64, beside both controls.",
