@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_OPTIONS ?=
 
-.PHONY: venv demo test check check-huggingface bench tables clean
+.PHONY: venv demo test check check-huggingface bench tables report clean
 
 venv: $(VENV)/.installed
 
@@ -43,6 +43,10 @@ bench: venv
 # Write the tables in README.md and docs/ anew from results/.
 tables: venv
 	$(BIN)/python -m echo_ska.experiments.tables
+
+# One page, report.html: every claim, and the verdict that the records in results/ give on it.
+report: venv
+	$(BIN)/echo-ska report
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -70,6 +70,7 @@ def test_help_and_version(run):
         "export",
         "eval",
         "recall-text",
+        "report",
         "tokenizer",
     ):
         assert command in listed

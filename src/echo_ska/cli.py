@@ -14,6 +14,7 @@ from echo_ska import __version__
 from echo_ska.cli_context import context_app
 from echo_ska.cli_options import JsonFile, ModelFolder, console
 from echo_ska.cli_recall import recall_text
+from echo_ska.cli_report import report
 from echo_ska.commands.errors import OneSentenceErrors
 
 app = typer.Typer(
@@ -418,6 +419,7 @@ def serve(
 
 
 app.command("recall-text")(recall_text)
+app.command("report")(report)
 app.add_typer(context_app, name="context")
 
 tokenizer_app = typer.Typer(
