@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_OPTIONS ?=
 
-.PHONY: venv demo test check check-huggingface check-wheel bench tables api notebook clean
+.PHONY: venv demo test check check-huggingface check-wheel bench tables report api notebook clean
 
 venv: $(VENV)/.installed
 
@@ -62,6 +62,10 @@ api: venv
 # Run notebooks/tour.ipynb anew and keep its outputs (less than three minutes on two CPU cores).
 notebook: venv
 	$(BIN)/python notebooks/execute.py
+
+# One page, report.html: every claim, and the verdict that the records in results/ give on it.
+report: venv
+	$(BIN)/echo-ska report
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache

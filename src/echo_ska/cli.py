@@ -15,6 +15,7 @@ from echo_ska.cli_context import context_app
 from echo_ska.cli_inspect import inspect
 from echo_ska.cli_options import JsonFile, ModelFolder, console
 from echo_ska.cli_recall import recall_text
+from echo_ska.cli_report import report
 from echo_ska.commands.errors import OneSentenceErrors
 
 app = typer.Typer(
@@ -420,6 +421,7 @@ def serve(
 
 app.command("inspect")(inspect)
 app.command("recall-text")(recall_text)
+app.command("report")(report)
 app.add_typer(context_app, name="context")
 
 tokenizer_app = typer.Typer(

@@ -146,6 +146,7 @@ def test_every_arm_gets_its_best_rate_and_all_seeds_run_at_it(here, tmp_path):
     assert comparison.run(console, 2, path) == results
     assert len(here) == 8
     assert comparison.recorded(path) == results
+    assert len(comparison.tries(path)) == 4
     other = Comparison(both, (1e-30, 1e-2, 1.0), ASKED[:1], tuning_steps=2)
     assert other.recorded(path) == {}  # a rate is still to be tried
     rows = table_rows(results, {"12": "at 12", "40": "at 40", "unasked": "?"})

@@ -38,6 +38,10 @@ class Experiment:
 
 
 EXPERIMENTS: dict[str, Experiment] = {
+    "cliff": Experiment(
+        "What moves the point where recall breaks down, a larger model or a larger state?",
+        "echo_ska.experiments.cliff",
+    ),
     "demo-rates": Experiment(
         "The demo's three models at four learning rates each: which one the demo uses, and why.",
         "echo_ska.experiments.demo_rates",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
@@ -58,11 +59,17 @@ def label_lines(axes: Axes, ends: Mapping[str, tuple[float, float]], colours: Ma
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a PNG in one step, so that nobody finds half of one."""
+    """Write a picture in one step, so that nobody finds half of one: a PNG, or an SVG where the name ends so.
+
+    An SVG keeps its text as text, has no ground of its own, and is the same for the same figure.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     options: dict[str, Any] = {"format": "png", "dpi": 160, "bbox_inches": "tight"}
-    figure.savefig(partial, **options)
+    if path.suffix == ".svg":
+        options |= {"format": "svg", "transparent": True, "metadata": {"Date": None}}
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):
+        figure.savefig(partial, **options)
     partial.replace(path)
 
 

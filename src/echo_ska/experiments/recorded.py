@@ -59,5 +59,19 @@ def run_missing(console: Console, name: str, runs: Sequence[RecordedRun], path: 
 
 def recorded(name: str, runs: Sequence[RecordedRun], path: Path) -> list[RunRecord | None]:
     """The newest record of each run in `path`, or None where there is none."""
-    records = [record for record in read(path) if record.name == name] if path.exists() else []
-    return [next((record for record in reversed(records) if run.matches(record)), None) for run in runs]
+    records = records_named(name, path)
+    return [newest_of(run, records) for run in runs]
+
+
+def records_named(name: str, path: Path) -> list[RunRecord]:
+    """All records of an experiment in `path`, oldest first; none where there is no file.
+
+    Raises:
+        ValueError: a line of the file is not a record.
+    """
+    return [record for record in read(path) if record.name == name] if path.exists() else []
+
+
+def newest_of(run: RecordedRun, records: Sequence[RunRecord]) -> RunRecord | None:
+    """The last of the records that is of this run."""
+    return next((record for record in reversed(records) if run.matches(record)), None)

@@ -128,7 +128,7 @@ def draw(results: Results, path: Path) -> None:
     axes.hlines([], 0, 0, color="black", linewidth=1.2, linestyle=":", label="the paper's figure")
     for n, task in enumerate((TASKS | FURTHER).values()):
         axes.hlines(100 * task.chance, n - 0.45, n + 0.45, color="#999999", linewidth=1)
-    axes.set_xticks(range(len(names)), names)
+    axes.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names])
     axes.tick_params(axis="x", length=0)
     axes.set_ylim(0, 100)
     axes.spines[["top", "right"]].set_visible(False)

@@ -7,6 +7,7 @@ same for all, and nobody is told which tokens matter.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import shutil
@@ -165,7 +166,7 @@ class Trial:
         parts = {
             "training": dataclasses.asdict(self.training_config()),
             "data": self.data().describe(),
-            "model": describe_model(build_on_meta(self.arm.config(self.task.vocab_size))),
+            "model": _described(json.dumps({"vocab_size": self.task.vocab_size, **self.arm.fields})),
             "arm": self.arm.name,
             "changes": [change.__name__ for change in self.arm.changes],
             "written_prefix": self.arm.written_prefix,
@@ -179,6 +180,12 @@ class Trial:
         """The trial as a job whose record can be found again."""
         name = f"{self.arm.name}, rate {self.learning_rate:g}, seed {self.seed}"
         return RecordedRun(Job(name, run_trial, {"trial": self}), self.seed, self.configuration())
+
+
+@functools.lru_cache(maxsize=256)
+def _described(fields: str) -> dict[str, Any]:
+    """An architecture as records have it, by its fields in JSON; kept, since runs ask for the same few often."""
+    return describe_model(build_on_meta(EchoConfig(**json.loads(fields))))
 
 
 def as_large_as(arm: Arm, other: Arm, vocab_size: int) -> Arm:

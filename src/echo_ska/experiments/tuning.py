@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
 from rich.console import Console
 
-from echo_ska.experiments.recorded import recorded, run_missing
+from echo_ska.experiments.recorded import RecordedRun, newest_of, recorded, records_named, run_missing
 from echo_ska.experiments.trial import Question, Trial
 from echo_ska.training import RunRecord
 
@@ -49,8 +50,7 @@ class Comparison:
         if seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {seeds}.")
         name = self.trials[0].experiment
-        tries = [candidate.recorded_run() for trial in self.trials for candidate in self._candidates(trial)]
-        run_missing(console, name, tries, path)
+        run_missing(console, name, [run for runs in self._tries for run in runs], path)
         chosen = [trial for trial in self._at_best_rate(path) if trial is not None]
         runs = [trial.with_(seed=seed).recorded_run() for seed in range(seeds) for trial in chosen]
         records = run_missing(console, name, runs, path)
@@ -64,6 +64,16 @@ class Comparison:
                 found[trial.arm.name] = records
         return found
 
+    def tries(self, path: Path) -> list[RunRecord]:
+        """The records of the rates that were tried, as far as there are any."""
+        runs = [run for runs in self._tries for run in runs]
+        return [record for record in recorded(self.trials[0].experiment, runs, path) if record is not None]
+
+    @cached_property
+    def _tries(self) -> list[list[RecordedRun]]:
+        """By trial, a run a rate; kept, since a configuration takes a while to describe."""
+        return [[candidate.recorded_run() for candidate in self._candidates(trial)] for trial in self.trials]
+
     def _candidates(self, trial: Trial) -> list[Trial]:
         steps, asked = self.tuning_steps or trial.steps, tuple(self.tuned_on)
         tried = trial.with_(seed=0, steps=steps, questions=asked, measure=None)
@@ -72,8 +82,7 @@ class Comparison:
     def _at_best_rate(self, path: Path) -> list[Trial | None]:
         """Each trial at the best of its rates; None while one of them is not recorded."""
         best: list[Trial | None] = []
-        for trial in self.trials:
-            runs = [candidate.recorded_run() for candidate in self._candidates(trial)]
+        for trial, runs in zip(self.trials, self._tries, strict=True):
             found = [record for record in recorded(trial.experiment, runs, path) if record is not None]
             if len(found) < len(runs):
                 best.append(None)
@@ -84,9 +93,11 @@ class Comparison:
 
 def recorded_seeds(trial: Trial, path: Path, most: int = 100) -> list[RunRecord]:
     """The records of a trial's seeds 0, 1, ... up to the first that is missing."""
-    runs = [trial.with_(seed=seed).recorded_run() for seed in range(most)]
-    found = recorded(trial.experiment, runs, path)
-    return [record for record in found[: found.index(None) if None in found else most] if record is not None]
+    records = records_named(trial.experiment, path)
+    found: list[RunRecord] = []
+    while len(found) < most and (record := newest_of(trial.with_(seed=len(found)).recorded_run(), records)):
+        found.append(record)
+    return found
 
 
 def mean_and_range(records: Sequence[RunRecord], question: str) -> tuple[float, float, float]:

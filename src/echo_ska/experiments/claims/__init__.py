@@ -1,0 +1,72 @@
+"""The claims of the paper, of the talk and of ours, and the verdicts that the records in results/ give on them.
+
+A claim is one entry of `CLAIMS`: see `Claim`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from echo_ska.experiments.claims import (
+    algebra,
+    cliff,
+    conditioning,
+    filters,
+    gradients,
+    lengths,
+    mqar,
+    seeds,
+    speed,
+    state,
+    transfer,
+    unmeasured,
+)
+from echo_ska.experiments.claims.claim import (
+    RULE,
+    Claim,
+    Criterion,
+    Evidence,
+    Finding,
+    Level,
+    Table,
+    Verdict,
+    Weighed,
+    weigh,
+)
+
+CLAIMS: tuple[Claim[Any], ...] = (
+    mqar.CLAIM,
+    lengths.CLAIM,
+    transfer.CLAIM,
+    filters.CLAIM,
+    conditioning.CLAIM,
+    state.CLAIM,
+    speed.DECODING,
+    speed.WALL_CLOCK,
+    unmeasured.LANGUAGE,
+    unmeasured.LONG_TEXT,
+    gradients.CLAIM,
+    filters.LOOK_AHEAD,
+    seeds.CLAIM,
+    cliff.CLAIM,
+    unmeasured.REGRESSION,
+    algebra.OPERATOR,
+    algebra.ONE_OFF,
+    algebra.RECALL_MAP,
+    unmeasured.FRONTIER,
+)
+"""In the order of the page: the paper's numbers, then ours."""
+
+__all__ = [
+    "CLAIMS",
+    "RULE",
+    "Claim",
+    "Criterion",
+    "Evidence",
+    "Finding",
+    "Level",
+    "Table",
+    "Verdict",
+    "Weighed",
+    "weigh",
+]

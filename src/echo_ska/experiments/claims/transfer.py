@@ -1,0 +1,79 @@
+"""Claim 3: other tasks than those of the training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+
+from echo_ska.experiments import transfer as experiment
+from echo_ska.experiments.arms import ECHO
+from echo_ska.experiments.claims.claim import Claim, Criterion, Evidence, Finding, Table
+from echo_ska.experiments.claims.evidence import of_comparisons
+from echo_ska.experiments.claims.words import accuracy, gain, points
+from echo_ska.experiments.comparison import Results
+
+AHEAD = 1.0
+NEAR = 10.0
+PAPER = {arm: fmean(figures) for arm, figures in experiment.PAPER.items()}
+
+
+def gather(folder: Path) -> Evidence[Results]:
+    """The comparison of the three models."""
+    found = of_comparisons(folder, experiment.NAME, [experiment.comparison()], experiment.SEEDS)
+    return Evidence(found.measured[0] if found.measured else None, found.records, found.missing, found.unused)
+
+
+def means(results: Results) -> dict[str, float]:
+    """The mean over the paper's six tasks and over seeds, %."""
+    return {arm: 100 * fmean(map(experiment.mean_over_tasks, records)) for arm, records in results.items()}
+
+
+def _ahead(results: Results) -> Finding:
+    mean = means(results)
+    lead = mean[ECHO] - max(value for arm, value in mean.items() if arm != ECHO)
+    return Finding(lead >= AHEAD, gain(lead))
+
+
+def _everywhere(results: Results) -> Finding:
+    best = {task: max(results, key=lambda arm: accuracy(results[arm], task)) for task in experiment.TASKS}
+    won = [task for task, arm in best.items() if arm == ECHO]
+    return Finding(len(won) == len(best), f"best on {len(won)} of {len(best)}" + (f": {', '.join(won)}" if won else ""))
+
+
+def _near(results: Results) -> Finding:
+    value = means(results)[ECHO]
+    return Finding(value >= PAPER[ECHO] - NEAR, points(value))
+
+
+CLAIM: Claim[Results] = Claim(
+    key="3",
+    title="Tasks that training never asked",
+    statement="After a curriculum of system prompts and tool traces, asked six tasks without further training, "
+    "SSM+SKA is ahead of SSM+attention and SSM on every one of them.",
+    source="the paper (arXiv 2605.06997)",
+    commands=("echo-ska reproduce transfer",),
+    gather=gather,
+    criteria=(
+        Criterion(
+            f"Mean of the six tasks: SSM+SKA is at least {AHEAD:g} point ahead of both controls",
+            _ahead,
+            gain(PAPER[ECHO] - PAPER["ssm+attention"]),
+        ),
+        Criterion("SSM+SKA is the best model on each of the six", _everywhere, "best on 6 of 6"),
+        Criterion(
+            f"Its mean is at most {NEAR:g} points below the published one ({PAPER[ECHO]:.1f} %)",
+            _near,
+            points(PAPER[ECHO]),
+        ),
+    ),
+    summary=lambda r: (
+        "Mean of the six tasks: " + ", ".join(f"{arm} {points(value)}" for arm, value in means(r).items()) + "."
+    ),
+    tables=lambda r: [Table("Accuracy, %, mean over seeds (range)", experiment.rows(r))],
+    draw=experiment.draw,
+    picture="A bar a model for every task, a line over the range of seeds, the paper's figure as a dotted notch.",
+    caveats=(
+        "The paper's curriculum to the letter: its sequences are drawn by our own generators, as docs/tasks.md "
+        "draws them.",
+    ),
+)

@@ -1,0 +1,332 @@
+"""Every verdict of every claim can be reached by records, from files to words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_up import made_up, write_comparison, write_trials
+
+from echo_ska.experiments import (
+    cliff,
+    demo_seeds,
+    filter_ablation,
+    gradient_flow,
+    length_conditioning,
+    length_generalisation,
+    mqar_grid,
+    transfer,
+)
+from echo_ska.experiments.claims import CLAIMS, Evidence, Level, weigh
+from echo_ska.experiments.claims.claim import judge
+from echo_ska.experiments.claims.filters import Ablation
+from echo_ska.experiments.trial import Question
+from echo_ska.training import RunRecord
+from echo_ska.training.records import append
+
+CLAIM = {claim.key: claim for claim in CLAIMS}
+YES, PARTLY, NO, IN_PART = Level.REPRODUCED, Level.PARTLY, Level.NOT_REPRODUCED, Level.IN_PART
+Write = Callable[[Path], None]
+
+
+def compared(experiment: Any, figures: dict[str, float], seeds: int | None = None) -> Write:
+    """Arms that answer every question alike."""
+    return lambda folder: write_comparison(
+        folder / f"{experiment.NAME}.jsonl",
+        experiment.comparison(),
+        seeds or experiment.SEEDS,
+        lambda arm, _: figures[arm],
+    )
+
+
+def arms(ssm: float, attention: float, ska: float) -> dict[str, float]:
+    return {"ssm": ssm, "ssm+attention": attention, "ssm+ska": ska}
+
+
+def ablated(recall: Callable[[str], float], orbit: Callable[[str, int], float]) -> Evidence[Ablation]:
+    """By arm, and by filter and distance."""
+
+    def record(accuracy: float, questions: tuple[Question, ...]) -> list[RunRecord]:
+        return [made_up("filter-ablation", {}, {"accuracy": {question.name: accuracy for question in questions}})]
+
+    recalled = {
+        trial.arm.name: record(recall(trial.arm.name), trial.questions) for trial in filter_ablation.recall_trials()
+    }
+    walked = {
+        distance: {
+            trial.arm.name: record(orbit(trial.arm.name.split(",")[0], distance), trial.questions)
+            for trial in filter_ablation.orbit_trials(distance)
+        }
+        for distance in filter_ablation.DISTANCES
+    }
+    return Evidence(Ablation(recalled, walked), tuple(recalled["K = 0, ridge learnt"]))
+
+
+def conditioned(accuracy: float, growth: float) -> Write:
+    def more(trial: Any) -> dict[str, Any]:
+        found = {}
+        for question in trial.questions:
+            grown = growth if question.length > 64 else 1.0
+            found[question.name] = {"lambda_min": [0.1 * grown], "lambda_max": [9.0], "margin": 5 * grown}
+        return {"ridge": [1.0], "conditioning": found}
+
+    answer = lambda _, question: 0.9 if question == "64" else accuracy  # noqa: E731
+    return lambda folder: write_trials(
+        folder / "length-conditioning.jsonl", length_conditioning.trials(), 3, answer, more
+    )
+
+
+def flowing(ska: float, attention: float, rank: float) -> Write:
+    def more(trial: Any) -> dict[str, Any]:
+        faded = ska if trial.arm.name == "ssm+ska" else attention
+        row = {"norm": 0.5, "faded": faded, "participation": 9.0, "rank": rank}
+        rows = {question.name: row for question in trial.questions}
+        return {"gradient": {"untrained": rows, "trained": rows}}
+
+    return lambda folder: write_trials(folder / "gradient-flow.jsonl", gradient_flow.trials(), 3, lambda *_: 0.9, more)
+
+
+def broken_down(by_rank: float, by_width: float, seeds: int = 2) -> Write:
+    def answer(arm: str, _: str) -> float:
+        width, rank = (int(part.split()[1]) for part in arm.split(","))
+        return 0.1 + by_rank * rank / 16 + by_width * width / 128
+
+    return lambda folder: write_trials(folder / "cliff.jsonl", cliff.trials(), seeds, answer)
+
+
+def seeded(at_million: float, near: float = 1.0, seeds: int = 10) -> Write:
+    def write(folder: Path) -> None:
+        for seed in range(seeds):
+            figures = {"accuracy": {"64": near, "65536": near, "1048576": at_million}}
+            figures["answers"] = dict.fromkeys(figures["accuracy"], 16)
+            append(made_up(demo_seeds.NAME, {}, figures, seed), folder / "demo-seeds.jsonl")
+
+    return write
+
+
+def kept(ska: tuple[int, int], ratio: float) -> Write:
+    """A preset's SKA state at the shortest and the longest length, and the demo's, constant."""
+
+    def write(folder: Path) -> None:
+        lengths = dict(zip(("1024", "131072"), ska, strict=True))
+        figures = {
+            "model": {"parameters": 9, "state_bytes": {n: {"ska": b, "total": b} for n, b in lengths.items()}},
+            "control": {"state_bytes": {n: {"full_attention": ratio * b} for n, b in lengths.items()}},
+            "ratio_of_kv_cache_to_ska": dict.fromkeys(lengths, ratio),
+        }
+        append(made_up("state-bytes", {"preset": "p", "dtype": "fp32"}, figures), folder / "state-bytes.jsonl")
+        (folder / "demo.json").write_text(DEMO)
+
+    return write
+
+
+DEMO = """{"models": [{"name": "ssm+ska", "state_bytes": {"64": 8, "128": 8}, "accuracy": {"64": 1.0, "128": 1.0}}],
+"settings": {"seed": 0}, "seconds": 1.0, "commit": null, "dirty": null, "hardware": {}, "versions": {},
+"chance": 0.03, "training_length": 64}"""
+
+
+def timed(pytorch: tuple[float, float], kernels: float, decoding: float, last: float = 1.0, grown: int = 0) -> Write:
+    """Seconds against softmax attention's 1, of a token at the longest context against the shortest, and bytes."""
+
+    def write(folder: Path) -> None:
+        seconds = {"ska": (kernels, kernels), "ska-pytorch": pytorch, "softmax": (1.0, 1.0)}
+        timings = {
+            name: {str(n): {"forward": [s], "forward_backward": [s]} for n, s in zip((512, 2048), both, strict=True)}
+            for name, both in seconds.items()
+        }
+        routes = {name: {"label": name, "softmax": name == "softmax"} for name in seconds}
+        tokens = {
+            "ska": {"1024": decoding, "2048": decoding * last},
+            "softmax": {"1024": 1.0, "2048": 1.0},
+        }
+        figures = {
+            "routes": routes,
+            "training": timings,
+            "decoding": {
+                name: {"label": name} | {n: {"seconds": [s], "state_bytes": 8} for n, s in row.items()}
+                for name, row in tokens.items()
+            },
+            "growth": {
+                "tokens": 100,
+                "token_seconds": {"10": 1.0, "100": last},
+                "bytes_settled": 0,
+                "bytes_after": grown,
+                "state_bytes": 8,
+                "error": 1e-15,
+            },
+        }
+        configuration = {"name": "full", "device": "cpu", "prefill": [8, 4]}
+        append(made_up("bench", configuration, figures), folder / "bench.jsonl")
+
+    return write
+
+
+def fitted(error: float, fall: float) -> Write:
+    def write(folder: Path) -> None:
+        rows = [[e, e, e, 0.0, 0.0, 1.0] for e in (error * fall, error)]
+        systems = {name: {"bias": [error], "rate": [1.0], "rows": {"0.1, 1": rows}} for name in ("linear", "sphere")}
+        configuration = {"lengths": [64, 1024], "noises": [0.1], "ridges": [1.0]}
+        for seed in range(8):
+            append(
+                made_up("operator-error", configuration, {"systems": systems}, seed), folder / "operator-error.jsonl"
+            )
+
+    return write
+
+
+def one_off(own: float, whitened: float) -> Write:
+    def write(folder: Path) -> None:
+        names = [f"K={power}" for power in range(5)]
+        reads = {
+            name: {"one_off": [whitened, own if power else 1.0, 0, 0], "persistent": [1.0, 0, 0, 0]}
+            for power, name in enumerate(names)
+        }
+        configuration = {"filters": names, "places": ["apart"], "one_offs": [6, 24], "moduli": [0.5]}
+        figures = {
+            "reads": {"apart, 24, 0.1": reads},
+            "modes": {name: [0.5**power] for power, name in enumerate(names)},
+        }
+        for seed in range(8):
+            append(made_up("one-off-distractors", configuration, figures, seed), folder / "one-off-distractors.jsonl")
+
+    return write
+
+
+def mapped(random: float, others: float, kinds: int = 5) -> Write:
+    """SKA's lead over each peer."""
+
+    def write(folder: Path) -> None:
+        for kind in ("random", "correlated", "contextual", "rewritten", "noisy queries")[:kinds]:
+            lead = random if kind == "random" else others
+            cell = [0.5 + lead, 0.5, 0.5, 0.5, 0.5] + [0.0] * 8
+            for seed in range(5):
+                configuration = {"kind": kind, "loads": [1, 5, 9]}
+                figures = {"cells": {f"2, {load}": cell for load in configuration["loads"]}}
+                append(made_up("recall-map", configuration, figures, seed), folder / "recall-map.jsonl")
+
+    return write
+
+
+def look(right: float, wrong: float) -> Callable[[str, int], float]:
+    return lambda name, distance: right if name == f"K = {distance - 1}" else wrong
+
+
+CASES: list[tuple[str, Level, Write]] = [
+    ("1", YES, compared(mqar_grid, arms(0.03, 0.5, 1.0))),
+    ("1", PARTLY, compared(mqar_grid, arms(0.03, 0.5, 0.95))),
+    ("1", NO, compared(mqar_grid, arms(0.03, 0.5, 0.8))),
+    ("1", IN_PART, compared(mqar_grid, arms(0.03, 0.5, 1.0), seeds=1)),
+    ("2", YES, compared(length_generalisation, arms(0.02, 0.05, 0.9))),
+    ("2", PARTLY, compared(length_generalisation, arms(0.02, 0.5, 0.9))),
+    ("2", NO, compared(length_generalisation, arms(0.02, 0.9, 0.95))),
+    ("3", YES, compared(transfer, arms(0.3, 0.6, 0.9))),
+    ("3", PARTLY, compared(transfer, arms(0.3, 0.4, 0.5))),
+    ("3", NO, compared(transfer, arms(0.3, 0.9, 0.9))),
+    ("5", YES, conditioned(0.9, 20)),
+    ("5", PARTLY, conditioned(0.9, 2)),
+    ("5", NO, conditioned(0.8, 20)),
+    ("6", YES, kept((8, 8), 5000)),
+    ("6", PARTLY, kept((8, 8), 1000)),
+    ("6", NO, kept((8, 16), 5000)),
+    ("7", YES, timed((1, 1), 1, 1)),
+    ("7", PARTLY, timed((1, 1), 1, 1, last=1.4)),
+    ("7", PARTLY, timed((1, 1), 1, 1, grown=10**9)),
+    ("7", NO, timed((1, 1), 1, 1, last=2)),
+    ("8", YES, timed((2, 2), 2, 2)),
+    ("8", PARTLY, timed((2, 0.9), 0.1, 0.1)),
+    ("8", NO, timed((0.1, 0.1), 0.1, 0.1)),
+    ("11", YES, flowing(0.0, 0.9, 32)),
+    ("11", PARTLY, flowing(0.0, 0.1, 32)),
+    ("11", NO, flowing(0.3, 0.9, 32)),
+    ("seeds", YES, seeded(1.0)),
+    ("seeds", PARTLY, seeded(0.75)),
+    ("seeds", NO, seeded(1.0, near=0.5)),
+    ("seeds", IN_PART, seeded(1.0, seeds=3)),
+    ("cliff", YES, broken_down(0.8, 0.02)),
+    ("cliff", PARTLY, broken_down(0.3, 0.02)),
+    ("cliff", NO, broken_down(0.3, 0.5)),
+    ("operator-error", YES, fitted(0.2, 4)),
+    ("operator-error", PARTLY, fitted(0.5, 1.5)),
+    ("operator-error", NO, fitted(1.5, 4)),
+    ("one-off-distractors", YES, one_off(0.0, 0.01)),
+    ("one-off-distractors", PARTLY, one_off(0.0, 0.8)),
+    ("one-off-distractors", NO, one_off(0.9, 0.8)),
+    ("recall-map", YES, mapped(0.1, 0.1)),
+    ("recall-map", PARTLY, mapped(0.1, -0.1)),
+    ("recall-map", NO, mapped(-0.1, 0.1)),
+    ("recall-map", IN_PART, mapped(0.1, 0.1, kinds=2)),
+]
+
+
+@pytest.mark.parametrize(("key", "level", "write"), CASES, ids=[f"{key}-{level}" for key, level, _ in CASES])
+def test_records_decide(key, level, write, tmp_path):
+    write(tmp_path)
+    found = weigh(CLAIM[key], tmp_path)
+    assert found.verdict.level is level, found.verdict
+    assert found.verdict.sentence.endswith(".")
+    assert found.tables
+    for table in found.tables:
+        assert {len(row) for row in table.rows} == {len(table.rows[0])}
+    if level is not IN_PART:
+        assert None not in found.verdict.findings
+        assert found.evidence.missing == ()
+
+
+def test_every_measured_claim_is_in_the_table():
+    judged = {key for key, _, _ in CASES} | {"4", "look-ahead"}  # judged below, by records in memory
+    assert judged == {claim.key for claim in CLAIMS if claim.criteria}
+    for key in judged - {"4", "look-ahead"}:
+        assert {YES, PARTLY, NO} <= {level for other, level, _ in CASES if other == key}
+
+
+@pytest.mark.parametrize(
+    ("level", "fixed", "learnt"), [(YES, 0.9, 0.9), (PARTLY, 0.9, 0.5), (NO, 0.5, 0.9), (NO, 0.5, 0.5)]
+)
+def test_the_filter_is_judged_against_the_mask(level, fixed, learnt):
+    def recall(arm: str) -> float:
+        return 0.5 if arm.startswith("K = 0") else fixed if "ridge 1e-3" in arm else learnt
+
+    assert judge(CLAIM["4"], ablated(recall, look(0.9, 0.3))).level is level
+
+
+@pytest.mark.parametrize(("level", "matching"), [(YES, (1, 2, 3, 4)), (PARTLY, (1, 2)), (NO, (1,))])
+def test_the_look_ahead_is_judged_by_distance(level, matching):
+    def orbit(name: str, distance: int) -> float:
+        right = distance - 1 if distance in matching else 4 - distance
+        return 0.9 if name == f"K = {right}" else 0.3
+
+    assert judge(CLAIM["look-ahead"], ablated(lambda _: 0.5, orbit)).level is level
+
+
+def test_the_ablation_is_gathered_from_its_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(filter_ablation, "DISTANCES", (1,))
+    comparisons = [filter_ablation.recall_comparison(), filter_ablation.orbit_comparison(1)]
+    for comparison in comparisons:
+        write_comparison(tmp_path / "filter-ablation.jsonl", comparison, 1, lambda *_: 0.5)
+    found = weigh(CLAIM["4"], tmp_path)
+    assert found.verdict.level is IN_PART
+    assert "2 of 3 seeds of K = 0, ridge learnt" in found.verdict.sentence
+    assert len(found.evidence.records) == sum(3 * len(comparison.trials) for comparison in comparisons)
+
+
+def test_an_arm_that_is_missing_leaves_nothing_judged(tmp_path):
+    everything = length_generalisation.comparison()
+    partial = type(everything)(everything.trials[:2], everything.rates, everything.tuned_on)
+    path = tmp_path / "length-generalisation.jsonl"
+    write_comparison(path, partial, 3, lambda *_: 0.5)
+    found = weigh(CLAIM["2"], tmp_path)
+    assert found.verdict.level is IN_PART
+    assert found.verdict.sentence == "Missing: 3 of 3 seeds of ssm+ska."
+    assert found.evidence.records
+    assert found.tables == ()
+
+
+def test_records_of_other_settings_and_quick_ones_are_not_judged(tmp_path):
+    append(made_up("transfer", {}, {}), tmp_path / "transfer-quick.jsonl")
+    assert "transfer-quick.jsonl holds a quick run" in weigh(CLAIM["3"], tmp_path).verdict.sentence
+    append(made_up("transfer", {}, {}), tmp_path / "transfer.jsonl")
+    found = weigh(CLAIM["3"], tmp_path)
+    assert found.evidence.unused == 1
+    assert found.evidence.measured is None
