@@ -50,10 +50,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         "The demo's SSM+SKA from ten seeds: accuracy at up to 1,048,576 tokens after training on 64.",
         "echo_ska.experiments.demo_seeds",
     ),
-    "cliff": Experiment(
-        "What moves the point where recall breaks down: a larger model or a larger state.",
-        "echo_ska.experiments.cliff",
-    ),
     "filter-ablation": Experiment(
         "Claim 4: the power filter, the ridge and the mask, on keys without dynamics and with.",
         "echo_ska.experiments.filter_ablation",
