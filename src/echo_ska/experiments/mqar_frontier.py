@@ -144,13 +144,18 @@ def largest_within(family: Family, budget: int) -> int | None:
     return best
 
 
+def arm_name(family: str, budget: int) -> str:
+    """What the model of a family within a budget is called."""
+    return f"{family}, {budget // 1024} kB"
+
+
 def arms(budgets: Sequence[int]) -> list[Arm]:
     """The largest model of every family within every budget; and softmax attention, whose state grows."""
     found = []
     for name, family in FAMILIES.items():
         for budget in budgets:
             if (size := largest_within(family, budget)) is not None:
-                found.append(Arm(f"{name}, {budget // 1024} kB", family.config(size)))
+                found.append(Arm(arm_name(name, budget), family.config(size)))
     return [*found, Arm("softmax attention", Family("full_attention", "rank", "black").config(16))]
 
 
@@ -231,9 +236,7 @@ def draw(results: Results, path: Path) -> None:
     axes = figure.subplots()
     ends, colours = {}, {}
     for family, settings in FAMILIES.items():
-        found = [
-            records for name, records in results.items() if name.startswith(f"{family}, ") and _is_of(name, family)
-        ]
+        found = [records for budget in BUDGETS if (records := results.get(arm_name(family, budget)))]
         if not found:
             continue
         at = [state_bytes(records[0]) for records in found]
@@ -259,7 +262,3 @@ def draw(results: Results, path: Path) -> None:
     figure.draw_without_rendering()  # settles the axes' place, which the labels need
     label_lines(axes, ends, colours)
     save(figure, path)
-
-
-def _is_of(name: str, family: str) -> bool:
-    return name.removeprefix(f"{family}, ").removesuffix(" kB").isdigit()

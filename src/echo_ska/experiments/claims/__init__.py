@@ -12,6 +12,7 @@ from echo_ska.experiments.claims import (
     cliff,
     conditioning,
     filters,
+    frontier,
     gradients,
     lengths,
     mqar,
@@ -53,7 +54,7 @@ CLAIMS: tuple[Claim[Any], ...] = (
     algebra.OPERATOR,
     algebra.ONE_OFF,
     algebra.RECALL_MAP,
-    unmeasured.FRONTIER,
+    frontier.CLAIM,
 )
 """In the order of the page: the paper's numbers, then ours."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean, median
 
+from echo_ska.experiments import one_off_report, operator_error_report, recall_map_report
 from echo_ska.experiments.claims.claim import Claim, Criterion, Finding, Table
 from echo_ska.experiments.claims.evidence import of_seeds
 from echo_ska.experiments.claims.words import gain
@@ -95,6 +96,8 @@ OPERATOR: Claim[Records] = Claim(
         f"sphere {_shrinks(r).ours} is left."
     ),
     tables=_operator_table,
+    draw=operator_error_report.draw,
+    picture="Error of the fitted operator against length, measured, bounded and predicted.",
     caveats=("Keys of trained models.",),
 )
 
@@ -168,6 +171,8 @@ ONE_OFF: Claim[Records] = Claim(
         f"norm is {_silent(r).ours}; along eigenvectors |lambda|^K is {_eigenvectors(r).ours}."
     ),
     tables=_mode_table,
+    draw=one_off_report.draw,
+    picture="How strongly a read answers a one-off key and a persistent one, by power.",
     caveats=("Keys of trained models.",),
 )
 
@@ -239,5 +244,7 @@ RECALL_MAP: Claim[Records] = Claim(
         + " up to N = r + 2P."
     ),
     tables=_map_table,
+    draw=recall_map_report.draw,
+    picture="A grid of load by width of values for every kind of keys: who recalls more for the same bytes.",
     caveats=("Keys, values and write strengths as training would make them.",),
 )

@@ -50,14 +50,3 @@ REGRESSION = _claim(
     "all of in-context-regression",
     ("All of it.",),
 )
-
-FRONTIER = _claim(
-    "mqar-frontier",
-    "Recall for bytes, by the field's own benchmark",
-    "Zoology's MQAR, mean accuracy for the state's bytes. To beat: DeltaNet 79.3 % at 9.0 kB, gated DeltaNet 89.0 "
-    "% at 17 kB, DeltaNet 96.3 % at 34 kB, gated DeltaNet 98.8 % at 67 kB, DeltaNet 99.5 % at 134 kB; Mamba-2 52 % "
-    "at 8.2 kB, 78 % at 33 kB, 84 % at 98 kB; Based 98.5 % at 80 kB; attention 100 % at 525 kB.",
-    "ours, against published figures",
-    "all of mqar-frontier",
-    ("All of it.",),
-)
