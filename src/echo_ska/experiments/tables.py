@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from echo_ska.benchmarks import summary
-from echo_ska.experiments import algebra_tables
+from echo_ska.experiments import algebra_tables, trained_tables
 from echo_ska.experiments.figures import percent, short_number
 from echo_ska.training import RunRecord
 from echo_ska.training.records import read
@@ -140,6 +140,12 @@ def decoding_accuracy() -> str:
     return markdown(rows)
 
 
+def trained(name: str) -> str:
+    """A table of models that were trained: a name in `trained_tables.ROWS`."""
+    rows = trained_tables.ROWS[name]()
+    return markdown(rows) if rows else "Not recorded yet.\n"
+
+
 def bench(name: str, device: str) -> str:
     """A table of the newest full run of `echo-ska bench` on a device: a name in `summary.TABLES`, or "machine"."""
     path = RESULTS / "bench.jsonl"
@@ -169,6 +175,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "accuracy": accuracy,
     "decoding-accuracy": decoding_accuracy,
     **{name: functools.partial(algebra, name) for name in algebra_tables.ROWS},
+    **{name: functools.partial(trained, name) for name in trained_tables.ROWS},
     **{f"bench-{name}": functools.partial(bench, name, "cpu") for name in ("machine", *summary.TABLES)},
     **{f"bench-gpu-{name}": functools.partial(bench, name, "cuda") for name in ("machine", *summary.TABLES)},
 }

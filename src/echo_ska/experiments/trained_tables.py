@@ -1,0 +1,83 @@
+"""Tables of the trained experiments, from their records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from echo_ska.experiments import (
+    cliff,
+    filter_ablation,
+    gradient_flow,
+    length_conditioning,
+    length_generalisation,
+    mqar_frontier,
+    mqar_grid,
+    transfer,
+)
+from echo_ska.experiments.recorded import recorded
+from echo_ska.experiments.tuning import Comparison
+from echo_ska.training import RunRecord
+
+RESULTS = Path("results")
+Rows = Sequence[Sequence[str]]
+
+
+def _file(name: str) -> Path:
+    return RESULTS / f"{name}.jsonl"
+
+
+def _compared(name: str, comparison: Callable[[], Comparison], rows: Callable[..., Rows]) -> Callable[[], Rows | None]:
+    """Rows of a comparison, once every arm has a seed."""
+
+    def table() -> Rows | None:
+        found = comparison()
+        results = found.recorded(_file(name))
+        return rows(results) if len(results) == len(found.trials) else None
+
+    return table
+
+
+def _orbits() -> Rows | None:
+    found = {
+        distance: filter_ablation.orbit_comparison(distance).recorded(_file(filter_ablation.NAME))
+        for distance in filter_ablation.DISTANCES
+    }
+    filters = len(filter_ablation.ORBIT_FILTERS)
+    whole = {distance: results for distance, results in found.items() if len(results) == filters}
+    return filter_ablation.orbit_rows(whole) if whole else None
+
+
+def _conditioning() -> Rows | None:
+    results = length_conditioning.recorded_results(_file(length_conditioning.NAME))
+    return length_conditioning.rows(results) if results else None
+
+
+def _gradients() -> Rows | None:
+    results = gradient_flow.recorded_results(_file(gradient_flow.NAME))
+    return gradient_flow.rows(results) if results else None
+
+
+def _cliff() -> Rows | None:
+    runs = [trial.with_(seed=seed).recorded_run() for trial in cliff.trials() for seed in range(cliff.SEEDS)]
+    found: list[RunRecord] = [record for record in recorded(cliff.NAME, runs, _file(cliff.NAME)) if record is not None]
+    rows = cliff.rows(found)
+    return rows if len(rows) > 1 else None
+
+
+ROWS: dict[str, Callable[[], Rows | None]] = {
+    "length-generalisation": _compared(
+        length_generalisation.NAME, length_generalisation.comparison, length_generalisation.rows
+    ),
+    "mqar-grid": _compared(mqar_grid.NAME, mqar_grid.comparison, mqar_grid.rows),
+    "transfer": _compared(transfer.NAME, transfer.comparison, transfer.rows),
+    "filter-ablation-recall": _compared(
+        filter_ablation.NAME, filter_ablation.recall_comparison, filter_ablation.recall_rows
+    ),
+    "filter-ablation-orbit": _orbits,
+    "length-conditioning": _conditioning,
+    "gradient-flow": _gradients,
+    "cliff": _cliff,
+    "mqar-frontier": _compared(mqar_frontier.NAME, mqar_frontier.comparison, mqar_frontier.rows),
+}
+"""By the table's name; None while too little is recorded."""
