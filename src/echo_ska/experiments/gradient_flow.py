@@ -24,9 +24,8 @@ from torch import Tensor
 from echo_ska.experiments.arms import small_arms
 from echo_ska.experiments.comparison import Results, print_rows
 from echo_ska.experiments.figures import COLOURS, MARKERS, length_axis, percent, save
-from echo_ska.experiments.recorded import run_missing
 from echo_ska.experiments.trial import EVALUATION_SEED, Question, Trial
-from echo_ska.experiments.tuning import recorded_seeds
+from echo_ska.experiments.tuning import recorded_seeds, run_seeds
 from echo_ska.models import EchoForCausalLM
 from echo_ska.tasks import Needle, answer_positions
 from echo_ska.training import RunRecord
@@ -125,22 +124,14 @@ def query_jacobian(mixer: Any, hidden_states: Tensor, positions: Tensor) -> tupl
 def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> list[RunRecord]:
     """Run what is not recorded, print the table and draw the picture. `quick` takes one seed, in files of its own."""
     stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
-    results = results_of(console, stem.with_suffix(".jsonl"), seeds or (1 if quick else SEEDS))
+    results = run_seeds(console, trials(), seeds or (1 if quick else SEEDS), stem.with_suffix(".jsonl"))
     print_rows(console, "Jacobians of the read by the query, means over seeds", rows(results))
     draw(results, stem.with_suffix(".png"))
     return [record for records in results.values() for record in records]
 
 
-def results_of(console: Console, path: Path, seeds: int) -> Results:
-    """The records of both arms, run where they are missing."""
-    both = trials()
-    runs = [trial.with_(seed=seed).recorded_run() for seed in range(seeds) for trial in both]
-    records = run_missing(console, NAME, runs, path)
-    return {trial.arm.name: records[place :: len(both)] for place, trial in enumerate(both)}
-
-
 def recorded_results(path: Path) -> Results:
-    """The same, as far as it is recorded."""
+    """What is recorded of both arms."""
     found = {trial.arm.name: recorded_seeds(trial, path) for trial in trials()}
     return {arm: records for arm, records in found.items() if records}
 

@@ -21,9 +21,8 @@ from echo_ska.experiments.arms import ECHO, small
 from echo_ska.experiments.changes import no_gate, ska_layers
 from echo_ska.experiments.comparison import Results, print_rows
 from echo_ska.experiments.figures import length_axis, percent, save, short_number
-from echo_ska.experiments.recorded import run_missing
 from echo_ska.experiments.trial import EVALUATION_SEED, SEGMENT_LENGTH, Arm, Question, Trial
-from echo_ska.experiments.tuning import recorded_seeds
+from echo_ska.experiments.tuning import recorded_seeds, run_seeds
 from echo_ska.models import EchoForCausalLM
 from echo_ska.models.segments import read_in_segments
 from echo_ska.tasks import Needle, answer_positions
@@ -106,22 +105,14 @@ def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> l
     `quick` takes one seed and lengths up to 4,096, in files of its own.
     """
     stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
-    results = results_of(console, stem.with_suffix(".jsonl"), seeds or (1 if quick else SEEDS), quick)
+    results = run_seeds(console, trials(quick), seeds or (1 if quick else SEEDS), stem.with_suffix(".jsonl"))
     print_rows(console, "Conditioning and accuracy by length, medians over heads, means over seeds", rows(results))
     draw(results, stem.with_suffix(".png"))
     return [record for records in results.values() for record in records]
 
 
-def results_of(console: Console, path: Path, seeds: int, quick: bool = False) -> Results:
-    """The records of both arms, run where they are missing."""
-    both = trials(quick)
-    runs = [trial.with_(seed=seed).recorded_run() for seed in range(seeds) for trial in both]
-    records = run_missing(console, NAME, runs, path)
-    return {trial.arm.name: records[place :: len(both)] for place, trial in enumerate(both)}
-
-
 def recorded_results(path: Path) -> Results:
-    """The same, as far as it is recorded."""
+    """What is recorded of both arms."""
     found = {trial.arm.name: recorded_seeds(trial, path) for trial in trials()}
     return {arm: records for arm, records in found.items() if records}
 

@@ -91,6 +91,13 @@ class Comparison:
         return best
 
 
+def run_seeds(console: Console, trials: Sequence[Trial], seeds: int, path: Path) -> dict[str, list[RunRecord]]:
+    """All seeds of every trial at its own rate, run where they are missing: by arm, the records by seed."""
+    runs = [trial.with_(seed=seed).recorded_run() for seed in range(seeds) for trial in trials]
+    records = run_missing(console, trials[0].experiment, runs, path)
+    return {trial.arm.name: records[place :: len(trials)] for place, trial in enumerate(trials)}
+
+
 def recorded_seeds(trial: Trial, path: Path, most: int = 100) -> list[RunRecord]:
     """The records of a trial's seeds 0, 1, ... up to the first that is missing."""
     records = records_named(trial.experiment, path)

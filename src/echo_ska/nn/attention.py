@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,18 +43,40 @@ class KeyValueState(MixerState):
         return dataclasses.replace(self, key=self.key[:, :longest], value=self.value[:, :longest]).clone()
 
 
-class SoftmaxAttention(SequenceMixer):
-    """Multi-head causal attention with rotary positions, through `scaled_dot_product_attention`.
+class FreshTokens(NamedTuple):
+    """What a call brings: N sequences of up to T tokens.
 
-    It gets the same aids as SKA (`QueryKeyValue`: short convolutions, delayed keys, W_q started as W_k), so that
-    a comparison compares the ways of remembering alone. Source of the rotation: Su et al., arXiv 2104.09864.
+    Attributes:
+        query, key, value: [N, T, H, D], queries and keys rotated.
+        tail: the short convolution's last inputs, or None.
+        positions: [N, T].
+        past, new: tokens read before and in this call, [N].
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    tail: Tensor | None
+    positions: Tensor
+    past: Tensor
+    new: Tensor
+
+
+class RotaryAttention(SequenceMixer):
+    """Base of the mixers that attend by softmax: projections with SKA's aids, rotary positions, one output projection.
+
+    They get the same aids as SKA (`QueryKeyValue`: short convolutions, delayed keys, W_q started as W_k), so that a
+    comparison compares the ways of remembering alone. Source of the rotation: Su et al., arXiv 2104.09864.
 
     Args:
         hidden_size: d.
         num_heads: H.
         head_dim: D, even; None = hidden_size / num_heads.
-        conv_kernel, key_delay: see `QueryKeyValue`.
+        conv_kernel, key_delay, tied_start: see `QueryKeyValue`.
         rope_theta: base of the rotary frequencies.
+
+    Raises:
+        ValueError: `head_dim` is odd, or missing where num_heads does not divide hidden_size.
     """
 
     def __init__(
@@ -64,6 +87,7 @@ class SoftmaxAttention(SequenceMixer):
         head_dim: int | None = None,
         conv_kernel: int | None = 4,
         key_delay: int = 1,
+        tied_start: bool = True,
         rope_theta: float = 10_000.0,
     ) -> None:
         super().__init__()
@@ -78,18 +102,14 @@ class SoftmaxAttention(SequenceMixer):
             value_dim=head_dim,
             conv_kernel=conv_kernel,
             key_delay=key_delay,
+            tied_start=tied_start,
         )
         self.o_proj = nn.Linear(num_heads * head_dim, hidden_size, bias=False)
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        state: KeyValueState | None = None,
-        *,
-        cu_seqlens: Tensor | None = None,
-        output_state: bool = False,
-    ) -> tuple[Tensor, KeyValueState | None]:
-        """Mix along time; see `SequenceMixer.forward`."""
+    def fresh_tokens(
+        self, hidden_states: Tensor, state: Any, cu_seqlens: Tensor | None, output_state: bool
+    ) -> FreshTokens:
+        """A call's own queries, keys and values, rotated; see `forward` for the arguments."""
         self.check_inputs(hidden_states, state, cu_seqlens)
         query, key, value, tail = self.qkv(
             hidden_states,
@@ -103,6 +123,59 @@ class SoftmaxAttention(SequenceMixer):
             query, key, value = (pad_packed(tensor, cu_seqlens) for tensor in (query, key, value))  # [N, T, H, D]
         positions = past[:, None] + torch.arange(query.shape[1], device=query.device)  # [N, T]
         query, key = (rotated(vectors, positions, self.rope_theta) for vectors in (query, key))
+        return FreshTokens(query, key, value, tail, positions, past, new)
+
+    def advance_in(self, hidden_states: Tensor, state: Any, slots: Tensor, seen: Tensor) -> Tensor:
+        """Write one token a row into `slots` [N, 1] of the cache and attend to the places that are `seen` [N, L]."""
+        query, key, value = (
+            tensor.unsqueeze(1) for tensor in self.qkv.step(hidden_states.squeeze(1), state.convolution)
+        )  # [N, 1, H, D]
+        query, key = (rotated(vectors, state.lengths[:, None], self.rope_theta) for vectors in (query, key))
+        rows = torch.arange(len(state.lengths), device=key.device)[:, None]
+        state.key.index_put_((rows, slots), key.to(state.key.dtype))
+        state.value.index_put_((rows, slots), value.to(state.value.dtype))
+        attended = F.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            state.key.to(query.dtype).transpose(1, 2),
+            state.value.to(query.dtype).transpose(1, 2),
+            attn_mask=seen[:, None, None],
+        )  # [N, H, 1, D]
+        state.lengths.add_(1)
+        return self.o_proj(attended.transpose(1, 2).flatten(-2))
+
+    def empty_cache(
+        self, batch_size: int, places: int, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> dict[str, Tensor]:
+        """Fields of a state with room for so many tokens, none of them read yet."""
+        weight = self.o_proj.weight
+        device, dtype = device or weight.device, dtype or weight.dtype
+        empty = torch.zeros(batch_size, places, self.num_heads, self.head_dim, device=device, dtype=dtype)
+        return {
+            "convolution": self.qkv.init_tail(batch_size, device=device, dtype=dtype),
+            "key": empty,
+            "value": empty.clone(),
+            "lengths": torch.zeros(batch_size, device=device, dtype=torch.int64),
+        }
+
+
+class SoftmaxAttention(RotaryAttention):
+    """Multi-head causal attention with rotary positions, through `scaled_dot_product_attention`.
+
+    Args and errors: see `RotaryAttention`.
+    """
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        state: KeyValueState | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        output_state: bool = False,
+    ) -> tuple[Tensor, KeyValueState | None]:
+        """Mix along time; see `SequenceMixer.forward`."""
+        query, key, value, tail, positions, past, new = self.fresh_tokens(
+            hidden_states, state, cu_seqlens, output_state
+        )
         mask = None
         if state is not None:
             longest = int((past + new).max())
@@ -137,36 +210,15 @@ class SoftmaxAttention(SequenceMixer):
 
     def advance(self, hidden_states: Tensor, state: KeyValueState) -> Tensor:
         """Write one token a row into its place and attend to all before it; see `SequenceMixer.advance`."""
-        query, key, value = (
-            tensor.unsqueeze(1) for tensor in self.qkv.step(hidden_states.squeeze(1), state.convolution)
-        )  # [N, 1, H, D]
-        positions = state.lengths[:, None]
-        query, key = (rotated(vectors, positions, self.rope_theta) for vectors in (query, key))
-        rows = torch.arange(len(state.lengths), device=key.device)[:, None]
-        state.key.index_put_((rows, positions), key.to(state.key.dtype))
-        state.value.index_put_((rows, positions), value.to(state.value.dtype))
-        mask = torch.arange(state.key.shape[1], device=key.device) <= positions  # [N, L]
-        attended = F.scaled_dot_product_attention(
-            query.transpose(1, 2),
-            state.key.to(query.dtype).transpose(1, 2),
-            state.value.to(query.dtype).transpose(1, 2),
-            attn_mask=mask[:, None, None],
-        )  # [N, H, 1, D]
-        state.lengths.add_(1)
-        return self.o_proj(attended.transpose(1, 2).flatten(-2))
+        places = state.lengths[:, None]
+        return self.advance_in(
+            hidden_states, state, places, torch.arange(state.key.shape[1], device=places.device) <= places
+        )
 
     def init_state(
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> KeyValueState:
-        weight = self.o_proj.weight
-        device, dtype = device or weight.device, dtype or weight.dtype
-        empty = torch.zeros(batch_size, 0, self.num_heads, self.head_dim, device=device, dtype=dtype)
-        return KeyValueState(
-            convolution=self.qkv.init_tail(batch_size, device=device, dtype=dtype),
-            key=empty,
-            value=empty.clone(),
-            lengths=torch.zeros(batch_size, device=device, dtype=torch.int64),
-        )
+        return KeyValueState(**self.empty_cache(batch_size, 0, device, dtype))
 
     def state_bytes(self, length: int) -> int:
         a_token = 2 * self.num_heads * self.head_dim * self.o_proj.weight.element_size()

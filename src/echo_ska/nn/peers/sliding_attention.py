@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from echo_ska.nn.attention import rotated
-from echo_ska.nn.mixer import MixerState, SequenceMixer
-from echo_ska.nn.packing import pad_packed, sequence_lengths, unpad
-from echo_ska.nn.projections import QueryKeyValue, head_width
+from echo_ska.nn.attention import RotaryAttention
+from echo_ska.nn.mixer import MixerState
+from echo_ska.nn.packing import unpad
 
 
 @dataclasses.dataclass
@@ -30,54 +30,27 @@ class SlidingState(MixerState):
     lengths: Tensor
 
 
-class SlidingAttention(SequenceMixer):
+class SlidingAttention(RotaryAttention):
     """Multi-head causal attention over a window of W tokens, the current one included, with rotary positions.
 
     Exact in O(T W): tokens are cut into blocks of at least W, and a block attends to itself and to the W - 1 tokens
-    before it. It gets the same projections as `SoftmaxAttention`, which it equals up to W tokens.
+    before it. It equals `SoftmaxAttention` up to W tokens.
     Source: Beltagy et al., Longformer, arXiv 2004.05150, section 3.1, causal as in Mistral 7B (arXiv 2310.06825).
 
     Args:
         hidden_size: d.
-        num_heads: H.
         window: W, at least 1 (Hugging Face's `sliding_window`).
-        head_dim: D, even; None = hidden_size / num_heads.
-        conv_kernel, key_delay, tied_start: see `QueryKeyValue`.
-        rope_theta: base of the rotary frequencies.
+        settings: those of `RotaryAttention`.
 
     Raises:
-        ValueError: `window` is below 1, or `head_dim` is odd or missing where num_heads does not divide hidden_size.
+        ValueError: `window` is below 1, or a size does not fit.
     """
 
-    def __init__(
-        self,
-        hidden_size: int,
-        *,
-        num_heads: int,
-        window: int,
-        head_dim: int | None = None,
-        conv_kernel: int | None = 4,
-        key_delay: int = 1,
-        tied_start: bool = True,
-        rope_theta: float = 10_000.0,
-    ) -> None:
-        super().__init__()
-        head_dim = head_width(hidden_size, num_heads, head_dim)
-        if head_dim % 2:
-            raise ValueError(f"head_dim must be even for rotary positions, got {head_dim}")
+    def __init__(self, hidden_size: int, *, window: int, **settings: Any) -> None:
         if window < 1:
             raise ValueError(f"window must be at least 1, got {window}")
-        self.num_heads, self.head_dim, self.window, self.rope_theta = num_heads, head_dim, window, rope_theta
-        self.qkv = QueryKeyValue(
-            hidden_size,
-            num_heads=num_heads,
-            key_dim=head_dim,
-            value_dim=head_dim,
-            conv_kernel=conv_kernel,
-            key_delay=key_delay,
-            tied_start=tied_start,
-        )
-        self.o_proj = nn.Linear(num_heads * head_dim, hidden_size, bias=False)
+        super().__init__(hidden_size, **settings)
+        self.window = window
 
     def forward(
         self,
@@ -88,19 +61,7 @@ class SlidingAttention(SequenceMixer):
         output_state: bool = False,
     ) -> tuple[Tensor, SlidingState | None]:
         """Mix along time; see `SequenceMixer.forward`."""
-        self.check_inputs(hidden_states, state, cu_seqlens)
-        query, key, value, tail = self.qkv(
-            hidden_states,
-            None if state is None else state.convolution,
-            cu_seqlens=cu_seqlens,
-            output_state=output_state,
-        )
-        new = sequence_lengths(hidden_states, cu_seqlens)  # [N]
-        past = torch.zeros_like(new) if state is None else state.lengths
-        if cu_seqlens is not None:
-            query, key, value = (pad_packed(tensor, cu_seqlens) for tensor in (query, key, value))  # [N, T, H, D]
-        positions = past[:, None] + torch.arange(query.shape[1], device=query.device)  # [N, T]
-        query, key = (rotated(vectors, positions, self.rope_theta) for vectors in (query, key))
+        query, key, value, tail, _, past, new = self.fresh_tokens(hidden_states, state, cu_seqlens, output_state)
         if state is not None:
             key, value = (
                 torch.cat([_in_order(ring, past).to(fresh.dtype), fresh], dim=1)
@@ -118,38 +79,15 @@ class SlidingAttention(SequenceMixer):
 
     def advance(self, hidden_states: Tensor, state: SlidingState) -> Tensor:
         """Write one token a row over the one that leaves the window, and attend; see `SequenceMixer.advance`."""
-        query, key, value = (
-            tensor.unsqueeze(1) for tensor in self.qkv.step(hidden_states.squeeze(1), state.convolution)
-        )  # [N, 1, H, D]
         positions = state.lengths[:, None]
-        query, key = (rotated(vectors, positions, self.rope_theta) for vectors in (query, key))
-        rows = torch.arange(len(state.lengths), device=key.device)[:, None]
-        slots = positions % self.window
-        state.key.index_put_((rows, slots), key.to(state.key.dtype))
-        state.value.index_put_((rows, slots), value.to(state.value.dtype))
         # Softmax knows no order, so the ring is read as it lies; only slots that no token has filled are hidden.
-        filled = torch.arange(self.window, device=key.device) <= positions  # [N, W]
-        attended = F.scaled_dot_product_attention(
-            query.transpose(1, 2),
-            state.key.to(query.dtype).transpose(1, 2),
-            state.value.to(query.dtype).transpose(1, 2),
-            attn_mask=filled[:, None, None],
-        )  # [N, H, 1, D]
-        state.lengths.add_(1)
-        return self.o_proj(attended.transpose(1, 2).flatten(-2))
+        filled = torch.arange(self.window, device=positions.device) <= positions  # [N, W]
+        return self.advance_in(hidden_states, state, positions % self.window, filled)
 
     def init_state(
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> SlidingState:
-        weight = self.o_proj.weight
-        device, dtype = device or weight.device, dtype or weight.dtype
-        empty = torch.zeros(batch_size, self.window, self.num_heads, self.head_dim, device=device, dtype=dtype)
-        return SlidingState(
-            convolution=self.qkv.init_tail(batch_size, device=device, dtype=dtype),
-            key=empty,
-            value=empty.clone(),
-            lengths=torch.zeros(batch_size, device=device, dtype=torch.int64),
-        )
+        return SlidingState(**self.empty_cache(batch_size, self.window, device, dtype))
 
     def state_bytes(self, length: int) -> int:
         """Bytes of one sequence's state: those of the whole ring after any `length`."""
