@@ -53,7 +53,8 @@ class SoftmaxAttention(SequenceMixer):
         num_heads: H.
         head_dim: D, even; None = hidden_size / num_heads.
         conv_kernel, key_delay: see `QueryKeyValue`.
-        rope_theta: base of the rotary frequencies.
+        rope_theta: base of the rotary frequencies; None leaves positions out, so that the order of what was read does
+            not matter.
     """
 
     def __init__(
@@ -64,11 +65,11 @@ class SoftmaxAttention(SequenceMixer):
         head_dim: int | None = None,
         conv_kernel: int | None = 4,
         key_delay: int = 1,
-        rope_theta: float = 10_000.0,
+        rope_theta: float | None = 10_000.0,
     ) -> None:
         super().__init__()
         head_dim = head_width(hidden_size, num_heads, head_dim)
-        if head_dim % 2:
+        if head_dim % 2 and rope_theta is not None:
             raise ValueError(f"head_dim must be even for rotary positions, got {head_dim}")
         self.num_heads, self.head_dim, self.rope_theta = num_heads, head_dim, rope_theta
         self.qkv = QueryKeyValue(
@@ -102,7 +103,8 @@ class SoftmaxAttention(SequenceMixer):
         if cu_seqlens is not None:
             query, key, value = (pad_packed(tensor, cu_seqlens) for tensor in (query, key, value))  # [N, T, H, D]
         positions = past[:, None] + torch.arange(query.shape[1], device=query.device)  # [N, T]
-        query, key = (rotated(vectors, positions, self.rope_theta) for vectors in (query, key))
+        if self.rope_theta is not None:
+            query, key = (rotated(vectors, positions, self.rope_theta) for vectors in (query, key))
         mask = None
         if state is not None:
             longest = int((past + new).max())
@@ -123,8 +125,8 @@ class SoftmaxAttention(SequenceMixer):
         mixed = self.o_proj(attended.flatten(-2))
         if tail is None:
             return mixed, None
-        # Contiguous: a value that is still a slice of all projections would keep them in memory.
-        return mixed, KeyValueState(tail, key, value.contiguous(), past + new)
+        # Contiguous: what is still a slice of all projections would keep them in memory.
+        return mixed, KeyValueState(tail, key.contiguous(), value.contiguous(), past + new)
 
     def prepare(self, state: KeyValueState) -> None:
         """Make room for one token more in `state`."""
@@ -141,7 +143,8 @@ class SoftmaxAttention(SequenceMixer):
             tensor.unsqueeze(1) for tensor in self.qkv.step(hidden_states.squeeze(1), state.convolution)
         )  # [N, 1, H, D]
         positions = state.lengths[:, None]
-        query, key = (rotated(vectors, positions, self.rope_theta) for vectors in (query, key))
+        if self.rope_theta is not None:
+            query, key = (rotated(vectors, positions, self.rope_theta) for vectors in (query, key))
         rows = torch.arange(len(state.lengths), device=key.device)[:, None]
         state.key.index_put_((rows, positions), key.to(state.key.dtype))
         state.value.index_put_((rows, positions), value.to(state.value.dtype))
