@@ -161,7 +161,7 @@ def test_it_resumes_and_shows_what_is_recorded(small, tmp_path):
     assert experiment.run(console, quick=True) == records
     assert len(small) == 3
     experiment.run(console, seeds=2, quick=True)
-    assert small[3:] == [f"{name}, 1 layers, rate 0.01, seed 1" for name in ("softmax, no positions", "SKA, power 0")]
+    assert small[3:] == [f"{name}, 1 layer, rate 0.02, seed 1" for name in ("softmax, no positions", "SKA, power 0")]
     stem = tmp_path / "results" / "in-context-regression-quick"
     assert stem.with_suffix(".png").stat().st_size > 20_000
     results = experiment.recorded_results(stem.with_suffix(".jsonl"), 2, quick=True)

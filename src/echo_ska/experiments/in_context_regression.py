@@ -40,7 +40,7 @@ NAME = "in-context-regression"
 TASK = InContextRegression()
 PAIRS = 24
 STEPS, QUICK_STEPS, BATCH_SIZE = 1000, 300, 32
-RATES = (3e-3, 1e-2, 3e-2)
+RATES = (6e-3, 2e-2, 6e-2)
 SEEDS = 3
 LAYERS = (1, 2)
 MEASURED_AT = (0, 10, 30, 100, 300)
@@ -107,7 +107,8 @@ class RegressionRun:
 
     def recorded_run(self) -> RecordedRun:
         """As a job whose record can be found again."""
-        name = f"{self.arm}, {self.layers} layers, rate {self.learning_rate:g}, seed {self.seed}"
+        depth = f"{self.layers} layer{'s' * (self.layers > 1)}"
+        name = f"{self.arm}, {depth}, rate {self.learning_rate:g}, seed {self.seed}"
         return RecordedRun(Job(name, run_regression, {"run": self}), self.seed, self.configuration())
 
 
