@@ -7,7 +7,7 @@ each. Along training, at every number of pairs from 0 to 96, the predictions' me
 ridge regression on the same pairs. That IS the excess over the least possible error, since the best ridge prediction is
 the posterior mean; beside it the distance to one step of gradient descent (what a Hebbian memory reads), and the error
 itself. Every model at its best of the same three learning rates by its training loss, three seeds; under a minute a run
-on one core. SKA with projections and ridge set by hand is measured untrained.
+on one core, MesaNet's two or three. SKA with projections and ridge set by hand is measured untrained.
 """
 
 from __future__ import annotations

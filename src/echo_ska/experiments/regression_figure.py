@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import geometric_mean
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -34,7 +35,7 @@ COLOURS = {
     "gated DeltaNet": "#7BC8A4",
     "MesaNet": "#AA4499",
     BY_HAND: "black",
-    "Hebbian": "black",
+    "best Hebbian read": "black",
 }
 """Okabe and Ito's, kinds of memory alike in hue."""
 
@@ -59,7 +60,7 @@ def draw(results: Results, path: Path) -> None:
         for axes in (along, by_pairs):
             axes.set_ylim(LOWEST, HIGHEST)
     figure.suptitle(
-        "Mean squared distance to the best ridge regression on the same pairs  (a unit: the variance of W x)",
+        "Mean squared distance to the best ridge regression on the same pairs, in units of the variance of W x",
         x=0.01,
         ha="left",
         fontsize=13,
@@ -90,15 +91,13 @@ def _by_pairs(
         ends[arm] = _line(axes, arm, CONTEXTS, [_over_seeds(records, str(pairs), None) for pairs in CONTEXTS])
     apart = [by_hand.figures["known"]["distance"][str(pairs)] for pairs in CONTEXTS]
     axes.plot(CONTEXTS, apart, color="black", linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
-    ends["Hebbian"] = (CONTEXTS[-1], apart[-1])
+    ends["best Hebbian read"] = (CONTEXTS[-1], apart[-1])
     _logarithmic(axes, "pairs in context")
     axes.set_xticks(CONTEXTS, [str(pairs) for pairs in CONTEXTS])
     axes.set_xlim(CONTEXTS[0], CONTEXTS[-1])
     axes.axvspan(PAIRS, CONTEXTS[-1], color="#F4F4F4", zorder=0, linewidth=0)
-    axes.annotate(
-        "more than in training", (PAIRS, 0), xycoords=("data", "axes fraction"), xytext=(5, 5),
-        textcoords="offset points", va="bottom", fontsize=9, color="#595959",
-    )  # fmt: skip
+    note: dict[str, Any] = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 9, "color": "#595959"}
+    axes.annotate("more than\nin training", (PAIRS, 4e-3), **note)
     return ends
 
 
