@@ -96,8 +96,8 @@ def _by_pairs(
     axes.set_xticks(CONTEXTS, [str(pairs) for pairs in CONTEXTS])
     axes.set_xlim(CONTEXTS[0], CONTEXTS[-1])
     axes.axvspan(PAIRS, CONTEXTS[-1], color="#F4F4F4", zorder=0, linewidth=0)
-    note: dict[str, Any] = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 9, "color": "#595959"}
-    axes.annotate("more than\nin training", (PAIRS, 4e-3), **note)
+    note: dict[str, Any] = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "color": "#595959"}
+    axes.annotate("more than\nin training", (PAIRS, 4e-3), fontsize=9, **note)
     return ends
 
 
