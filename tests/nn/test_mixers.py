@@ -35,6 +35,7 @@ MIXERS = {
     "mamba2": lambda: Mamba2(32, state_size=8, head_dim=16),
     "attention": lambda: SoftmaxAttention(32, num_heads=2),
     "attention-plain": lambda: SoftmaxAttention(32, num_heads=2, conv_kernel=None),
+    "attention-unordered": lambda: SoftmaxAttention(32, num_heads=2, conv_kernel=None, rope_theta=None),
     "sliding": lambda: SlidingAttention(32, num_heads=2, window=8),
     "sliding-wide": lambda: SlidingAttention(32, num_heads=2, window=40, conv_kernel=None),
     "mamba3": lambda: Mamba3(32, state_size=8, head_dim=16, chunk_size=16),
@@ -248,6 +249,16 @@ def test_stepping_makes_room_for_an_eighth_more(mixer):
         assert state.nbytes < 1.2 * mixer.state_bytes(300)
     else:
         assert len(sizes) == 1
+
+
+@pytest.mark.parametrize("rope_theta", [10_000.0, None])
+def test_attention_without_positions_does_not_know_the_order(rope_theta):
+    torch.manual_seed(0)
+    mixer = SoftmaxAttention(32, num_heads=2, conv_kernel=None, rope_theta=rope_theta).double()
+    hidden = torch.randn(1, 9, 32, dtype=torch.float64)
+    turned = torch.cat([hidden[:, :8].flip(1), hidden[:, 8:]], dim=1)
+    same = torch.allclose(mixer(hidden)[0][:, 8], mixer(turned)[0][:, 8], atol=1e-12)
+    assert same == (rope_theta is None)
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 32), (2, 32), (3, 1, 32)])

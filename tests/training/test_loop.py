@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -26,6 +27,29 @@ def test_it_learns_and_says_so():
     assert record.configuration["training"] == dataclasses.asdict(config(150))
     assert record.configuration["data"]["task"] == "counting"
     assert record.configuration["model"] == {"class": "TinyModel"}
+
+
+def test_a_regression_has_no_accuracy():
+    class Output(NamedTuple):
+        loss: torch.Tensor
+
+    class Line(torch.nn.Linear):
+        def forward(self, inputs_embeds, labels):
+            return Output((super().forward(inputs_embeds) - labels).square().mean())
+
+    class LineData:
+        def batch(self, step):
+            points = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(step))
+            return {"inputs_embeds": points, "labels": points.sum(-1, keepdim=True)}
+
+        def describe(self):
+            return {"task": "line"}
+
+    torch.manual_seed(0)
+    record = train(Line(3, 1), LineData(), config(200, learning_rate=0.1))
+    assert record.figures["loss"] < 1e-2
+    assert "accuracy" not in record.figures
+    assert record.figures["tokens_per_second"] > 0
 
 
 def test_the_seed_decides_everything():

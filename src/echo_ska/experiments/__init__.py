@@ -58,6 +58,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Claim 11: the gradient that reaches the query through SKA and through softmax, before and after training.",
         "echo_ska.experiments.gradient_flow",
     ),
+    "in-context-regression": Experiment(
+        "Does a trained softmax head come to predict as ridge regression does, and SKA from the start?",
+        "echo_ska.experiments.in_context_regression",
+    ),
     "length-conditioning": Experiment(
         "Claim 5: accuracy, margin and the Gram matrix's smallest eigenvalue as the sequence grows.",
         "echo_ska.experiments.length_conditioning",

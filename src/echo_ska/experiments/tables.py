@@ -94,6 +94,17 @@ def algebra(name: str) -> str:
     return markdown(rows_of(_records(experiment)))
 
 
+def regression(by_pairs: bool) -> str:
+    """In-context regression: distance to ridge along training, or distances and errors by pairs after it."""
+    from echo_ska.experiments import in_context_regression as experiment
+
+    path = RESULTS / f"{experiment.NAME}.jsonl"
+    results = experiment.recorded_results(path) if path.exists() else {}
+    if not results:
+        return "Nothing is recorded yet.\n"
+    return markdown(experiment.pairs_rows(results) if by_pairs else experiment.along_rows(results))
+
+
 def memory() -> str:
     """State against the KV cache for the largest preset, measured while the table is made."""
     from echo_ska.evaluation.memory import compare_with_control
@@ -171,6 +182,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "demo-seeds": demo_seeds,
     "demo-rates": demo_rates,
     "recipe": recipe,
+    "regression": functools.partial(regression, by_pairs=False),
+    "regression-pairs": functools.partial(regression, by_pairs=True),
     "memory": memory,
     "accuracy": accuracy,
     "decoding-accuracy": decoding_accuracy,

@@ -73,10 +73,11 @@ class RotaryAttention(SequenceMixer):
         num_heads: H.
         head_dim: D, even; None = hidden_size / num_heads.
         conv_kernel, key_delay, tied_start: see `QueryKeyValue`.
-        rope_theta: base of the rotary frequencies.
+        rope_theta: base of the rotary frequencies; None leaves positions out, so that the order of what was read does
+            not matter.
 
     Raises:
-        ValueError: `head_dim` is odd, or missing where num_heads does not divide hidden_size.
+        ValueError: `head_dim` is odd (with positions), or missing where num_heads does not divide hidden_size.
     """
 
     def __init__(
@@ -88,11 +89,11 @@ class RotaryAttention(SequenceMixer):
         conv_kernel: int | None = 4,
         key_delay: int = 1,
         tied_start: bool = True,
-        rope_theta: float = 10_000.0,
+        rope_theta: float | None = 10_000.0,
     ) -> None:
         super().__init__()
         head_dim = head_width(hidden_size, num_heads, head_dim)
-        if head_dim % 2:
+        if rope_theta is not None and head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary positions, got {head_dim}")
         self.num_heads, self.head_dim, self.rope_theta = num_heads, head_dim, rope_theta
         self.qkv = QueryKeyValue(
@@ -196,8 +197,8 @@ class SoftmaxAttention(RotaryAttention):
         mixed = self.o_proj(attended.flatten(-2))
         if tail is None:
             return mixed, None
-        # Contiguous: a value that is still a slice of all projections would keep them in memory.
-        return mixed, KeyValueState(tail, key, value.contiguous(), past + new)
+        # Contiguous: what is still a slice of all projections would keep them in memory.
+        return mixed, KeyValueState(tail, key.contiguous(), value.contiguous(), past + new)
 
     def prepare(self, state: KeyValueState) -> None:
         """Make room for one token more in `state`."""
@@ -225,8 +226,10 @@ class SoftmaxAttention(RotaryAttention):
         return self.init_state(1, device="meta").nbytes + length * a_token
 
 
-def rotated(vectors: Tensor, positions: Tensor, theta: float) -> Tensor:
-    """Channel pairs (i, i + D/2) of `vectors` [N, T, H, D], rotated by position [N, T] * theta^(-2i/D)."""
+def rotated(vectors: Tensor, positions: Tensor, theta: float | None) -> Tensor:
+    """Channel pairs (i, i + D/2) of `vectors` [N, T, H, D], rotated by position [N, T] * theta^(-2i/D); None: as is."""
+    if theta is None:
+        return vectors
     half = vectors.shape[-1] // 2
     precise = accumulator_dtype(vectors.device)  # at position 1,000,000 a float32 angle is off by 0.06
     exponents = torch.arange(half, device=vectors.device, dtype=precise) / half

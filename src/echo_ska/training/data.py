@@ -21,7 +21,8 @@ class DataSource(Protocol):
 
         Returns:
             `input_ids` [B, T] int64 and `labels` [B, T] int64. Labels are aligned as in Hugging Face:
-            `labels[b, t]` is the token AT t, -100 where nothing is scored, and the model shifts.
+            `labels[b, t]` is the token AT t, -100 where nothing is scored, and the model shifts. For a model of
+            vectors instead of tokens, `inputs_embeds` [B, T, any] and whatever labels it takes.
         """
         ...
 

@@ -81,9 +81,9 @@ def train(
     """Train `model` in place, for `config.steps` steps.
 
     Args:
-        model: `model(input_ids=, labels=)` returns `.loss`, a scalar, and `.logits` [B, T, V]. Built (and
-            seeded) by the caller; a resumed run needs one of the same architecture, whose weights are
-            overwritten.
+        model: `model(input_ids=, labels=)` returns `.loss`, a scalar, and `.logits` [B, T, V]; without logits
+            (a regression, say) no accuracy is counted. Built (and seeded) by the caller; a resumed run needs one
+            of the same architecture, whose weights are overwritten.
         data: gives the batch of every step.
         config: see `TrainingConfig`.
         evaluate: called every `config.evaluate_every` steps and after the last; its figures go to log and
@@ -153,7 +153,7 @@ def train(
             raise FloatingPointError(_not_finite(step, loss, norm, folder))
         prepared_optimizer.step()
         prepared_optimizer.zero_grad(set_to_none=True)
-        _count(progress, loss, output.logits.detach(), batch)
+        _count(progress, loss, getattr(output, "logits", None), batch)
         progress.training_seconds += time.perf_counter() - step_started
 
         done = step + 1
@@ -226,13 +226,15 @@ def _checkpoint_to_resume(directory: Path, configuration: dict[str, Any], resume
     return checkpoint
 
 
-def _count(progress: Progress, loss: float, logits: Tensor, batch: dict[str, Tensor]) -> None:
-    correct, scored = accuracy(logits, batch["labels"])
+def _count(progress: Progress, loss: float, logits: Tensor | None, batch: dict[str, Tensor]) -> None:
     progress.steps += 1
     progress.loss_sum += loss
-    progress.correct += correct
-    progress.scored += scored
-    progress.tokens += batch["input_ids"].numel()
+    if logits is not None:
+        correct, scored = accuracy(logits.detach(), batch["labels"])
+        progress.correct += correct
+        progress.scored += scored
+    read = batch["input_ids"] if "input_ids" in batch else batch["inputs_embeds"]
+    progress.tokens += read.shape[:2].numel()
 
 
 def _evaluate(evaluate: Evaluation, model: nn.Module, step: int) -> dict[str, Any]:
