@@ -104,8 +104,7 @@ class EchoConfig(PreTrainedConfig):
         self.norm_eps = norm_eps
         self.max_position_embeddings = max_position_embeddings
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
-        if "use_cache" in kwargs:  # the base class drops it
-            self.use_cache = kwargs["use_cache"]
+        self.use_cache = kwargs.get("use_cache", True)  # the base class drops it
         # Last, because the base class's own check of this field, at the end of its __init__, knows no SKA.
         self.layer_types = _layer_types(num_hidden_layers, layer_types, ska_layers, attention_layers)
         self._check()
