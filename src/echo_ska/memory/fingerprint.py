@@ -26,10 +26,6 @@ _NOT_OF_THE_FUNCTION = (
     "tie_word_embeddings",
 )
 
-# Fields that one kind of layer reads alone: a model without it is the same whatever they say, and its fingerprint that
-# of the days before they were there.
-_OF_ONE_KIND = {"sliding_window": "sliding_attention"}
-
 _kept: weakref.WeakKeyDictionary[nn.Module, _Kept] = weakref.WeakKeyDictionary()
 
 
@@ -94,8 +90,7 @@ def function_fields(model: nn.Module) -> dict[str, Any]:
     dtypes = {str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()}
     fields: dict[str, Any] = {"dtype": " and ".join(sorted(dtypes))}
     for name, parameter in inspect.signature(EchoConfig.__init__).parameters.items():
-        kind = _OF_ONE_KIND.get(name)
-        if name in _NOT_OF_THE_FUNCTION or (kind is not None and kind not in config.layer_types):
+        if name in _NOT_OF_THE_FUNCTION or name in config.unread_fields:
             continue
         value = getattr(config, name)
         fields[name] = float(value) if isinstance(parameter.default, float) else value

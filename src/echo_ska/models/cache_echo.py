@@ -315,7 +315,4 @@ def state_shape(config: EchoConfig) -> dict[str, Any]:
         "rope_theta",
         "sliding_window",
     )
-    shape = {name: getattr(config, name) for name in names}
-    if "sliding_attention" not in config.layer_types:
-        shape["sliding_window"] = None  # no layer reads it
-    return shape
+    return {name: None if name in config.unread_fields else getattr(config, name) for name in names}

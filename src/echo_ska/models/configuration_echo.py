@@ -10,6 +10,9 @@ from transformers import PreTrainedConfig
 
 from echo_ska.nn import registry
 
+_READ_BY_ONE_KIND = {"sliding_window": "sliding_attention"}
+"""The kind of layer that alone reads a field."""
+
 
 class EchoConfig(PreTrainedConfig):
     """Configuration of `EchoModel` and `EchoForCausalLM`.
@@ -114,6 +117,11 @@ class EchoConfig(PreTrainedConfig):
         """Width of a Mamba-2 head."""
         inner = self.expand * self.hidden_size
         return 64 if inner % 64 == 0 else self.hidden_size // self.num_heads
+
+    @property
+    def unread_fields(self) -> frozenset[str]:
+        """Fields that no layer of this model reads: it is the same model whatever they say."""
+        return frozenset(name for name, kind in _READ_BY_ONE_KIND.items() if kind not in self.layer_types)
 
     def validate(self) -> None:
         """Check all fields together (Hugging Face calls this on saving)."""

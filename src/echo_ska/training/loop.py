@@ -190,7 +190,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     """The model's class and, where it has a Hugging Face configuration, that, without what is not of the function."""
     config: Any = getattr(model, "config", None)
     settings = config.to_dict() if hasattr(config, "to_dict") else {}
-    passing = ("transformers_version", "_name_or_path", "use_cache")
+    passing = {"transformers_version", "_name_or_path", "use_cache", *getattr(config, "unread_fields", ())}
     return {"class": type(model).__name__, **{key: settings[key] for key in settings if key not in passing}}
 
 
