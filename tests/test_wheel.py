@@ -76,7 +76,17 @@ def test_the_wheel_says_what_it_needs(wheel):
     needs = said.get_all("Requires-Dist")
     always = {re.split("[<>=]", need)[0] for need in needs if "extra ==" not in need}
     # What is not listed here belongs into an extra: nobody should have to install it to use the layer.
-    assert always == {"torch", "transformers", "safetensors", "accelerate", "typer", "rich", "matplotlib", "numpy"}
+    assert always == {
+        "accelerate",
+        "jinja2",
+        "matplotlib",
+        "numpy",
+        "rich",
+        "safetensors",
+        "torch",
+        "transformers",
+        "typer",
+    }
     extras = {"dev", "gpu", "cpu", "eval", "huggingface", "serve", "sklearn", "docs", "notebook"}
     assert extras <= set(said.get_all("Provides-Extra"))
     (entry_points,) = (name for name in wheel.namelist() if name.endswith("/entry_points.txt"))

@@ -90,6 +90,8 @@ FILES = {
     "operator-error": "operator-error",
     "one-off-distractors": "one-off-distractors",
     "recall-map": "recall-map",
+    "mqar-frontier": "mqar-frontier",
+    "in-context-regression": "in-context-regression",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from echo_ska.experiments import (
     gradient_flow,
     length_conditioning,
     length_generalisation,
+    mqar_frontier,
     mqar_grid,
     transfer,
 )
+from echo_ska.experiments import in_context_regression as experiment
 from echo_ska.experiments.claims import CLAIMS, Evidence, Level, weigh
 from echo_ska.experiments.claims.claim import judge
 from echo_ska.experiments.claims.filters import Ablation
@@ -209,6 +212,42 @@ def mapped(random: float, others: float, kinds: int = 5) -> Write:
     return write
 
 
+def at_equal_bytes(ska: float, hebbian: float, others: float) -> Write:
+    def answer(arm: str, _: str) -> float:
+        return ska if arm.startswith("ska") else hebbian if arm.startswith("linear") else others
+
+    return lambda folder: write_comparison(
+        folder / "mqar-frontier.jsonl", mqar_frontier.comparison(), mqar_frontier.SEEDS, answer
+    )
+
+
+def regressed(ska: float, softmax: float, by_hand: float = 1e-9) -> Write:
+    """Distances to ridge; those of the other arms lie between."""
+
+    def write(folder: Path) -> None:
+        path = folder / "in-context-regression.jsonl"
+        pairs = (experiment.SEEN, "4", "12", "24", "48", "96")
+
+        def record(run: Any, distance: float) -> None:
+            quantities = {name: dict.fromkeys(pairs, distance) for name in ("ridge", "hebbian", "error")}
+            figures = {"learning_rate": run.learning_rate, "training_loss": 0.5, "measured": {"1000": quantities}}
+            if run.arm == experiment.BY_HAND:
+                names = ("distance", "ridge error", "hebbian error")
+                figures["known"] = {name: dict.fromkeys(pairs, 0.5) for name in names}
+            recorded_run = run.recorded_run()
+            append(made_up(experiment.NAME, recorded_run.configuration, figures, recorded_run.seed), path)
+
+        record(experiment.BY_HAND_RUN, by_hand)
+        for (arm, _), candidates in experiment.tries().items():
+            distance = ska if arm.startswith("SKA") else softmax if arm.startswith("softmax") else 0.5
+            for run in candidates:
+                record(run, distance)
+            for seed in range(1, experiment.SEEDS):
+                record(dataclasses.replace(candidates[0], seed=seed), distance)
+
+    return write
+
+
 def look(right: float, wrong: float) -> Callable[[str, int], float]:
     return lambda name, distance: right if name == f"K = {distance - 1}" else wrong
 
@@ -257,6 +296,13 @@ CASES: list[tuple[str, Level, Write]] = [
     ("recall-map", PARTLY, mapped(0.1, -0.1)),
     ("recall-map", NO, mapped(-0.1, 0.1)),
     ("recall-map", IN_PART, mapped(0.1, 0.1, kinds=2)),
+    ("mqar-frontier", YES, at_equal_bytes(0.9, 0.8, 0.85)),
+    ("mqar-frontier", PARTLY, at_equal_bytes(0.9, 0.8, 0.95)),
+    ("mqar-frontier", NO, at_equal_bytes(0.7, 0.8, 0.6)),
+    ("in-context-regression", YES, regressed(0.001, 0.2)),
+    ("in-context-regression", PARTLY, regressed(0.001, 0.04)),
+    ("in-context-regression", PARTLY, regressed(0.001, 0.2, by_hand=0.1)),
+    ("in-context-regression", NO, regressed(0.1, 0.2)),
 ]
 
 

@@ -32,6 +32,7 @@ RULE = (
     "Reproduced: every criterion holds. Partly: the first one holds, not all. Not reproduced: the first one fails. "
     "Measured in part: records, seeds or criteria are missing. The first criterion is the weakest form of the claim."
 )
+"""What every verdict follows from, in the words of the page."""
 
 
 @dataclass(frozen=True)

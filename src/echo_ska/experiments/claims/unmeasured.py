@@ -40,13 +40,3 @@ LONG_TEXT = _claim(
     "a language model that was trained on enough text to be asked",
     ("All of it; echo-ska recall-text asks both kinds of question of any model.",),
 )
-
-REGRESSION = _claim(
-    "in-context-regression",
-    "Regression in context",
-    "SKA's read solves the ridge regression of the pairs in its context, so it should learn linear functions in "
-    "context at the error of ridge regression.",
-    "ours",
-    "all of in-context-regression",
-    ("All of it.",),
-)
