@@ -26,6 +26,7 @@ from echo_ska.training import make_record
 from echo_ska.training.records import read
 
 TRAINED = (
+    "aids",
     "cliff",
     "filter-ablation",
     "gradient-flow",
@@ -96,7 +97,7 @@ def test_it_runs_once_prints_its_table_and_draws(name: str, quick: bool, jobs_ru
     assert imread(stem.with_suffix(".png")).shape[1] > 800
     for record in records:
         arm = record.figures["arm"].split(",")[0]
-        assert arm.removeprefix("ssm+ska ") in screen.getvalue() or name in ("cliff", "filter-ablation")
+        assert arm.removeprefix("ssm+ska ") in screen.getvalue() or name in ("aids", "cliff", "filter-ablation")
 
     before = len(jobs_run)
     again = EXPERIMENTS[name].run(Console(file=io.StringIO(), width=200), seeds=seeds, quick=quick)
@@ -109,6 +110,8 @@ def test_all_arms_have_one_budget_and_are_asked_alike(name: str) -> None:
     module = import_module(EXPERIMENTS[name].module)
     if name == "filter-ablation":
         groups = [module.recall_trials(), *(module.orbit_trials(distance) for distance in module.DISTANCES)]
+    elif name == "aids":
+        groups = [[module.trial(mixer, taken) for mixer in module.MIXERS for taken in module.TAKEN]]
     else:
         groups = [module.trials()]
     for trials in groups:

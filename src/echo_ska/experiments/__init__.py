@@ -38,6 +38,10 @@ class Experiment:
 
 
 EXPERIMENTS: dict[str, Experiment] = {
+    "aids": Experiment(
+        "The same aids for SKA and its peers, one taken away at a time: what the solve is worth, and what they are.",
+        "echo_ska.experiments.aids",
+    ),
     "cliff": Experiment(
         "What moves the point where recall breaks down, a larger model or a larger state?",
         "echo_ska.experiments.cliff",

@@ -6,6 +6,7 @@ Those of the projections apply to every mixer that has them, so that SKA and its
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,18 @@ def ska_layers(network: nn.Module) -> list[SpectralKoopmanAttention]:
     return found
 
 
+def memories(network: nn.Module) -> list[Any]:
+    """The layers that write pairs of keys and values through a gate: SKA and its linear peers, first to last.
+
+    Raises:
+        ValueError: there are none, so that a change of them would change nothing.
+    """
+    found = [module for module in network.modules() if hasattr(module, "gate_proj") and hasattr(module, "qkv")]
+    if not found:
+        raise ValueError("The network has no SKA layer and none of its peers to change.")
+    return found
+
+
 @torch.no_grad()
 def own_queries(network: EchoForCausalLM) -> None:
     """W_q starts apart from W_k."""
@@ -58,9 +71,9 @@ def plain_sigmoid(network: EchoForCausalLM) -> None:
 
 
 def no_gate(network: EchoForCausalLM) -> None:
-    """SKA writes every token in full."""
-    for ska in ska_layers(network):
-        ska.gate_proj = None
+    """Every token is written in full, by SKA and its linear peers alike."""
+    for memory in memories(network):
+        memory.gate_proj = None
 
 
 @torch.no_grad()
@@ -73,9 +86,15 @@ def paper_ridge(network: EchoForCausalLM) -> None:
 
 
 def no_output_norm(network: EchoForCausalLM) -> None:
-    """SKA's reads keep their size, times a learnt scale a head."""
-    for ska in ska_layers(network):
-        ska.norm, ska.scale = None, nn.Parameter(torch.ones(ska.num_heads))
+    """Reads keep their size, times a learnt scale a head, in SKA and its linear peers alike."""
+    for memory in memories(network):
+        memory.norm, memory.scale = None, nn.Parameter(torch.ones(memory.num_heads))
+
+
+def no_convolution(network: EchoForCausalLM) -> None:
+    """No short convolution on queries, keys and values, and so no delay."""
+    for qkv in projections(network):
+        qkv.convolution = None
 
 
 def no_blend(network: EchoForCausalLM) -> None:

@@ -14,6 +14,7 @@ lag moment at power 0. Every arm is tried at the same three rates with half the 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +131,7 @@ def _numbers(mixer: SequenceMixer) -> int:
     return numbers
 
 
+@functools.cache
 def largest_within(family: Family, budget: int) -> int | None:
     """The largest size of a family whose state is within so many bytes; None where even the smallest is not."""
     best = None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from echo_ska.experiments import (
+    aids,
     cliff,
     filter_ablation,
     gradient_flow,
@@ -58,6 +60,11 @@ def _gradients() -> Rows | None:
     return gradient_flow.rows(results) if results else None
 
 
+def _aids(question: str) -> Rows | None:
+    results = aids.recorded_results(_file(aids.NAME))
+    return aids.rows(results, question) if results else None
+
+
 def _cliff() -> Rows | None:
     runs = [trial.with_(seed=seed).recorded_run() for trial in cliff.trials() for seed in range(cliff.SEEDS)]
     found: list[RunRecord] = [record for record in recorded(cliff.NAME, runs, _file(cliff.NAME)) if record is not None]
@@ -75,6 +82,8 @@ ROWS: dict[str, Callable[[], Rows | None]] = {
         filter_ablation.NAME, filter_ablation.recall_comparison, filter_ablation.recall_rows
     ),
     "filter-ablation-orbit": _orbits,
+    "aids": functools.partial(_aids, aids.QUESTIONS[0].name),
+    "aids-long": functools.partial(_aids, aids.QUESTIONS[1].name),
     "length-conditioning": _conditioning,
     "gradient-flow": _gradients,
     "cliff": _cliff,
