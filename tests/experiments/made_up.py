@@ -49,9 +49,7 @@ def of_trial(trial: Trial, accuracy: Accuracy, **more: Any) -> RunRecord:
 def write_comparison(path: Path, comparison: Comparison, seeds: int, accuracy: Accuracy) -> None:
     """All that `Comparison.run` would leave: tries at every rate, and seeds at the first of them."""
     for trial in comparison.trials:
-        steps = comparison.tuning_steps or trial.steps
-        for rate in comparison.rates:
-            tried = trial.with_(learning_rate=rate, steps=steps, questions=tuple(comparison.tuned_on), measure=None)
+        for tried in comparison.candidates(trial):
             append(of_trial(tried, lambda *_: 0.5), path)
         write_trials(path, [trial.with_(learning_rate=comparison.rates[0])], seeds, accuracy)
 

@@ -125,3 +125,30 @@ def test_all_arms_have_one_budget_and_are_asked_alike(name: str) -> None:
             assert trial.questions == longest[: len(trial.questions)]
             masked = trial.arm.written_prefix is not None
             assert masked == ("mask" in trial.arm.name)  # a mask is named where it is handed out
+
+
+@pytest.mark.parametrize("name", ["cliff", "gradient-flow", "length-conditioning", "length-generalisation"])
+def test_a_training_that_diverged_is_shown_and_drawn_around(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = 0
+
+    def run_jobs(jobs, console, *, on_result):
+        nonlocal made
+        for job in jobs:
+            record = made_up(job.arguments["trial"])
+            if job.arguments["trial"].seed == 1:
+                record["figures"] = {
+                    "arm": record["figures"]["arm"],
+                    "learning_rate": record["figures"]["learning_rate"],
+                    "parameters": record["figures"]["parameters"],
+                    "diverged": "The loss became nan at step 1.",
+                    "training_loss": None,
+                    "training_accuracy": 0.0,
+                    "accuracy": dict.fromkeys(record["figures"]["accuracy"], 0.0),
+                }
+                made += 1
+            on_result(job.name, json.loads(json.dumps(record)))
+
+    monkeypatch.setattr(recorded_runs, "run_jobs", run_jobs)
+    EXPERIMENTS[name].run(Console(file=io.StringIO(), width=200), seeds=2)
+    assert made
+    assert imread(Path("results") / f"{name}.png").shape[1] > 800

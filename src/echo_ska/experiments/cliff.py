@@ -1,7 +1,7 @@
 """cliff: what moves the point where recall breaks down, a larger model or a larger state?
 
 Recall of 16 pairs (`mqar-grid`, 96 tokens), the same batches for all. Models of Mamba-2, SKA, Mamba-2 in three widths,
-times three ranks of SKA's state with one head's width of values throughout, so that at a rank the state that recalls is
+times four ranks of SKA's state with one head's width of values throughout, so that at a rank the state that recalls is
 the same in every width. If the state sets the cliff, accuracy follows the rank and not the width. Plain ridge
 regression (power 0). Two seeds at one learning rate; one to four minutes a run on one core.
 """

@@ -31,6 +31,12 @@ def table_rows(results: Results, questions: Mapping[str, str], *, first: str = "
     return rows
 
 
+def converged(results: Results) -> dict[str, list[RunRecord]]:
+    """The records of trainings that did not diverge, which alone were measured further; no arm without any."""
+    found = {arm: [r for r in records if "diverged" not in r.figures] for arm, records in results.items()}
+    return {arm: records for arm, records in found.items() if records}
+
+
 def cell(records: Sequence[RunRecord], question: str) -> str:
     """Mean and range, e.g. "98.3 (97.1-99.9)"; empty if it was not asked."""
     if not records or any(question not in record.figures["accuracy"] for record in records):

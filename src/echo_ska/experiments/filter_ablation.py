@@ -2,13 +2,12 @@
 
 Two tasks in 64 tokens, the same small model (Mamba-2, SKA, Mamba-2 of width 64) and budget for every variant:
 
-- recall: eight pairs over a gap (`mqar-grid`), keys without dynamics. Filters K = 0 (plain ridge regression), 1, 2, 4
-and
-  2 blended with 0; times the ridge fixed at the paper's 1e-3 or learnt from 1; times no mask, or the mask of the pairs
-  handed to SKA, which no other comparison of ours does.
+- recall: eight pairs over a gap (`mqar-grid`), keys without dynamics. Filters K = 0 (plain ridge regression), 1, 2,
+  4, and 2 blended with 0; times the ridge fixed at the paper's 1e-3 or learnt from 1; times no mask, or the mask of the
+  pairs handed to SKA, which no other comparison of ours does.
 - orbit: a walk over unseen states, asked where it stands s = 1, 2, 3, 4 steps after a state (`orbit`). The keys have
-  dynamics, and a power of the operator composes steps. The filters, by s. Keys start delayed by one token, so that K =
-  0 reads one step after the match; if the filter is a look-ahead, K = s - 1 should be the one that learns.
+  dynamics, and a power of the operator composes steps. The filters, by s. Keys start delayed by one token, so that
+  K = 0 reads one step after the match; if the filter is a look-ahead, K = s - 1 should be the one that learns.
 
 Each variant runs at its best of two rates, three seeds. About 40 seconds a run on one core.
 """

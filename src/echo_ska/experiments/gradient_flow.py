@@ -4,7 +4,8 @@ The small SSM + SKA and SSM + attention on four needles in 64 tokens, before and
 At every question, the Jacobian of the branch's output [d] with respect to the query [H r] of that token, as it leaves
 the short convolution: its norm relative to output and query, |J| |q| / |y|, by how many per cent the read changes for
 one per cent of the query; its participation ratio (sum s^2)^2 / sum s^4 of singular values s, an effective rank; and
-its numerical rank, the singular values above 1e-3 of the largest. A softmax that has settled on one token gives no
+its numerical rank, the singular values above 1e-3 of the largest. SKA gives every query unit norm, so that its length
+has no effect: of r channels a head, r - 1 directions are left. A softmax that has settled on one token gives no
 gradient to its query: there the norm should fall. Three seeds at one learning rate; about a minute and a half a run on
 one core.
 """
@@ -22,7 +23,7 @@ from rich.console import Console
 from torch import Tensor
 
 from echo_ska.experiments.arms import small_arms
-from echo_ska.experiments.comparison import Results, print_rows
+from echo_ska.experiments.comparison import Results, converged, print_rows
 from echo_ska.experiments.figures import COLOURS, MARKERS, length_axis, percent, save
 from echo_ska.experiments.trial import EVALUATION_SEED, Question, Trial
 from echo_ska.experiments.tuning import recorded_seeds, run_seeds
@@ -144,7 +145,7 @@ def over_seeds(records: Sequence[RunRecord], state: str, length: str, name: str)
 def rows(results: Results) -> list[list[str]]:
     """A row an arm, state and length."""
     table = [["model", "", "tokens", "accuracy, %", "relative norm", "faded, %", "participation ratio", "rank"]]
-    for arm, records in results.items():
+    for arm, records in converged(results).items():
         for state in ("untrained", "trained"):
             for question in QUESTIONS:
                 name = question.name
@@ -170,7 +171,7 @@ def draw(results: Results, path: Path) -> None:
     panels = figure.subplots(1, 2)
     titles = {"norm": "change of the read by the query, relative", "participation": "effective rank of the Jacobian"}
     for axes, (name, title) in zip(panels, titles.items(), strict=True):
-        for arm, records in results.items():
+        for arm, records in converged(results).items():
             for state, style in (("untrained", (0, (3, 2))), ("trained", "-")):
                 values = [over_seeds(records, state, str(length), name) for length in LENGTHS]
                 label = f"{arm}, {state}"

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from echo_ska.experiments.arms import ECHO, small
 from echo_ska.experiments.changes import no_gate, ska_layers
-from echo_ska.experiments.comparison import Results, print_rows
+from echo_ska.experiments.comparison import Results, converged, print_rows
 from echo_ska.experiments.figures import length_axis, percent, save, short_number
 from echo_ska.experiments.trial import EVALUATION_SEED, SEGMENT_LENGTH, Arm, Question, Trial
 from echo_ska.experiments.tuning import recorded_seeds, run_seeds
@@ -37,6 +37,9 @@ QUICK_LONGEST = 4096
 ANSWERS = 1024
 MEASURED = 4
 """Sequences of each length whose Gram matrices and margins are looked at."""
+
+LOWEST = 1e-4
+"""What is drawn for a smaller lambda_min, since the axis is logarithmic."""
 
 GATED, UNGATED = "with a write gate", "every token stored"
 ARMS = (
@@ -126,7 +129,7 @@ def _over_seeds(records: Sequence[RunRecord], length: str, name: str) -> float:
 def rows(results: Results) -> list[list[str]]:
     """A row an arm and length."""
     table = [["model", "tokens", "accuracy, %", "margin", "lambda_min", "lambda_max", "ridge"]]
-    for arm, records in results.items():
+    for arm, records in converged(results).items():
         ridge = fmean(median(record.figures["ridge"]) for record in records)
         for length in records[0].figures["accuracy"]:
             table.append(
@@ -145,6 +148,7 @@ def rows(results: Results) -> list[list[str]]:
 
 def draw(results: Results, path: Path) -> None:
     """Accuracy, margin and lambda_min against length, side by side: every seed thin, the mean thick."""
+    results = converged(results)
     lengths = [int(length) for length in next(iter(results.values()))[0].figures["accuracy"]]
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     panels = figure.subplots(1, 3)
@@ -154,8 +158,8 @@ def draw(results: Results, path: Path) -> None:
             "margin of the right answer's logit": [
                 [r.figures["conditioning"][str(n)]["margin"] for n in lengths] for r in records
             ],
-            "lambda_min of the Gram matrix, median head": [
-                [max(1e-4, median(r.figures["conditioning"][str(n)]["lambda_min"])) for n in lengths] for r in records
+            f"lambda_min of the Gram matrix, median head (at least {LOWEST:g})": [
+                [max(LOWEST, median(r.figures["conditioning"][str(n)]["lambda_min"])) for n in lengths] for r in records
             ],
         }
         for axes, (title, lines) in zip(panels, curves.items(), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,13 @@ class RecordedRun:
         job: its function returns a `RunRecord` as plain data.
         seed: the record's seed.
         configuration: the record's configuration, known before the run, in the types that JSON gives.
+        folder: of its checkpoints, which goes once it is recorded; None if it keeps none.
     """
 
     job: Job
     seed: int
     configuration: dict[str, Any]
+    folder: Path | None = None
 
     def matches(self, record: RunRecord) -> bool:
         """Whether `record` is of this run, whenever it was made."""
@@ -48,13 +51,27 @@ def run_missing(console: Console, name: str, runs: Sequence[RecordedRun], path: 
     """
     found = recorded(name, runs, path)
     missing = [run.job for run, record in zip(runs, found, strict=True) if record is None]
+    folders = {run.job.name: run.folder for run in runs}
+
+    def keep(name: str, result: dict[str, Any]) -> None:
+        append(RunRecord(**result), path)
+        _remove(folders[name])
+
+    for run, record in zip(runs, found, strict=True):
+        if record is not None:  # of a run that was ended between its record and this
+            _remove(run.folder)
     if len(missing) < len(runs):
         done = f"{len(runs) - len(missing)} of {len(runs)} runs are recorded in {path}."
         console.print(done, markup=False, highlight=False)
     if missing:
-        run_jobs(missing, console, on_result=lambda _, result: append(RunRecord(**result), path))
+        run_jobs(missing, console, on_result=keep)
         found = recorded(name, runs, path)
     return [record for record in found if record is not None]
+
+
+def _remove(folder: Path | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def recorded(name: str, runs: Sequence[RecordedRun], path: Path) -> list[RunRecord | None]:

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,6 +31,8 @@ from echo_ska.training.data import describe_task
 from echo_ska.training.loop import describe_model
 
 EVALUATION_SEED = 1_000_003
+TUNING_SEED = 2_000_003
+"""Rates are chosen by other sequences than are reported, and neither are of a training."""
 SEGMENT_LENGTH = 4096
 UNFINISHED = Path("results") / "unfinished"
 """Where runs keep their checkpoints until they are recorded."""
@@ -94,16 +95,18 @@ class Question:
         task: what is asked.
         length: tokens in a sequence.
         sequences: how many are asked.
+        seed: of them.
     """
 
     name: str
     task: RecallTask
     length: int
     sequences: int
+    seed: int = EVALUATION_SEED
 
     def describe(self) -> dict[str, Any]:
         """For a record's configuration."""
-        return describe_task(self.task) | {"length": self.length, "sequences": self.sequences}
+        return describe_task(self.task) | {"length": self.length, "sequences": self.sequences, "asked_with": self.seed}
 
 
 Measure = Callable[[EchoForCausalLM, "Trial"], dict[str, Any]]
@@ -115,15 +118,11 @@ class Trial:
     """One run.
 
     Attributes:
-        experiment: whose record it is.
-        arm: what is trained.
-        task: what it is trained on.
-        steps, batch_size, learning_rate: the budget.
-        questions: asked afterwards.
-        seed: of weights and batches.
-        weight_decay: AdamW's.
-        measure: a module's function that measures more of the trained network.
-        schedule: (task, batch size, weight) each: trained on instead of `task`, which then tells the vocabulary alone.
+        experiment: whose record it is. arm: what is trained. task: what it is trained on. steps, batch_size,
+        learning_rate: the budget. questions: asked afterwards. seed: of weights and batches. weight_decay: AdamW's.
+        measure: a module's function that measures more of the trained network. schedule: (task, batch size, weight)
+        each: trained on instead of `task`, which then tells the vocabulary, and the
+            length whose state is recorded.
     """
 
     experiment: str
@@ -179,7 +178,12 @@ class Trial:
     def recorded_run(self) -> RecordedRun:
         """The trial as a job whose record can be found again."""
         name = f"{self.arm.name}, rate {self.learning_rate:g}, seed {self.seed}"
-        return RecordedRun(Job(name, run_trial, {"trial": self}), self.seed, self.configuration())
+        return RecordedRun(Job(name, run_trial, {"trial": self}), self.seed, self.configuration(), self.folder())
+
+    def folder(self) -> Path:
+        """Where its checkpoints are until it is recorded."""
+        digest = hashlib.sha256(json.dumps([self.configuration(), self.seed], sort_keys=True).encode()).hexdigest()
+        return UNFINISHED / f"{self.experiment}-{digest[:16]}"
 
 
 @functools.lru_cache(maxsize=256)
@@ -206,13 +210,17 @@ def run_trial(stage: Stage, *, trial: Trial) -> dict[str, Any]:
     A training that diverges is a result too: its record says so, with accuracy 0.
     """
     configuration = trial.configuration()
-    digest = hashlib.sha256(json.dumps([configuration, trial.seed], sort_keys=True).encode()).hexdigest()[:16]
-    folder = UNFINISHED / f"{trial.experiment}-{digest}"
     network = trial.arm.build(trial.task.vocab_size, trial.seed)
     started = time.perf_counter()
-    figures: dict[str, Any] = {"arm": trial.arm.name, "learning_rate": trial.learning_rate}
+    figures: dict[str, Any] = {
+        "arm": trial.arm.name,
+        "learning_rate": trial.learning_rate,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+    }
     try:
-        training = train(network, trial.data(), trial.training_config(), directory=folder, reporter=stage("training"))
+        training = train(
+            network, trial.data(), trial.training_config(), directory=trial.folder(), reporter=stage("training")
+        )
     except FloatingPointError as error:
         seconds = time.perf_counter() - started
         nothing = {question.name: 0.0 for question in trial.questions}
@@ -221,7 +229,6 @@ def run_trial(stage: Stage, *, trial: Trial) -> dict[str, Any]:
         asking = time.perf_counter()
         network.eval()
         figures |= {
-            "parameters": training.figures["parameters"],
             "training_loss": training.figures["loss"],
             "training_accuracy": training.figures["accuracy"],
             "state_bytes": network.state_bytes(trial.task.length) if network.has_state else None,
@@ -231,7 +238,6 @@ def run_trial(stage: Stage, *, trial: Trial) -> dict[str, Any]:
             figures |= trial.measure(network, trial)
         seconds = training.seconds + time.perf_counter() - asking
     record = make_record(trial.experiment, configuration, figures, seed=trial.seed, seconds=seconds)
-    shutil.rmtree(folder, ignore_errors=True)
     return dataclasses.asdict(record)
 
 
@@ -248,7 +254,7 @@ def ask(network: EchoForCausalLM, questions: tuple[Question, ...], reporter: Rep
             reporter.update(before + read, total, latest | {"tokens_per_second": rate})
 
         accuracies[question.name] = recall_accuracy(
-            network, question.task, question.length, question.sequences, EVALUATION_SEED, SEGMENT_LENGTH, progress=show
+            network, question.task, question.length, question.sequences, question.seed, SEGMENT_LENGTH, progress=show
         )
         before += question.length * question.sequences
     return accuracies

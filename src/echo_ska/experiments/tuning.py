@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ from statistics import fmean
 from rich.console import Console
 
 from echo_ska.experiments.recorded import RecordedRun, newest_of, recorded, records_named, run_missing
-from echo_ska.experiments.trial import Question, Trial
+from echo_ska.experiments.trial import TUNING_SEED, Question, Trial
 from echo_ska.training import RunRecord
 
 
@@ -22,8 +23,8 @@ class Comparison:
     Attributes:
         trials: one an arm, all of one experiment, the longest first; their rates and seeds are replaced.
         rates: tried for each with seed 0.
-        tuned_on: the questions whose mean accuracy decides between rates, ties by the lower training loss. Other
-            sequences than training saw, of lengths that training saw.
+        tuned_on: the questions whose mean accuracy decides between rates, ties by the lower training loss; asked with
+            sequences of their own, of lengths that training saw.
         tuning_steps: of every try; None are the trial's own.
     """
 
@@ -72,10 +73,12 @@ class Comparison:
     @cached_property
     def _tries(self) -> list[list[RecordedRun]]:
         """By trial, a run a rate; kept, since a configuration takes a while to describe."""
-        return [[candidate.recorded_run() for candidate in self._candidates(trial)] for trial in self.trials]
+        return [[candidate.recorded_run() for candidate in self.candidates(trial)] for trial in self.trials]
 
-    def _candidates(self, trial: Trial) -> list[Trial]:
-        steps, asked = self.tuning_steps or trial.steps, tuple(self.tuned_on)
+    def candidates(self, trial: Trial) -> list[Trial]:
+        """A trial at every rate with seed 0, asked what decides between them."""
+        steps = self.tuning_steps or trial.steps
+        asked = tuple(dataclasses.replace(question, seed=TUNING_SEED) for question in self.tuned_on)
         tried = trial.with_(seed=0, steps=steps, questions=asked, measure=None)
         return [tried.with_(learning_rate=rate) for rate in self.rates]
 

@@ -94,7 +94,7 @@ def flowing(ska: float, attention: float, rank: float) -> Write:
 def broken_down(by_rank: float, by_width: float, seeds: int = 2) -> Write:
     def answer(arm: str, _: str) -> float:
         width, rank = (int(part.split()[1]) for part in arm.split(","))
-        return 0.1 + by_rank * rank / 16 + by_width * width / 128
+        return 0.4 + by_rank * rank / 16 + by_width * width / 128
 
     return lambda folder: write_trials(folder / "cliff.jsonl", cliff.trials(), seeds, answer)
 
@@ -283,7 +283,7 @@ CASES: list[tuple[str, Level, Write]] = [
     ("seeds", PARTLY, seeded(0.75)),
     ("seeds", NO, seeded(1.0, near=0.5)),
     ("seeds", IN_PART, seeded(1.0, seeds=3)),
-    ("cliff", YES, broken_down(0.8, 0.02)),
+    ("cliff", YES, broken_down(0.5, 0.02)),
     ("cliff", PARTLY, broken_down(0.3, 0.02)),
     ("cliff", NO, broken_down(0.3, 0.5)),
     ("operator-error", YES, fitted(0.2, 4)),

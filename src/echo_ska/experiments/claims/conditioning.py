@@ -15,6 +15,7 @@ from echo_ska.experiments.length_conditioning import GATED, UNGATED
 from echo_ska.training import RunRecord
 
 FALL = 0.5
+LEARNT = 50.0
 MARGIN = 1.05
 GROWTH = 10.0
 SHORTEST, LONGEST = (str(experiment.LENGTHS[place]) for place in (0, -1))
@@ -46,19 +47,25 @@ def ends(results: Results, arm: str, figure: Figure) -> tuple[float, float]:
     return short, long
 
 
-def _does_not_fall(results: Results) -> Finding:
+def _does_not_fall(results: Results) -> Finding | None:
     found = {arm: ends(results, arm, _accuracy) for arm in (GATED, UNGATED)}
+    if min(short for short, _ in found.values()) < LEARNT:
+        return None
     ours = "; ".join(f"{arm}: {points(a)} to {points(b)}" for arm, (a, b) in found.items())
     return Finding(all(b >= a - FALL for a, b in found.values()), ours)
 
 
-def _margin_grows(results: Results) -> Finding:
+def _margin_grows(results: Results) -> Finding | None:
     short, long = ends(results, UNGATED, _margin)
+    if short <= 0:  # nothing is learnt that could grow
+        return None
     return Finding(long >= MARGIN * short, f"{short:.1f} to {long:.1f}")
 
 
-def _lambda_grows(results: Results) -> Finding:
+def _lambda_grows(results: Results) -> Finding | None:
     short, long = ends(results, UNGATED, _lambda_min)
+    if short <= 0:
+        return None
     return Finding(long >= GROWTH * short, f"{short:.3g} to {long:.3g}")
 
 

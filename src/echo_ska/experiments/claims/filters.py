@@ -16,6 +16,7 @@ from echo_ska.experiments.tuning import mean_and_range
 
 GAIN = 5.0
 TIED = 1.0
+LEARNT = 20.0
 PUBLISHED = "K = 2"
 QUESTIONS = [question.name for question in experiment.RECALL_QUESTIONS]
 
@@ -89,7 +90,11 @@ def orbit_accuracies(ablation: Ablation, distance: int) -> dict[str, float]:
 def matching(ablation: Ablation) -> list[int]:
     """The distances s at which K = s - 1 is the best power, or less than a point behind it."""
     found = {distance: orbit_accuracies(ablation, distance) for distance in ablation.orbit}
-    return [s for s, by_filter in found.items() if by_filter[f"K = {s - 1}"] > max(by_filter.values()) - TIED]
+    return [
+        s
+        for s, by_filter in found.items()
+        if by_filter[f"K = {s - 1}"] > max(max(by_filter.values()) - TIED, LEARNT)  # at chance, no power is the best
+    ]
 
 
 def _matches(ablation: Ablation, least: int) -> Finding:

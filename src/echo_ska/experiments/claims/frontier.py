@@ -13,7 +13,8 @@ from echo_ska.experiments.figures import short_bytes
 
 OURS = tuple(name for name, family in experiment.FAMILIES.items() if family.mixer == "ska")
 PEERS = tuple(name for name in experiment.FAMILIES if name not in OURS)
-HEBBIAN = "linear attention"
+PLAIN, HEBBIAN = "ska, power 0", "linear attention"
+LEARNT = 20.0
 
 
 def gather(folder: Path) -> Evidence[Results]:
@@ -33,15 +34,18 @@ def best(results: Results, families: tuple[str, ...], budget: int) -> tuple[str,
     return name, found[name]
 
 
-def leads(results: Results, peers: tuple[str, ...]) -> dict[int, float]:
-    """By budget, points by which the best SKA is ahead of the best of some peers."""
-    return {budget: best(results, OURS, budget)[1] - best(results, peers, budget)[1] for budget in experiment.BUDGETS}
+def leads(results: Results, ours: tuple[str, ...], peers: tuple[str, ...]) -> dict[int, float]:
+    """By budget, points by which the best of ours is ahead of the best of some peers."""
+    return {budget: best(results, ours, budget)[1] - best(results, peers, budget)[1] for budget in experiment.BUDGETS}
 
 
-def _ahead(results: Results, peers: tuple[str, ...]) -> Finding:
-    found = leads(results, peers)
+def _ahead(results: Results, ours: tuple[str, ...], peers: tuple[str, ...]) -> Finding | None:
+    """None where the best of all has learnt nothing, so that nobody can be ahead."""
+    if max(best(results, ours + peers, budget)[1] for budget in experiment.BUDGETS) < LEARNT:
+        return None
+    found = leads(results, ours, peers)
     shown = ", ".join(f"{lead:+.1f} at {short_bytes(budget)}" for budget, lead in found.items())
-    return Finding(min(found.values()) >= 0, f"points ahead: {shown}")
+    return Finding(min(found.values()) > 0, f"points ahead: {shown}")
 
 
 def _summary(results: Results) -> str:
@@ -64,10 +68,10 @@ CLAIM: Claim[Results] = Claim(
     gather=gather,
     criteria=(
         Criterion(
-            "The best SKA is no worse than linear attention, the same model without the solve, at every budget",
-            lambda r: _ahead(r, (HEBBIAN,)),
+            "SKA at power 0 is ahead of linear attention, the same model without the solve, at every budget",
+            lambda r: _ahead(r, (PLAIN,), (HEBBIAN,)),
         ),
-        Criterion("The best SKA is no worse than the best peer at every budget", lambda r: _ahead(r, PEERS)),
+        Criterion("The best SKA is ahead of the best peer at every budget", lambda r: _ahead(r, OURS, PEERS)),
     ),
     summary=_summary,
     tables=lambda r: [Table("Accuracy, %, mean over test cells (range of seeds), and every cell", experiment.rows(r))],
@@ -77,5 +81,6 @@ CLAIM: Claim[Results] = Claim(
         "The published protocol: vocabulary, lengths, pairs, width and above all training are reduced (3 million "
         "tokens a run for 778 million), so the published figures are not to be set beside ours.",
         "States above 16 kB.",
+        "Equal precision: numbers are counted as 4 bytes, SKA's sums are stored in 8.",
     ),
 )

@@ -33,7 +33,8 @@ def faded(results: Results, arm: str) -> float:
 def rank_share(results: Results) -> tuple[float, int]:
     """The lowest mean rank of SKA's Jacobian at any length, once trained; and the rank that it can have."""
     model = results[ECHO][0].configuration["model"]
-    full = min(model["hidden_size"], model["num_heads"] * model["rank"])
+    # The length of a query, which is given unit norm, has no effect: one direction a head.
+    full = min(model["hidden_size"], model["num_heads"] * (model["rank"] - 1))
     return min(experiment.over_seeds(results[ECHO], "trained", length, "rank") for length in LENGTHS), full
 
 

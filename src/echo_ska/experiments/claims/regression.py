@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from statistics import fmean
 
@@ -39,8 +40,10 @@ def _nearest_softmax(results: experiment.Results, layers: int) -> float:
     return min(distance(results, arm, layers) for arm in SOFTMAX)
 
 
-def _nearer(results: experiment.Results) -> Finding:
+def _nearer(results: experiment.Results) -> Finding | None:
     ours, softmax = distance(results, OURS, 1), _nearest_softmax(results, 1)
+    if not math.isfinite(ours + softmax):  # a training diverged
+        return None
     return Finding(10 * ours <= softmax, f"{ours:.2g} against {softmax:.2g}")
 
 
@@ -49,8 +52,10 @@ def _reaches(results: experiment.Results) -> Finding:
     return Finding(max(found) <= REACHED, f"{' and '.join(f'{value:.2g}' for value in found)}")
 
 
-def _stays_apart(results: experiment.Results) -> Finding:
+def _stays_apart(results: experiment.Results) -> Finding | None:
     found = [_nearest_softmax(results, layers) for layers in experiment.LAYERS]
+    if not math.isfinite(sum(found)):
+        return None
     return Finding(min(found) >= APART, f"{' and '.join(f'{value:.2g}' for value in found)}")
 
 
@@ -63,14 +68,17 @@ CLAIM: Claim[experiment.Results] = Claim(
     key="in-context-regression",
     title="Regression in context",
     statement="SKA's read is the ridge regression of the pairs in its context; a softmax layer that is trained to "
-    "predict from them comes nearer to it without getting there.",
+    "predict from them comes nearer to it without getting there in the same training.",
     source="ours",
     commands=("echo-ska reproduce in-context-regression",),
     gather=gather,
     criteria=(
         Criterion("One trained layer of SKA is at least 10 times as near to ridge as one of softmax", _nearer),
         Criterion(f"SKA comes within {REACHED:g} of ridge with one layer and with two", _reaches),
-        Criterion(f"Softmax stays at least {APART:g} away, with one layer and with two", _stays_apart),
+        Criterion(
+            f"Softmax stays at least {APART:g} away within {experiment.STEPS:,} steps, with one layer and with two",
+            _stays_apart,
+        ),
         Criterion(f"SKA set by hand, untrained, is within {EXACT:g} of ridge", _by_hand),
     ),
     summary=lambda r: (
@@ -84,5 +92,9 @@ CLAIM: Claim[experiment.Results] = Claim(
     ],
     draw=draw,
     picture="Distance to ridge regression against training steps, a line a model, with one layer and with two.",
-    caveats=("Longer training, feed-forward layers, and models of a size that serves language.",),
+    caveats=(
+        "Longer training: softmax with two layers was still coming nearer at the end, and its best rate is the highest "
+        "that was tried.",
+        "Feed-forward layers, and models of a size that serves language.",
+    ),
 )
