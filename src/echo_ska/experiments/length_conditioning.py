@@ -158,7 +158,7 @@ def draw(results: Results, path: Path) -> None:
             "margin of the right answer's logit": [
                 [r.figures["conditioning"][str(n)]["margin"] for n in lengths] for r in records
             ],
-            f"lambda_min of the Gram matrix, median head (at least {LOWEST:g})": [
+            f"lambda_min of the median head (0 drawn at {LOWEST:g})": [
                 [max(LOWEST, median(r.figures["conditioning"][str(n)]["lambda_min"])) for n in lengths] for r in records
             ],
         }
