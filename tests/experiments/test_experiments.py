@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from made_up import of_trial
 from matplotlib.image import imread
 from rich.console import Console
 
@@ -22,7 +23,6 @@ from echo_ska.experiments import recorded as recorded_runs
 from echo_ska.experiments.length_conditioning import conditioning
 from echo_ska.experiments.trial import Trial
 from echo_ska.models.presets import count_parameters
-from echo_ska.training import make_record
 from echo_ska.training.records import read
 
 TRAINED = (
@@ -38,20 +38,15 @@ TRAINED = (
 )
 
 
-def made_up(trial: Trial) -> dict:
+def by_chance(trial: Trial) -> dict:
     """A record of the trial with figures that a hash of it decides."""
-    configuration = trial.configuration()
-    text = json.dumps([configuration, trial.seed], sort_keys=True)
+    text = json.dumps([trial.configuration(), trial.seed], sort_keys=True)
     chance = random.Random(hashlib.sha256(text.encode()).hexdigest())
-    figures = {
-        "arm": trial.arm.name,
-        "learning_rate": trial.learning_rate,
+    figures: dict = {
         "parameters": count_parameters(trial.arm.config(trial.task.vocab_size)),
         "training_loss": chance.random(),
-        "training_accuracy": chance.random(),
-        "accuracy": {question.name: chance.random() for question in trial.questions},
     }
-    if trial.measure is not None and trial.measure is conditioning:
+    if trial.measure is conditioning:
         figures["ridge"] = [chance.random(), chance.random()]
         figures["conditioning"] = {
             question.name: {"lambda_min": [0.1, chance.random()], "lambda_max": [2.0, 3.0], "margin": chance.random()}
@@ -65,7 +60,7 @@ def made_up(trial: Trial) -> dict:
             }
             for state in ("untrained", "trained")
         }
-    return dataclasses.asdict(make_record(trial.experiment, configuration, figures, seed=trial.seed, seconds=1.0))
+    return dataclasses.asdict(of_trial(trial, lambda *_: chance.random(), **figures))
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +72,7 @@ def jobs_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def run_jobs(jobs, console, *, on_result):
         for job in jobs:
             names.append(job.name)
-            on_result(job.name, json.loads(json.dumps(made_up(job.arguments["trial"]))))
+            on_result(job.name, json.loads(json.dumps(by_chance(job.arguments["trial"]))))
 
     monkeypatch.setattr(recorded_runs, "run_jobs", run_jobs)
     return names
@@ -134,7 +129,7 @@ def test_a_training_that_diverged_is_shown_and_drawn_around(name: str, monkeypat
     def run_jobs(jobs, console, *, on_result):
         nonlocal made
         for job in jobs:
-            record = made_up(job.arguments["trial"])
+            record = by_chance(job.arguments["trial"])
             if job.arguments["trial"].seed == 1:
                 record["figures"] = {
                     "arm": record["figures"]["arm"],

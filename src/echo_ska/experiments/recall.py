@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from echo_ska.evaluation.recall import recall_accuracy
+from echo_ska.experiments.trial import EVALUATION_SEED, SEGMENT_LENGTH
 from echo_ska.models import EchoConfig, EchoForCausalLM
 from echo_ska.tasks import MultiQueryRecallGrid
 from echo_ska.training import RecallData, Reporter, RunRecord, TrainingConfig, train
@@ -31,9 +32,6 @@ RANK = 16
 STATE_SIZE = 16
 POWER = 2
 BLENDED = True
-
-EVALUATION_SEED = 1_000_003
-SEGMENT_LENGTH = 4096
 
 
 @dataclass(frozen=True)
