@@ -10,6 +10,7 @@ and keeps its best throughout; two seeds; about 40 seconds a run on one core.
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -113,7 +114,7 @@ def draw(results: Results, path: Path) -> None:
             [
                 100 * mean_and_range(records, question.name)[0]
                 if (records := results.get(f"{mixer}, {taken}"))
-                else 0.0
+                else math.nan  # not recorded: left white
                 for mixer in MIXERS
             ]
             for taken in TAKEN
@@ -121,7 +122,8 @@ def draw(results: Results, path: Path) -> None:
         axes.imshow(grid, cmap="Blues", vmin=0, vmax=130, aspect="auto")
         for row, values in enumerate(grid):
             for column, value in enumerate(values):
-                axes.text(column, row, f"{int(value + 1e-9)}", ha="center", va="center", fontsize=10)
+                shown = "–" if math.isnan(value) else f"{int(value + 1e-9)}"
+                axes.text(column, row, shown, ha="center", va="center", fontsize=10)
         axes.set_xticks(
             range(len(MIXERS)), [name.replace(", ", ",\n").replace(" ", "\n", 1) for name in MIXERS], fontsize=9
         )
