@@ -46,14 +46,22 @@ def prepare_data(request: PrepareRequest, json_file: Path | None, console: Conso
     settings = CorpusSettings(
         request.tokenizer, request.field, request.held_out, request.shard_tokens, request.max_tokens
     )
-    if (request.output / f"{KIND}.json").is_file():
-        begun = read_index(request.output)
-        if not begun.complete:
-            say(console, f"Going on after {begun.documents_read:,} documents in {_shards(begun)} whole shards.")
+    before = read_index(request.output) if (request.output / f"{KIND}.json").is_file() else None
     began = time.perf_counter()
     try:
         with _display(console, request.max_tokens) as show:
-            index = prepare_corpus(request.sources, request.output, settings, show)
+
+            def tell(done: Progress) -> None:
+                nonlocal before
+                if before is not None:  # only now: a command of other settings was refused
+                    say(
+                        console,
+                        f"Going on after {before.documents_read:,} documents in {_shards(before)} whole shards.",
+                    )
+                    before = None
+                show(done)
+
+            index = prepare_corpus(request.sources, request.output, settings, tell)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"Stopped; give the same command again to go on after the whole shards in {request.output}."

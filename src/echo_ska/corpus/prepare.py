@@ -130,6 +130,8 @@ class _Run:
         self.progress = progress
         self.read, self.chain, self.skipped = index.documents_read, index.chain, dict(index.skipped)
         self.tokens = {split: index.total(split, "tokens") for split in SPLITS}
+        for left in directory.glob(f"{PARTIAL}{KIND}.json-*"):  # by a process that was killed
+            left.unlink()
         dtype = token_dtype(tokenizer.vocab_size)
         self.writers = {split: ShardWriter(directory / split, dtype, len(index.splits[split])) for split in SPLITS}
 
@@ -210,16 +212,19 @@ class _Run:
         write_index(self.directory, self.index)
 
     def _require_both_splits(self) -> None:
-        """Before the last commit, so that a small corpus leaves nothing behind."""
+        """Before the last commit, so that a corpus of less than a shard leaves nothing behind."""
+        elsewhere = ""
+        if any(self.index.splits.values()):
+            elsewhere = f" (in another directory, since {self.directory} keeps the shards that were written)"
         if not self.tokens[TRAINING]:
             raise ValueError(
                 f"Of {self.read:,} documents none is left to train on ({self.skipped[EMPTY]:,} are empty, "
-                f"{self.skipped[NOT_TEXT]:,} not text): give more documents or another --held-out."
+                f"{self.skipped[NOT_TEXT]:,} not text): give more documents or another --held-out{elsewhere}."
             )
         if self.settings.held_out > 0 and not self.tokens[HELD_OUT]:
             raise ValueError(
                 f"Of {self.read:,} documents none was held out by --held-out {self.settings.held_out}: choose a larger "
-                "part, give more documents, or hold none out with 0."
+                f"part, give more documents, or hold none out with 0{elsewhere}."
             )
 
     def _show(self, origin: str) -> None:
