@@ -73,6 +73,7 @@ def test_help_and_version(run):
         "recall-text",
         "report",
         "tokenizer",
+        "data",
     ):
         assert command in listed
         assert "echo-ska" in run(command, "--help").stdout

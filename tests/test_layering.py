@@ -20,6 +20,7 @@ ALLOWED = {
     "memory": {"sealed", "algebra", "ops", "nn", "models"},
     "tasks": set(),
     "training": {"sealed", "algebra", "ops", "nn", "models", "tasks"},
+    "corpus": {"sealed", "models", "training"},
     "evaluation": {"algebra", "ops", "nn", "models", "tasks", "training"},
     "serving": {"sealed", "algebra", "ops", "nn", "models", "memory", "evaluation"},
     "benchmarks": {"algebra", "ops", "nn", "models", "memory", "training", "evaluation"},

@@ -7,6 +7,7 @@
 - `echo_ska.memory`: an associative memory; a model's state as a value that is saved, forked and found again.
 - `echo_ska.tasks`: recall tasks.
 - `echo_ska.training`: one training loop, its data and its records.
+- `echo_ska.corpus`: text as shards of tokens on disk, and training batches from them.
 - `echo_ska.evaluation`: recall, memory, writing, benchmark questions.
 - `echo_ska.serving`: a model behind OpenAI's HTTP interface.
 - `echo_ska.experiments`: what stands behind the tables and figures.

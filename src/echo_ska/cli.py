@@ -12,6 +12,7 @@ import typer
 
 from echo_ska import __version__
 from echo_ska.cli_context import context_app
+from echo_ska.cli_data import data_app
 from echo_ska.cli_inspect import inspect
 from echo_ska.cli_options import JsonFile, ModelFolder, console
 from echo_ska.cli_recall import recall_text
@@ -186,6 +187,9 @@ def train(
         typer.Option("--text", metavar="PATH", help="A text file or folder (*.txt, *.md) to learn; may be repeated."),
     ] = None,
     task: Annotated[str | None, typer.Option(help="A recall task to learn; docs/tasks.md lists them.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="A corpus to learn, of `echo-ska data prepare`.")
+    ] = None,
     more_text: Annotated[
         list[str] | None, typer.Argument(metavar="[PATH]...", help="More paths of text, after --text.")
     ] = None,
@@ -199,7 +203,7 @@ def train(
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 500,
     batch_size: Annotated[int, typer.Option(help="Sequences in a step.")] = 32,
     length: Annotated[
-        int | None, typer.Option(help="Tokens in a sequence. Default: 256 bytes of text, or the task's own.")
+        int | None, typer.Option(help="Tokens in a sequence. Default: 256 of text, or the task's own.")
     ] = None,
     learning_rate: Annotated[float, typer.Option(help="The peak, after a warm-up over a tenth of the steps.")] = 3e-3,
     seed: Annotated[int, typer.Option(help="Of the model's start, the data and the samples.")] = 0,
@@ -217,8 +221,11 @@ def train(
     score_bytes: Annotated[
         int, typer.Option(help="Text: read at most so many bytes of each held-out file to score it.")
     ] = 65_536,
+    score_tokens: Annotated[
+        int, typer.Option(help="Corpus: read about so many tokens of held-out documents to score it.")
+    ] = 131_072,
     samples: Annotated[int, typer.Option(min=0, help="Text: samples to print at the end.")] = 2,
-    sample_bytes: Annotated[int, typer.Option(min=0, help="Text: bytes in a sample.")] = 200,
+    sample_bytes: Annotated[int, typer.Option(min=0, help="Text: bytes (corpus: tokens) in a sample.")] = 200,
     temperature: Annotated[float, typer.Option(help="Text: of the samples; 0 takes the likeliest byte.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Text: sample from the so many likeliest bytes.")] = None,
     pairs: Annotated[int | None, typer.Option(help="Task: key-value pairs in a sequence.")] = None,
@@ -232,10 +239,11 @@ def train(
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Train a model on your own text (byte by byte) or on a recall task.
+    """Train a model on your own text (byte by byte), on a corpus of `echo-ska data prepare` or on a recall task.
 
     Text is split by file into training and held-out; bits per byte on the held-out part are reported before and
-    after, and samples are printed. A recall task reports its accuracy at 1, 2, 4 and 8 times the training length.
+    after, and samples are printed. Of a corpus each document is read from an empty state. A recall task reports
+    its accuracy at 1, 2, 4 and 8 times the training length.
 
     With --output DIR a run that was stopped, at any moment, goes on when the same command is given again; a DIR that
     holds another run is refused. DIR/model is then a model that `echo-ska generate`, `eval` and `export` take, with the
@@ -245,6 +253,8 @@ def train(
     **Examples**
 
     `echo-ska train --text books/ --output runs/books`
+
+    `echo-ska train --data corpora/web --model echo-50m --length 1024 --output runs/web`
 
     `echo-ska train --text novel.txt diary.md --model echo-1m-ssm --steps 1000 --seed 1`
 
@@ -262,6 +272,7 @@ def train(
     train_command(
         TrainRequest(
             text=(text or []) + (more_text or []),
+            data=data,
             task=task,
             model=model,
             settings=settings or [],
@@ -276,6 +287,7 @@ def train(
             device=device,
             held_out=held_out,
             score_bytes=score_bytes,
+            score_tokens=score_tokens,
             samples=samples,
             sample_bytes=sample_bytes,
             temperature=temperature,
@@ -423,6 +435,7 @@ app.command("inspect")(inspect)
 app.command("recall-text")(recall_text)
 app.command("report")(report)
 app.add_typer(context_app, name="context")
+app.add_typer(data_app, name="data")
 
 tokenizer_app = typer.Typer(
     no_args_is_help=True,
@@ -441,7 +454,7 @@ def train_tokenizer(
     """Learn a byte-level BPE tokenizer from text on this machine.
 
     Any text comes back from it exactly. Models of `echo-ska train --text` read bytes and have the byte tokenizer; this
-    one is for models that you train with other tools.
+    one is for `echo-ska data prepare --tokenizer FOLDER`, and for models that you train with other tools.
 
     **Example:** `echo-ska tokenizer train books/ notes.md --vocab-size 4096 -o tokenizers/books`
     """

@@ -81,3 +81,23 @@ def test_sums_are_those_of_sha256sum(tmp_path):
     assert sealed.broken_sum(tmp_path, ["three"]) == "SHA256SUMS"
     (tmp_path / "two").write_text("2")
     assert sealed.broken_sum(tmp_path) == "two"
+
+
+def test_a_description_alone_is_replaced_at_once_or_not_at_all(tmp_path):
+    sealed.write_description(tmp_path, DESCRIPTION, "thing")
+    assert DESCRIPTION.items() <= sealed.read_description(tmp_path, "thing", 3).items()
+    sealed.write_description(tmp_path, DESCRIPTION | {"number": 2}, "thing")
+    assert sealed.read_description(tmp_path, "thing", 3)["number"] == 2
+    before = (tmp_path / "thing.json").read_bytes()
+    with pytest.raises(ValueError, match="Out of range float"):
+        sealed.write_description(tmp_path, {"number": float("nan")}, "thing")
+    resource = pytest.importorskip("resource", reason="needs a limit on the size of files")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+        with pytest.raises(OSError, match="File too large"):
+            sealed.write_description(tmp_path, DESCRIPTION, "thing")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "thing.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["thing.json"]

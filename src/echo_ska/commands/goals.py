@@ -1,4 +1,7 @@
-"""What `echo-ska train` can learn: real text, or a recall task; and how it says how well it was learnt."""
+"""What `echo-ska train` can learn: real text, or a recall task; and how it says how well it was learnt.
+
+A corpus, the third goal, stands in `goal_corpus`.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +38,7 @@ class TrainRequest:
     """What was asked for; the options of `echo-ska train`, which documents them."""
 
     text: list[str]
+    data: Path | None
     task: str | None
     model: str
     settings: list[str]
@@ -49,6 +53,7 @@ class TrainRequest:
     device: str
     held_out: list[str] | None
     score_bytes: int
+    score_tokens: int
     samples: int
     sample_bytes: int
     temperature: float
@@ -88,10 +93,7 @@ class LearnText:
     vocab_size = VOCAB_SIZE
 
     def __init__(self, request: TrainRequest) -> None:
-        if given := [name for name, value in request.task_settings.items() if value is not None]:
-            raise ValueError(f"{_options(given)} is for --task: text has no such setting.")
-        if request.task_set:
-            raise ValueError("--task-set is for --task: text has no such setting.")
+        refuse_task_settings(request, "text")
         check_sampling(request.sample_bytes, request.temperature, request.top_k)
         if request.score_bytes < 2:
             raise ValueError(f"--score-bytes must be at least 2, got {request.score_bytes}.")
@@ -193,6 +195,14 @@ def _score(model: nn.Module, files: Sequence[TextFile], most: int) -> dict[str, 
     if scored == 0:
         raise ValueError("The held-out texts are of one byte each: there is nothing to score.")
     return {"bits_per_byte": bits / scored, "bytes_scored": scored, "state_bytes": state}
+
+
+def refuse_task_settings(request: TrainRequest, what: str) -> None:
+    """Raise ValueError if a setting of tasks was given to learn `what`, which has none."""
+    if given := [name for name, value in request.task_settings.items() if value is not None]:
+        raise ValueError(f"{_options(given)} is for --task: {what} has no such setting.")
+    if request.task_set:
+        raise ValueError(f"--task-set is for --task: {what} has no such setting.")
 
 
 def make_task(

@@ -1,4 +1,4 @@
-"""`echo-ska train`: a preset learns real text or a recall task; what came of it is printed and kept."""
+"""`echo-ska train`: a preset learns real text, a corpus or a recall task; what came of it is printed and kept."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from transformers.utils import logging
 
+from echo_ska.commands.goal_corpus import LearnCorpus
 from echo_ska.commands.goals import Goal, LearnRecall, LearnText, TrainRequest, say
 from echo_ska.models import EchoConfig, EchoForCausalLM
 from echo_ska.models.presets import preset
@@ -27,8 +28,8 @@ def train_command(request: TrainRequest, json_file: Path | None, console: Consol
         FloatingPointError: the loss or a gradient stopped being finite.
         KeyboardInterrupt: Ctrl-C; the message says how to go on.
     """
-    if bool(request.text) == bool(request.task):
-        raise ValueError("Say what to learn: either --text PATH, or --task NAME, as in --task mqar-grid.")
+    if [bool(request.text), request.data is not None, bool(request.task)].count(True) != 1:
+        raise ValueError("Say what to learn: either --text PATH, or --task NAME (as in mqar-grid), or --data DIR.")
     config = TrainingConfig(
         steps=request.steps,
         learning_rate=request.learning_rate,
@@ -37,7 +38,11 @@ def train_command(request: TrainRequest, json_file: Path | None, console: Consol
         device=request.device,
         checkpoint_every=request.checkpoint_every,
     )
-    goal: Goal = LearnText(request) if request.text else LearnRecall(request)
+    goal: Goal
+    if request.data is not None:
+        goal = LearnCorpus(request)
+    else:
+        goal = LearnText(request) if request.text else LearnRecall(request)
     model_config = _model_config(request, goal.vocab_size)
     model = _untrained(model_config, request.seed)
     if not model.has_state:

@@ -7,6 +7,7 @@ from echo_ska.sealed.folder import (
     broken_sum,
     read_description,
     read_sealed_folder,
+    write_description,
     write_sealed_folder,
     write_sums,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "read_sealed_file",
     "read_sealed_folder",
     "storable",
+    "write_description",
     "write_sealed_file",
     "write_sealed_folder",
     "write_sums",

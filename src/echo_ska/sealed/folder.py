@@ -118,6 +118,30 @@ def read_description(folder: str | Path, kind: str, format: int) -> dict[str, An
     return description
 
 
+def write_description(folder: str | Path, description: Mapping[str, Any], kind: str) -> None:
+    """Write a description that stands alone, `read_description` reads it; one that was there before is replaced.
+
+    The file, <kind>.json in `folder`, which must exist, is at any moment the one before or this one.
+
+    Args:
+        folder: where.
+        description: JSON; "checksum" is added to it.
+        kind: what it is, in one word.
+
+    Raises:
+        OSError: it could not be written; the one before is untouched.
+    """
+    folder = Path(folder)
+    partial = folder / f"{PARTIAL}{kind}.json-{secrets.token_hex(4)}"
+    try:
+        partial.write_bytes(_encoded(description))
+        flush(partial)
+        partial.replace(folder / f"{kind}.json")
+        flush(folder)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_sums(folder: Path, names: list[str]) -> None:
     """Write the SHA-256 of these files of `folder` into its SHA256SUMS, as `sha256sum -c` reads it."""
     lines = "".join(f"{digest(folder / name)}  {name}\n" for name in names)

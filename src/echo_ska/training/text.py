@@ -159,7 +159,12 @@ def _files_of(path: Path) -> list[Path]:
     return sorted(text)
 
 
-def _read(path: Path) -> TextFile:
+def read_text(path: Path) -> bytes:
+    """One file as `load_text` reads it, UTF-8 without a byte-order mark and without CRLF; it may be empty.
+
+    Raises:
+        ValueError: it cannot be read, or is not UTF-8 text.
+    """
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -175,7 +180,11 @@ def _read(path: Path) -> TextFile:
         ) from None
     if (offset := raw.find(0)) >= 0:
         raise ValueError(f"{path} is not text: byte {offset} is NUL; leave it out.")
-    text = raw.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n")
+    return raw.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n")
+
+
+def _read(path: Path) -> TextFile:
+    text = read_text(path)
     if not text:
         raise ValueError(f"{path} is empty.")
     return TextFile(path, torch.frombuffer(bytearray(text), dtype=torch.uint8))

@@ -1,0 +1,96 @@
+"""What `echo-ska train --data` learns: a corpus of `echo-ska data prepare`, scored on the documents it holds out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.text import Text
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from echo_ska.commands.goals import PROMPT_BYTES, TEXT_LENGTH, TrainRequest, refuse_task_settings, say
+from echo_ska.corpus import CorpusTokenizer, PackedTokens, TokenStream, score_documents
+from echo_ska.corpus.index import HELD_OUT
+from echo_ska.corpus.tokenizer import BYTES
+from echo_ska.evaluation.memory_plot import format_bytes
+from echo_ska.evaluation.sampling import check_sampling, printable, sample
+from echo_ska.models import EchoForCausalLM
+from echo_ska.training import DataSource
+
+PROMPT_TOKENS = PROMPT_BYTES
+
+
+class LearnCorpus:
+    """Packed documents, each read from an empty state; a goal as `Goal` says.
+
+    Raises:
+        ValueError: settings do not fit, or the corpus is missing, damaged, not complete or without a held-out split.
+    """
+
+    name = "train-data"
+
+    def __init__(self, request: TrainRequest) -> None:
+        refuse_task_settings(request, "a corpus")
+        if request.held_out:
+            raise ValueError("--held-out is for --text: what a corpus holds out was chosen when it was prepared.")
+        check_sampling(request.sample_bytes, request.temperature, request.top_k)
+        if request.score_tokens < 2:
+            raise ValueError(f"--score-tokens must be at least 2, got {request.score_tokens}.")
+        assert request.data is not None
+        self.request = request
+        packed = PackedTokens(
+            request.data,
+            request.batch_size,
+            TEXT_LENGTH if request.length is None else request.length,
+            request.seed,
+        )
+        self.data: DataSource = packed
+        self.training, self.held_out = packed.stream, TokenStream(request.data, HELD_OUT)
+        self.encoding: CorpusTokenizer = packed.stream.index.open_tokenizer(request.data)
+        self.vocab_size = self.encoding.vocab_size
+        self.tokenizer: PreTrainedTokenizerFast | None = self.encoding.tokenizer
+
+    def introduce(self, console: Console) -> None:
+        """See `Goal`."""
+        kind = "bytes" if self.encoding.sha256 == BYTES else f"tokens of {self.vocab_size:,} kinds"
+        say(
+            console,
+            f"Learning {self.training.tokens:,} {kind} in {self.training.documents:,} documents; "
+            f"{self.held_out.documents:,} documents are held out.",
+        )
+
+    def evaluate(self, model: nn.Module, step: int) -> dict[str, Any]:
+        """Nats a token and bits a byte of held-out documents, and the state's bytes after the one that left most."""
+        return score_documents(model, self.held_out, self.encoding, max_tokens=self.request.score_tokens)._asdict()
+
+    def report(
+        self, model: EchoForCausalLM, untrained: EchoForCausalLM, figures: dict[str, Any], console: Console
+    ) -> None:
+        """See `Goal`."""
+        request = self.request
+        before = self.evaluate(untrained, 0)
+        figures |= {f"{name}_before": before[name] for name in ("nats_per_token", "bits_per_byte")}
+        figures["samples"] = []
+        say(
+            console,
+            f"Held-out documents: {before['bits_per_byte']:.3f} bits per byte before, {figures['bits_per_byte']:.3f} "
+            f"after ({figures['nats_per_token']:.3f} nats per token); {format_bytes(figures['state_bytes'])} of state "
+            "while reading them.",
+        )
+        for number in range(request.samples):
+            ids = torch.from_numpy(self.held_out.document(number % self.held_out.documents)[0][:PROMPT_TOKENS])
+            drawn = sample(
+                model,
+                ids,
+                request.sample_bytes,
+                temperature=request.temperature,
+                top_k=request.top_k,
+                stop_token=self.encoding.end_token,
+                seed=request.seed + number,
+            )
+            prompt, written = (printable(str(self.encoding.tokenizer.decode(part.tolist()))) for part in (ids, drawn))
+            figures["samples"].append({"prompt": prompt, "text": written})
+            console.print(Text(f"\nSample {number + 1}, from a held-out document up to the bar:", style="bold"))
+            console.print(Text(prompt + "|", style="dim") + Text(written), soft_wrap=True)

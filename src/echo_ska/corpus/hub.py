@@ -1,0 +1,75 @@
+"""Documents that are rows of a dataset on the Hugging Face hub, streamed: nothing is downloaded ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from echo_ska.corpus.documents import Document, require_field, text_of
+
+HUB = "hub:"
+"""How the names of such sources begin."""
+
+
+class HubSource:
+    """A dataset by name, through `datasets.load_dataset(NAME, CONFIG, split=SPLIT, streaming=True)` (extra `data`).
+
+    Args:
+        name: "hub:NAME[:CONFIG[:SPLIT]]", as in "hub:HuggingFaceFW/fineweb-edu:sample-10BT:train". NAME may be a local
+            folder in the layout of the hub's datasets. SPLIT is train where it is left out.
+        field: which column holds the text.
+
+    Raises:
+        ValueError: the name has another form, or `datasets` is not installed.
+    """
+
+    def __init__(self, name: str, field: str) -> None:
+        parts = name.removeprefix(HUB).split(":")
+        if not (1 <= len(parts) <= 3 and all(parts)):
+            raise ValueError(f"{name} names no dataset: write hub:NAME, hub:NAME:CONFIG or hub:NAME:CONFIG:SPLIT.")
+        self.name = parts[0]
+        self.config = parts[1] if len(parts) > 1 else None
+        self.split = parts[2] if len(parts) > 2 else "train"
+        self.field = field
+        _load_dataset()
+
+    def describe(self) -> dict[str, Any]:
+        """Name, configuration and split."""
+        return {"kind": "hub", "name": self.name, "config": self.config, "split": self.split}
+
+    def documents(self) -> Iterator[Document]:
+        """The rows in the dataset's order, shards one after the other."""
+        origin = f"{self.name} ({self.split})"
+        try:
+            dataset = _load_dataset()(self.name, self.config, split=self.split, streaming=True)
+            names = dataset.column_names
+        except Exception as error:  # ValueError, OSError, and many kinds of the libraries below
+            raise ValueError(f"The dataset {origin} cannot be opened: {_first_line(error)}.") from error
+        if names is not None:  # else the first row shows them
+            require_field(self.field, list(names), f"The dataset {origin}")
+            dataset = dataset.select_columns([self.field])
+        rows, number = iter(dataset), 0
+        while True:
+            try:
+                row = next(rows, None)
+            except Exception as error:
+                raise OSError(
+                    f"The dataset {origin} cannot be read on after row {number}: {_first_line(error)}; give the same "
+                    "command again to go on."
+                ) from error
+            if row is None:
+                return
+            yield Document(text_of(row, self.field, f"{origin}, row {number}"), f"{origin}, row {number}")
+            number += 1
+
+
+def _load_dataset() -> Any:
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise ValueError("Datasets of the hub are read by `datasets`: pip install 'echo-ska[data]'.") from None
+    return load_dataset
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

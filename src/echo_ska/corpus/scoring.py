@@ -1,0 +1,86 @@
+"""How well a model predicts the documents of a split, each read from its start with an empty state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from echo_ska.corpus.stream import TokenStream
+from echo_ska.corpus.tokenizer import CorpusTokenizer
+from echo_ska.training.bits_per_byte import bits_per_byte
+
+LEAST_READ = 4096
+"""Tokens of a document that are read at least, where it has them and there is room for them."""
+
+
+class CorpusScore(NamedTuple):
+    """What reading documents gave.
+
+    Attributes:
+        nats_per_token: the mean of -ln p(token | all of its document before it).
+        bits_per_byte: the same predictions, by bytes of text: figures of other tokenizers compare with it.
+        tokens_scored, bytes_scored: all tokens that were read but the first of each document.
+        documents: that were read.
+        state_bytes: of the largest state that reading a document left.
+    """
+
+    nats_per_token: float
+    bits_per_byte: float
+    tokens_scored: int
+    bytes_scored: int
+    documents: int
+    state_bytes: int
+
+
+def score_documents(
+    model: nn.Module,
+    stream: TokenStream,
+    tokenizer: CorpusTokenizer,
+    *,
+    max_tokens: int | None = None,
+    segment_length: int = 1024,
+    progress: Callable[[int], None] | None = None,
+) -> CorpusScore:
+    """Score documents one by one, in segments that carry the state; it is empty at the start of each.
+
+    Args:
+        model: see `bits_per_byte`.
+        stream: the documents.
+        tokenizer: of the corpus.
+        max_tokens: to read in all, at least 2: of each document its first max_tokens / documents, but at least 4,096,
+            until so many are read. None reads everything.
+        segment_length: tokens in a forward call, at least 1; it does not change the score.
+        progress: called with the tokens read so far, after each document.
+
+    Raises:
+        ValueError: a number is out of range, or no document has two tokens.
+    """
+    if max_tokens is not None and max_tokens < 2:
+        raise ValueError(f"max_tokens must be at least 2, got {max_tokens}.")
+    left = stream.tokens if max_tokens is None else max_tokens
+    most = left if max_tokens is None else max(LEAST_READ, max_tokens // stream.documents)
+    bits, tokens, size, documents, state = 0.0, 0, 0, 0, 0
+    for number in range(stream.documents):
+        if left < 2:
+            break
+        whole, text_bytes = stream.document(number)
+        ids = whole[: min(most, left)]
+        if len(ids) < 2:  # the only token has nothing before it to be predicted from
+            continue
+        score = bits_per_byte(model, torch.from_numpy(ids), segment_length=segment_length)
+        bits += score.bits_per_byte * score.bytes_scored  # to that function every token is a byte
+        read = text_bytes if len(ids) == len(whole) else tokenizer.text_bytes(ids)
+        size += read - tokenizer.text_bytes(ids[:1])
+        tokens += score.bytes_scored
+        documents += 1
+        state = max(state, score.cache.nbytes)
+        left -= len(ids)
+        if progress is not None:
+            progress(tokens + documents)
+    if tokens == 0:
+        raise ValueError(f"No document of the {stream.split} split has two tokens: there is nothing to score.")
+    return CorpusScore(bits * math.log(2) / tokens, bits / size, tokens, size, documents, state)

@@ -1,0 +1,103 @@
+"""The tokenizer of a corpus: bytes, or a folder of a Hugging Face tokenizer, known by its checksum."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from echo_ska.models import byte_tokenizer
+from echo_ska.sealed import digest, flush
+from echo_ska.training.text import END_OF_FILE, VOCAB_SIZE
+
+BYTES = "bytes"
+DEFINITION = "tokenizer.json"
+FILES = (DEFINITION, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+class CorpusTokenizer:
+    """Turns texts into rows of token ids; the token that closes a document is not part of what a text becomes.
+
+    Args:
+        name: "bytes", or the folder of a tokenizer as `save_pretrained` (or `echo-ska tokenizer train`) wrote it.
+
+    Attributes:
+        sha256: of tokenizer.json, or "bytes".
+        vocab_size: one more than the largest id.
+        end_token: the id that closes a document.
+        tokenizer: to be kept beside a model that learns the corpus.
+
+    Raises:
+        ValueError: the folder holds no such tokenizer, or it has no end token.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.folder = None if name == BYTES else Path(name)
+        self.tokenizer: PreTrainedTokenizerFast
+        self._encoder: Tokenizer | None = None
+        if self.folder is None:
+            self.sha256, self.tokenizer = BYTES, byte_tokenizer()
+            self.vocab_size, self.end_token = VOCAB_SIZE, END_OF_FILE
+            return
+        if not (self.folder / DEFINITION).is_file():
+            raise ValueError(
+                f"{self.folder} holds no tokenizer ({DEFINITION}): name bytes, or a folder that `echo-ska tokenizer "
+                "train` or save_pretrained wrote."
+            )
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+            ids = self.tokenizer.get_vocab().values()
+            # A copy, set to read texts whole and as they are; what is kept beside a model stays as it was.
+            self._encoder = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
+        except Exception as error:  # `tokenizers` raises bare Exceptions
+            raise ValueError(f"The tokenizer in {self.folder} cannot be read: {str(error).splitlines()[0]}") from None
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError(
+                f"The tokenizer in {self.folder} has no end token, so nothing would close a document: set its "
+                "eos_token and save it again."
+            )
+        self._encoder.encode_special_tokens = True
+        self._encoder.no_truncation()
+        self._encoder.no_padding()
+        self.sha256 = digest(self.folder / DEFINITION)
+        self.vocab_size, self.end_token = max(ids) + 1, int(self.tokenizer.eos_token_id)
+
+    def describe(self) -> dict[str, Any]:
+        """What it is, for JSON."""
+        return {"sha256": self.sha256, "vocab_size": self.vocab_size, "end_token": self.end_token}
+
+    def encode(self, texts: Sequence[str]) -> list[NDArray[Any]]:
+        """The ids of each text, [T_i] of unsigned integers, without anything added.
+
+        What a text writes like a special token is text: only the end of a document becomes the end token.
+        """
+        if self._encoder is None:
+            return [np.frombuffer(text.encode(), np.uint8) for text in texts]
+        encoded = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(encoding.ids, np.uint32) for encoding in encoded]
+
+    def text_bytes(self, ids: NDArray[Any]) -> int:
+        """Bytes of UTF-8 that ids stand for (where they are cut inside a character, up to two more for it)."""
+        if self.folder is None:
+            return len(ids)
+        return len(str(self.tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False)).encode())
+
+    def keep(self, folder: Path) -> None:
+        """Copy its files into `folder`, which is made; bytes need none.
+
+        Raises:
+            OSError: they could not be written.
+        """
+        if self.folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            if (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, folder / name)
+                flush(folder / name)

@@ -1,0 +1,96 @@
+"""`echo-ska data`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from echo_ska.commands import data as data_module
+
+
+@pytest.fixture
+def rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": f"Row {n} [red]. " * (n % 9), "n": n}) + "\n" for n in range(60)))
+    return path
+
+
+@pytest.fixture
+def prepare(rows, tmp_path):
+    return ["data", "prepare", rows, "--output", tmp_path / "corpus", "--held-out=0.2", "--shard-tokens=800"]
+
+
+def test_a_corpus_is_prepared_shown_and_verified(run, prepare, tmp_path):
+    result = run(*prepare, "--json", tmp_path / "prepared.json")
+    assert result.exit_code == 0, result.output
+    assert f"`echo-ska train --data {tmp_path / 'corpus'}` learns it" in result.stdout
+    assert "Documents skipped: 7 empty, 0 not text." in result.stdout
+    figures = json.loads((tmp_path / "prepared.json").read_text())
+    assert figures["splits"]["training"]["documents"] + figures["splits"]["held-out"]["documents"] == 53
+    assert figures["splits"]["training"]["shards"] > 1
+    assert figures["dtype"] == "uint8"
+    shown = run("data", "show", tmp_path / "corpus", "--json", tmp_path / "shown.json")
+    assert shown.exit_code == 0
+    assert f"{figures['splits']['training']['tokens']:,}" in shown.stdout
+    assert "Source, json lines: " in shown.stdout
+    assert json.loads((tmp_path / "shown.json").read_text()) == figures
+    verified = run("data", "verify", tmp_path / "corpus")
+    assert verified.exit_code == 0
+    assert "is whole: " in verified.stdout
+    assert run(*prepare).exit_code == 0  # again: nothing to do
+
+
+def test_a_stopped_preparation_goes_on(run, prepare, tmp_path, monkeypatch):
+    real = data_module.prepare_corpus
+
+    def stopped(sources, directory, settings, progress):
+        def stop(done):
+            raise KeyboardInterrupt
+
+        return real(sources, directory, settings, stop)
+
+    monkeypatch.setattr(data_module, "prepare_corpus", stopped)
+    result = run(*prepare)
+    assert result.exit_code == 130
+    assert "give the same command again to go on" in result.stderr
+    assert "It is not complete" in run("data", "show", tmp_path / "corpus").stdout
+    assert "It is not complete" in run("data", "verify", tmp_path / "corpus").stdout
+    monkeypatch.setattr(data_module, "prepare_corpus", real)
+    result = run(*prepare)
+    assert result.exit_code == 0
+    assert "Going on after " in result.stdout
+    assert run(*prepare[:4], tmp_path / "whole", *prepare[5:]).exit_code == 0
+    for name in ("index.json", "training/shard-00001.bin", "held-out/shard-00000.documents.bin"):
+        assert (tmp_path / "corpus" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_lines_say_how_far_it_is(run, prepare, monkeypatch):
+    monkeypatch.setattr(data_module, "LINE_SECONDS", 0.0)
+    assert "60 documents, " in run(*prepare).stdout
+
+
+def test_byte_pairs(run, rows, tmp_path):
+    (tmp_path / "a.txt").write_text("Row 1 [red]. Row 2 [red]. " * 20)
+    assert run("tokenizer", "train", tmp_path / "a.txt", "--vocab-size=265", "-o", tmp_path / "tok").exit_code == 0
+    result = run("data", "prepare", rows, "-o", tmp_path / "c", "--tokenizer", tmp_path / "tok", "--held-out=0.2")
+    assert result.exit_code == 0, result.output
+    assert "Tokenizer: 265 tokens, " in result.stdout
+    assert "uint16" in result.stdout
+
+
+def test_what_is_refused(refused, run, prepare, rows, tmp_path):
+    refused("rows.jsonl, line 1 has no field body, only text, n: name the field", *prepare, "--field=body")
+    refused("does not exist", "data", "prepare", tmp_path / "absent", "-o", tmp_path / "c")
+    refused("--held-out 1e-09: choose a larger part", *prepare[:-1], "--held-out=1e-9")
+    refused("held_out must be a part", *prepare, "--held-out=1.5")
+    refused("holds no tokenizer", *prepare, "--tokenizer", tmp_path)
+    refused("is a file", "data", "prepare", rows, "-o", rows)
+    refused("names no dataset", "data", "prepare", "hub:", "-o", tmp_path / "c")
+    refused("holds no corpus", "data", "show", tmp_path)
+    refused("is no folder", "data", "verify", tmp_path / "absent")
+    assert run(*prepare).exit_code == 0
+    refused("another held out (0.2)", *prepare, "--held-out=0.3")
+    shard = tmp_path / "corpus" / "training" / "shard-00001.bin"
+    shard.write_bytes(b"x" + shard.read_bytes()[1:])
+    refused("training/shard-00001.bin missing or not as written", "data", "verify", tmp_path / "corpus")

@@ -1,0 +1,102 @@
+"""`echo-ska train --data`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from echo_ska.commands import train as train_module
+
+TINY = [
+    f"--set={field}" for field in ("hidden_size=16", "num_heads=2", "rank=4", "state_size=4", "intermediate_size=16")
+]
+SHORT = [*TINY, "--steps=4", "--batch-size=2", "--checkpoint-every=2", "--length=16", "--samples=2", "--sample-bytes=5"]
+
+
+@pytest.fixture
+def texts(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": f"Row {n} is é [red]. " * (1 + n % 9)}) + "\n" for n in range(40)))
+    return path
+
+
+@pytest.fixture
+def corpus(run, texts, tmp_path):
+    """Of bytes."""
+    result = run("data", "prepare", texts, "-o", tmp_path / "corpus", "--held-out=0.2")
+    assert result.exit_code == 0, result.output
+    return tmp_path / "corpus"
+
+
+@pytest.fixture
+def corpus_of_pairs(run, texts, tmp_path):
+    """Of byte pairs."""
+    (tmp_path / "a.txt").write_text("Row 1 is é [red]. Row 2 is é [red]. " * 20)
+    run("tokenizer", "train", tmp_path / "a.txt", "--vocab-size=270", "-o", tmp_path / "tok")
+    result = run("data", "prepare", texts, "-o", tmp_path / "pairs", "--tokenizer", tmp_path / "tok", "--held-out=0.2")
+    assert result.exit_code == 0, result.output
+    return tmp_path / "pairs"
+
+
+@pytest.mark.parametrize("which", ["corpus", "corpus_of_pairs"])
+def test_a_corpus_is_learnt_scored_and_kept(run, request, tmp_path, which):
+    folder, output = request.getfixturevalue(which), tmp_path / "run"
+    command = ["train", "--data", folder, *SHORT, "--output", output, "--json", tmp_path / "f.json"]
+    result = run(*command)
+    assert result.exit_code == 0, result.output
+    figures = json.loads((tmp_path / "f.json").read_text())["figures"]
+    assert {"nats_per_token", "bits_per_byte", "tokens_scored", "bytes_scored", "state_bytes"} <= figures.keys()
+    assert f"{figures['bits_per_byte_before']:.3f} bits per byte before, {figures['bits_per_byte']:.3f} after" in (
+        result.stdout
+    )
+    assert figures["nats_per_token"] < figures["nats_per_token_before"]
+    assert (figures["tokens_scored"] == figures["bytes_scored"]) == (which == "corpus")
+    assert len(figures["samples"]) == 2
+    assert figures["samples"][0]["prompt"].startswith("Row ")
+    model, tokenizer = (kind.from_pretrained(output / "model") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    assert model.config.vocab_size == len(tokenizer) == (256 if which == "corpus" else 270)
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert run("generate", output / "model", "--prompt", "Row ", "--max-new-tokens=3").exit_code == 0
+
+
+def test_a_stopped_run_goes_on_and_another_corpus_is_refused(run, corpus, corpus_of_pairs, tmp_path, monkeypatch):
+    command = ["train", "--data", corpus, *SHORT, "--output", tmp_path / "run"]
+    real = train_module.train
+
+    def stopped(model, data, config, **settings):
+        class Interrupting:
+            def batch(self, step):
+                if step == 3:
+                    raise KeyboardInterrupt
+                return data.batch(step)
+
+            describe = data.describe
+
+        return real(model, Interrupting(), config, **settings)
+
+    monkeypatch.setattr(train_module, "train", stopped)
+    assert run(*command).exit_code == 130
+    monkeypatch.setattr(train_module, "train", real)
+    other = run("train", "--data", corpus_of_pairs, *command[3:])
+    assert other.exit_code == 1
+    assert "another data.sha256" in other.stderr
+    assert run(*command).exit_code == 0
+    assert run(*command[:-1], tmp_path / "whole").exit_code == 0
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("run", "whole")]
+    assert weights[0] == weights[1]
+
+
+def test_what_is_refused(run, refused, corpus, texts, tmp_path):
+    refused("either --text PATH, or --task NAME", "train", "--data", corpus, "--task=mqar")
+    refused("--pairs is for --task: a corpus has no such setting", "train", "--data", corpus, "--pairs=2")
+    refused("--held-out is for --text", "train", "--data", corpus, "--held-out=x")
+    refused("--score-tokens must be at least 2", "train", "--data", corpus, "--score-tokens=1")
+    refused("less than one window of 100000", "train", "--data", corpus, "--length=100000")
+    refused("name one that `echo-ska data prepare` wrote", "train", "--data", tmp_path / "absent")
+    assert run("data", "prepare", texts, "-o", tmp_path / "all", "--held-out=0").exit_code == 0
+    refused("has no held-out split", "train", "--data", tmp_path / "all")
+    shard = corpus / "training" / "shard-00000.bin"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    refused("shard-00000.bin has ", "train", "--data", corpus)

@@ -1,0 +1,61 @@
+import pytest
+from fineweb import rows_of, write_dataset
+
+from echo_ska.corpus import CorpusSettings, TokenStream, prepare_corpus
+from echo_ska.corpus.hub import HubSource
+
+datasets = pytest.importorskip("datasets", reason="pip install 'echo-ska[data]'")
+
+
+@pytest.fixture
+def dataset(tmp_path, monkeypatch):
+    """A folder that `datasets` reads as it reads the hub, and no other place to look at."""
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return write_dataset(tmp_path / "web")
+
+
+def test_the_sample_is_streamed_in_order(dataset):
+    source = HubSource(f"hub:{dataset}:sample-10BT", "text")
+    documents = list(source.documents())
+    assert [document.text for document in documents] == rows_of(0, 25)["text"]
+    assert documents[24].origin == f"{dataset} (train), row 24"
+    assert source.describe() == {"kind": "hub", "name": str(dataset), "config": "sample-10BT", "split": "train"}
+    assert len(list(HubSource(f"hub:{dataset}:default:train", "url").documents())) == 3
+
+
+def test_the_names_of_datasets():
+    source = HubSource("hub:HuggingFaceFW/fineweb-edu:sample-10BT", "text")
+    assert (source.name, source.config, source.split) == ("HuggingFaceFW/fineweb-edu", "sample-10BT", "train")
+    assert HubSource("hub:a/b", "text").config is None
+    assert HubSource("hub:a/b:c:validation", "text").split == "validation"
+    for name in ("hub:", "hub:a::b", "hub:a:b:c:d"):
+        with pytest.raises(ValueError, match="names no dataset: write hub:NAME"):
+            HubSource(name, "text")
+
+
+def test_what_is_not_there(dataset, tmp_path):
+    for name, words in (
+        (f"hub:{dataset}:sample-10BT:test", "cannot be opened: Bad split: test"),
+        (f"hub:{dataset}:sample-9BT", "cannot be opened: BuilderConfig 'sample-9BT' not found"),
+        ("hub:HuggingFaceFW/fineweb-edu:sample-10BT", "cannot be opened: Couldn't reach"),
+        (f"hub:{tmp_path / 'absent'}", "cannot be opened"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            next(HubSource(name, "text").documents())
+    with pytest.raises(ValueError, match=r"has no field body, only text, id, dump, .* name the field"):
+        next(HubSource(f"hub:{dataset}:sample-10BT", "body").documents())
+    with pytest.raises(ValueError, match="row 0: the field token_count holds a value of type int"):
+        next(HubSource(f"hub:{dataset}:sample-10BT", "token_count").documents())
+
+
+def test_a_stream_that_breaks_says_how_to_go_on(dataset, tmp_path):
+    last = dataset / "sample" / "10BT" / "002_00000.parquet"
+    whole = last.read_bytes()
+    last.write_bytes(whole[:-100])
+    command = [f"hub:{dataset}:sample-10BT"], tmp_path / "corpus", CorpusSettings(held_out=0.3, shard_tokens=200)
+    with pytest.raises(OSError, match=r"cannot be read on after row \d+: .*; give the same command again to go on"):
+        prepare_corpus(*command)
+    last.write_bytes(whole)
+    assert prepare_corpus(*command).complete
+    assert TokenStream(tmp_path / "corpus").documents + TokenStream(tmp_path / "corpus", "held-out").documents == 25

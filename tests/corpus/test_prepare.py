@@ -1,0 +1,243 @@
+import contextlib
+import json
+import os
+import signal
+import time
+
+import pytest
+
+from conftest import sentence
+from echo_ska.corpus import CorpusSettings, TokenStream, prepare_corpus, read_index
+from echo_ska.corpus import prepare as prepare_module
+
+SETTINGS = CorpusSettings(held_out=0.2, shard_tokens=900)
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def texts(folder):
+    """Of each split, decoded from the shards."""
+    split = {}
+    for name in ("training", "held-out"):
+        stream = TokenStream(folder, name)
+        documents = [stream.document(number) for number in range(stream.documents)]
+        split[name] = [bytes(ids.tolist()).decode() for ids, _ in documents]
+        assert [size for _, size in documents] == [len(text.encode()) for text in split[name]]
+    return split
+
+
+def test_every_document_is_there_once_and_in_order(bytes_corpus):
+    found = texts(bytes_corpus)
+    assert sorted(found["training"] + found["held-out"]) == sorted(map(sentence, range(60)))
+    for documents in found.values():
+        order = [int(text.split()[1]) for text in documents]
+        assert order == sorted(order)
+    assert 4 <= len(found["held-out"]) <= 20
+    index = read_index(bytes_corpus)
+    assert index.complete
+    assert index.documents_read == 60
+    assert len(index.splits["training"]) >= 3
+    assert index.total("training", "tokens") == sum(len(text.encode()) + 1 for text in found["training"])
+    assert index.total("held-out", "text_bytes") == sum(len(text.encode()) for text in found["held-out"])
+
+
+def test_byte_pairs_hold_the_same_texts(bytes_corpus, bpe_corpus, tokenizer_folder):
+    index, tokenizer = read_index(bpe_corpus), read_index(bpe_corpus).open_tokenizer(bpe_corpus)
+    assert index.dtype.itemsize == 2
+    for split, expected in texts(bytes_corpus).items():
+        stream = TokenStream(bpe_corpus, split)
+        documents = [stream.document(number) for number in range(stream.documents)]
+        assert [tokenizer.tokenizer.decode(ids.tolist()) for ids, _ in documents] == expected
+        assert [size for _, size in documents] == [len(text.encode()) for text in expected]
+
+
+def test_copies_stay_on_one_side(tmp_path):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"text {n % 30}"}) + "\n" for n in range(300)))
+    prepare_corpus([str(tmp_path / "a.jsonl")], tmp_path / "c", CorpusSettings(held_out=0.3))
+    found = texts(tmp_path / "c")
+    assert set(found["training"]).isdisjoint(found["held-out"])
+    assert len(found["held-out"]) % 10 == 0
+
+
+def test_documents_that_cannot_be_learnt_are_counted(tmp_path):
+    rows = ["one", "", " \n", None, "nul\0nul", "half \ud83e of a pair", "two"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    index = prepare_corpus([str(tmp_path / "a.jsonl")], tmp_path / "c", CorpusSettings(held_out=0))
+    assert index.skipped == {"empty": 3, "not text": 2}
+    assert index.documents_read == 7
+    assert TokenStream(tmp_path / "c").read(0, 8).tolist() == list(b"one\0two\0")
+
+
+def test_several_sources_and_a_limit(rows, tmp_path):
+    (tmp_path / "first.txt").write_text("first of all")
+    sources = [str(tmp_path / "first.txt"), str(rows)]
+    seen = []
+    settings = CorpusSettings(held_out=0, max_tokens=300, shard_tokens=100)
+    index = prepare_corpus(sources, tmp_path / "c", settings, progress=seen.append)
+    assert seen[-1].tokens == index.total("training", "tokens")
+    stream = TokenStream(tmp_path / "c")
+    assert bytes(stream.document(0)[0].tolist()) == b"first of all"
+    last = len(stream.document(stream.documents - 1)[0]) + 1
+    assert stream.tokens - last < 300 <= stream.tokens
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can be killed")
+def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path):
+    rows, settings = tmp_path / "many.jsonl", CorpusSettings(held_out=0.1, shard_tokens=60_000)
+    with rows.open("w") as file:
+        file.writelines(json.dumps({"text": f"{n} " + "some words " * (n % 50)}) + "\n" for n in range(8_000))
+    prepare_corpus([str(rows)], tmp_path / "whole", settings)
+    killed, known, kills = tmp_path / "killed", 0, 0
+    for moment in (0.0, 0.002, 0.005, 0.011):
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(BaseException):
+                prepare_corpus([str(rows)], killed, settings)
+            os._exit(0)
+        while os.waitpid(child, os.WNOHANG) == (0, 0):
+            if len(list(killed.glob("training/shard-*.bin"))) > known + 4:
+                time.sleep(moment)
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                kills += 1
+                break
+            time.sleep(0.0005)
+        known = len(list(killed.glob("training/shard-*.bin")))
+    assert kills >= 2  # else it was too fast to be killed
+    assert prepare_corpus([str(rows)], killed, settings).complete
+    assert contents(killed) == contents(tmp_path / "whole")
+
+
+def test_interrupted_between_shards_it_tokenises_nothing_twice(rows, tmp_path, monkeypatch):
+    prepare_corpus([str(rows)], tmp_path / "whole", SETTINGS)
+    monkeypatch.setattr(prepare_module, "ENCODED_AT_ONCE", 1)
+    real, encoded = prepare_module.CorpusTokenizer.encode, []
+
+    def stopping(self, batch):
+        encoded.extend(batch)
+        if len(encoded) == 40:
+            raise KeyboardInterrupt
+        return real(self, batch)
+
+    monkeypatch.setattr(prepare_module.CorpusTokenizer, "encode", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_corpus([str(rows)], tmp_path / "c", SETTINGS)
+    assert not list((tmp_path / "c").rglob(".partial-*"))
+    begun = read_index(tmp_path / "c")
+    assert not begun.complete
+    with pytest.raises(ValueError, match="is not complete: give the `echo-ska data prepare` that began it once more"):
+        TokenStream(tmp_path / "c")
+    encoded.extend(["no 40 again"] * 40)
+    prepare_corpus([str(rows)], tmp_path / "c", SETTINGS)
+    assert encoded[80:] == [sentence(number) for number in range(begun.documents_read, 60)]
+    assert contents(tmp_path / "c") == contents(tmp_path / "whole")
+
+
+@pytest.fixture
+def begun(rows, tmp_path, monkeypatch):
+    """A corpus of which some shards are there."""
+    monkeypatch.setattr(prepare_module, "ENCODED_AT_ONCE", 1)
+
+    def stop(progress):
+        if progress.documents == 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_corpus([str(rows)], tmp_path / "c", SETTINGS, stop)
+    return tmp_path / "c"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"held_out": 0.3}, r"was prepared with another held out \(0.2\): give the same settings to go on"),
+        ({"shard_tokens": 1000}, r"another shard tokens \(900\)"),
+        ({"max_tokens": 10**6}, r"another max tokens \(None\)"),
+        ({"field": "body"}, r"another field \(text\)"),
+    ],
+)
+def test_another_configuration_is_refused_and_nothing_lost(begun, rows, changes, words):
+    before = contents(begun)
+    asked = {"held_out": 0.2, "shard_tokens": 900} | changes
+    with pytest.raises(ValueError, match=words):
+        prepare_corpus([str(rows)], begun, CorpusSettings(**asked))
+    assert contents(begun) == before
+
+
+def test_other_sources_or_another_tokenizer_are_refused_and_nothing_lost(begun, rows, tokenizer_folder):
+    before, written = contents(begun), rows.read_text()
+    with pytest.raises(ValueError, match=r"another tokenizer \(bytes\)"):
+        prepare_corpus([str(rows)], begun, CorpusSettings(str(tokenizer_folder), held_out=0.2, shard_tokens=900))
+    with pytest.raises(ValueError, match="another sources"):
+        prepare_corpus([str(rows), str(rows)], begun, SETTINGS)
+    rows.write_text(written.replace("Document 3 ", "Document 4 "))  # of the same size
+    with pytest.raises(ValueError, match="are not what they were when it was begun"):
+        prepare_corpus([str(rows)], begun, SETTINGS)
+    assert contents(begun) == before
+    rows.write_text(written)
+    assert prepare_corpus([str(rows)], begun, SETTINGS).complete
+
+
+def test_what_is_complete_is_left_alone(bytes_corpus, rows):
+    before = {path: path.stat().st_mtime_ns for path in bytes_corpus.rglob("*")}
+    assert prepare_corpus([str(rows)], bytes_corpus, SETTINGS).complete
+    assert {path: path.stat().st_mtime_ns for path in bytes_corpus.rglob("*")} == before
+
+
+def test_a_folder_of_something_else_is_refused(rows, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("precious")
+    with pytest.raises(ValueError, match="is not empty and holds no corpus: name a new folder"):
+        prepare_corpus([str(rows)], tmp_path / "mine", SETTINGS)
+    assert contents(tmp_path / "mine") == {"notes.txt": b"precious"}
+
+
+def test_an_empty_split_is_refused_and_leaves_nothing_behind(tmp_path):
+    (tmp_path / "a.txt").write_text("one text")
+    (tmp_path / "empty.txt").touch()
+    for name, held_out, words in (
+        ("a.txt", 0.01, "Of 1 documents none was held out by --held-out 0.01: choose a larger part, give more"),
+        ("a.txt", 0.9999, "Of 1 documents none is left to train on"),
+        ("empty.txt", 0.0, r"Of 1 documents none is left to train on \(1 are empty, 0 not text\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            prepare_corpus([str(tmp_path / name)], tmp_path / "c", CorpusSettings(held_out=held_out))
+        assert contents(tmp_path / "c") == {}
+    assert prepare_corpus([str(tmp_path / "a.txt")], tmp_path / "c", CorpusSettings(held_out=0.0)).complete
+
+
+def test_an_empty_split_of_many_shards_names_the_way_out(rows, tmp_path):
+    with pytest.raises(ValueError, match=r"with 0 \(in another directory, since .* keeps the shards"):
+        prepare_corpus([str(rows)], tmp_path / "c", CorpusSettings(held_out=1e-9, shard_tokens=900))
+
+
+def test_settings_out_of_range():
+    for changes in ({"held_out": 1.0}, {"held_out": -0.1}, {"shard_tokens": 0}, {"max_tokens": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(changes))} must be"):
+            CorpusSettings(**changes)
+    with pytest.raises(ValueError, match="name at least one source"):
+        prepare_corpus([], "nowhere")
+
+
+def test_a_disk_that_is_full_keeps_the_whole_shards(rows, tmp_path):
+    """Files may not grow beyond some bytes: a real write that fails, wherever tests run."""
+    resource = pytest.importorskip("resource", reason="needs a limit on the size of files")
+    both, settings = tmp_path / "both.jsonl", CorpusSettings(held_out=0, shard_tokens=900)
+    both.write_text(rows.read_text() + json.dumps({"text": "a long text " * 2000}) + "\n")
+    prepare_corpus([str(both)], tmp_path / "whole", settings)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8000, limits[1]))
+        with pytest.raises(OSError, match=r"shard-\d+.bin could not be written \(File too large\): make room and give"):
+            prepare_corpus([str(both)], tmp_path / "c", settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / "c").rglob(".partial-*"))
+    kept = contents(tmp_path / "c")
+    assert len(read_index(tmp_path / "c").splits["training"]) >= 3
+    prepare_corpus([str(both)], tmp_path / "c", settings)
+    after = contents(tmp_path / "c")
+    assert after == contents(tmp_path / "whole")
+    assert all(after[name] == kept[name] for name in kept if name != "index.json")

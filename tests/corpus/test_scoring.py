@@ -1,0 +1,93 @@
+import math
+
+import pytest
+import torch
+
+from echo_ska.corpus import CorpusSettings, CorpusTokenizer, TokenStream, prepare_corpus, score_documents, scoring
+from echo_ska.models import EchoConfig, EchoForCausalLM
+from echo_ska.training import bits_per_byte
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_heads": 2, "rank": 4, "state_size": 4}
+
+
+def model_of(vocab_size):
+    torch.manual_seed(0)
+    return EchoForCausalLM(EchoConfig(**SIZES, vocab_size=vocab_size, ska_layers=[1]))
+
+
+def held_out(folder):
+    stream = TokenStream(folder, "held-out")
+    return stream, stream.index.open_tokenizer(folder)
+
+
+def test_bytes_are_scored_document_by_document(bytes_corpus):
+    model, (stream, tokenizer) = model_of(256), held_out(bytes_corpus)
+    score = score_documents(model, stream, tokenizer, segment_length=13)
+    texts = [torch.from_numpy(stream.document(number)[0]) for number in range(stream.documents)]
+    alone = [bits_per_byte(model, text, segment_length=13) for text in texts]
+    bits = sum(one.bits_per_byte * one.bytes_scored for one in alone)
+    assert score.documents == stream.documents
+    assert score.tokens_scored == score.bytes_scored == stream.tokens - 2 * stream.documents
+    assert score.bits_per_byte == pytest.approx(bits / score.bytes_scored, rel=1e-5)
+    assert score.nats_per_token == pytest.approx(score.bits_per_byte * math.log(2), rel=1e-9)
+    assert score.state_bytes == max(one.cache.nbytes for one in alone)
+
+
+def test_bits_per_byte_of_byte_pairs_count_the_bytes_of_what_was_scored(bpe_corpus):
+    model, (stream, tokenizer) = model_of(300), held_out(bpe_corpus)
+    score = score_documents(model, stream, tokenizer)
+    documents = [stream.document(number)[0] for number in range(stream.documents)]
+    scored = sum(len(tokenizer.tokenizer.decode(ids.tolist()).encode()) for ids in documents)
+    firsts = sum(len(tokenizer.tokenizer.decode(ids[:1].tolist()).encode()) for ids in documents)
+    assert score.bytes_scored == scored - firsts
+    assert score.tokens_scored == sum(len(ids) - 1 for ids in documents) < score.bytes_scored
+    assert score.bits_per_byte * score.bytes_scored * math.log(2) == pytest.approx(
+        score.nats_per_token * score.tokens_scored, rel=1e-12
+    )
+    with torch.no_grad():  # from the definition
+        nats = 0.0
+        for ids in documents:
+            logits = model(input_ids=torch.from_numpy(ids)[None]).logits[0, :-1].double()
+            nats -= logits.log_softmax(-1).gather(1, torch.from_numpy(ids[1:, None])).sum().item()
+    assert score.nats_per_token == pytest.approx(nats / score.tokens_scored, rel=1e-5)
+
+
+def test_a_model_that_knows_nothing_pays_a_token_its_kind(bpe_corpus):
+    model, (stream, tokenizer) = model_of(300), held_out(bpe_corpus)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    assert score_documents(model, stream, tokenizer).nats_per_token == pytest.approx(math.log(300), rel=1e-6)
+
+
+def test_a_part_is_read_where_there_is_more(bytes_corpus, monkeypatch):
+    monkeypatch.setattr(scoring, "LEAST_READ", 40)
+    model, (stream, tokenizer) = model_of(256), held_out(bytes_corpus)
+    read = []
+    score = score_documents(model, stream, tokenizer, max_tokens=100, progress=read.append)
+    assert score.documents >= 3
+    assert score.tokens_scored + score.documents == read[-1] <= 100
+    sizes = [len(stream.document(number)[0]) for number in range(stream.documents)]
+    assert read[0] == min(40, sizes[0])
+    monkeypatch.setattr(scoring, "LEAST_READ", 4096)
+    assert score_documents(model, stream, tokenizer, max_tokens=sizes[0]).documents == 1
+    with pytest.raises(ValueError, match="max_tokens must be at least 2, got 1"):
+        score_documents(model, stream, tokenizer, max_tokens=1)
+
+
+def test_a_cut_document_counts_the_bytes_that_were_read(bpe_corpus, monkeypatch):
+    monkeypatch.setattr(scoring, "LEAST_READ", 3)
+    model, (stream, tokenizer) = model_of(300), held_out(bpe_corpus)
+    score = score_documents(model, stream, tokenizer, max_tokens=3 * stream.documents)
+    read = [stream.document(number)[0][:3].tolist() for number in range(stream.documents)]
+    assert score.tokens_scored == 2 * stream.documents
+    assert score.bytes_scored == sum(
+        len(tokenizer.tokenizer.decode(ids).encode()) - len(tokenizer.tokenizer.decode(ids[:1]).encode())
+        for ids in read
+    )
+
+
+def test_nothing_to_score(tmp_path):
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "{character}"}}\n' for character in "abcdefgh"))
+    prepare_corpus([str(tmp_path / "a.jsonl")], tmp_path / "c", CorpusSettings(held_out=0.5))
+    with pytest.raises(ValueError, match="No document of the held-out split has two tokens"):
+        score_documents(model_of(256), TokenStream(tmp_path / "c", "held-out"), CorpusTokenizer("bytes"))
