@@ -26,7 +26,7 @@ def ordered(records: Sequence[RunRecord]) -> list[RunRecord]:
 
 def byte_rows(records: Sequence[RunRecord]) -> list[list[str]]:
     """A header, and a row for every kind of layer, number of processes and length."""
-    rows = [["layer", "processes", "tokens", "messages", "bytes forward", "bytes backward", ATTENTION, "ratio"]]
+    rows = [["layer", "processes", "tokens", "messages", "forward", "backward", "attention", "ratio"]]
     for kind, (title, _) in KINDS.items():
         for record in ordered(records):
             phases, gathered = record.figures["layers"][kind], record.figures["attention_bytes"]
