@@ -12,7 +12,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOMS = ("ops", "algebra", "nn", "models", "memory", "tasks", "training", "evaluation", "serving", "experiments")
+ROOMS = (
+    "ops",
+    "algebra",
+    "nn",
+    "models",
+    "parallel",
+    "memory",
+    "tasks",
+    "training",
+    "evaluation",
+    "serving",
+    "experiments",
+)
 INNER = ("sealed", "benchmarks", "commands")
 NEED_EXTRAS = {"AssociativeMemoryRegressor": "sklearn"}
 """Public names that need more than the wheel's own dependencies, and what."""

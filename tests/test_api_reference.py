@@ -21,6 +21,7 @@ ROOMS = (
     "algebra",
     "nn",
     "models",
+    "parallel",
     "memory",
     "tasks",
     "training",

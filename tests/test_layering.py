@@ -18,13 +18,25 @@ ALLOWED = {
     "nn": {"algebra", "ops"},
     "models": {"sealed", "algebra", "ops", "nn"},
     "memory": {"sealed", "algebra", "ops", "nn", "models"},
+    "parallel": {"algebra", "ops", "nn", "models"},
     "tasks": set(),
     "training": {"sealed", "algebra", "ops", "nn", "models", "tasks"},
     "corpus": {"sealed", "models", "training"},
     "evaluation": {"algebra", "ops", "nn", "models", "tasks", "training"},
     "serving": {"sealed", "algebra", "ops", "nn", "models", "memory", "evaluation"},
     "benchmarks": {"algebra", "ops", "nn", "models", "memory", "training", "evaluation"},
-    "experiments": {"algebra", "ops", "nn", "models", "memory", "tasks", "training", "evaluation", "benchmarks"},
+    "experiments": {
+        "algebra",
+        "ops",
+        "nn",
+        "models",
+        "memory",
+        "tasks",
+        "training",
+        "evaluation",
+        "benchmarks",
+        "parallel",
+    },
 }
 TORCH_ONLY = ("algebra", "ops", "tasks")
 

@@ -30,6 +30,7 @@ ROOMS = (
     "algebra",
     "nn",
     "models",
+    "parallel",
     "memory",
     "tasks",
     "training",

@@ -4,6 +4,7 @@
 - `echo_ska.algebra`: the mathematics behind it, as pure functions and values.
 - `echo_ska.nn`: layers for your own models.
 - `echo_ska.models`: Echo, as a Hugging Face model.
+- `echo_ska.parallel`: one sequence over several processes.
 - `echo_ska.memory`: an associative memory; a model's state as a value that is saved, forked and found again.
 - `echo_ska.tasks`: recall tasks.
 - `echo_ska.training`: one training loop, its data and its records.

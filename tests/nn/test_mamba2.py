@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from transformers import Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
-from echo_ska.nn.mamba2 import Mamba2, Mamba2State, state_space_scan
+from echo_ska.nn.mamba2 import Mamba2, Mamba2State, part_state, state_space_scan
 from echo_ska.training.optimizer import parameter_groups
 
 LENGTHS = [70, 1, 0, 16, 3, 33]  # of packed sequences, for chunks of 16
@@ -278,3 +278,26 @@ def test_scan_parameters_are_not_decayed():
 def test_refuses_a_head_dim_that_does_not_divide():
     with pytest.raises(ValueError, match="set head_dim to a divisor of 24, such as 8"):
         Mamba2(12, head_dim=16)
+
+
+def part_inputs(length, dtype=torch.float64):
+    torch.manual_seed(4)
+    x, dt = torch.randn(2, length, 3, 4), torch.rand(2, length, 3) / 2
+    B, C = torch.randn(2, length, 5), torch.randn(2, length, 5)
+    return [tensor.to(dtype) for tensor in (x, dt, torch.tensor([-0.01, -0.3, -4.0]), B, C)]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 20, 33])
+def test_what_two_parts_do_to_the_state_adds_up_to_the_scan(cut):
+    x, dt, A, B, C = part_inputs(33)
+    before = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    parts = [part_state(x[:, piece], dt[:, piece], A, B[:, piece]) for piece in (slice(None, cut), slice(cut, None))]
+    _, after = state_space_scan(x, dt, A, B, C, before, output_state=True)
+    assert torch.allclose((parts[0] + parts[1]).after(before), after, atol=1e-12)
+    assert torch.allclose(parts[1].after(parts[0].after(before)), after, atol=1e-12)
+
+
+def test_a_long_part_is_summed_up_without_loss_in_float32():
+    fine = part_state(*part_inputs(20_000)[:4]).ssm
+    coarse = part_state(*part_inputs(20_000, torch.float32)[:4]).ssm
+    assert (coarse - fine).abs().max() < 2e-6 * fine.abs().max()

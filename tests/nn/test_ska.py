@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from echo_ska.nn import SpectralKoopmanAttention
-from echo_ska.nn.ska import unit_norm
+from echo_ska.algebra import SufficientStatistics
+from echo_ska.nn import SpectralKoopmanAttention, ska
+from echo_ska.nn.ska import part_statistics, unit_norm
 from echo_ska.ops import spectral_koopman_attention
 
 
@@ -162,3 +163,22 @@ def test_a_step_costs_no_factorisation(monkeypatch):
     monkeypatch.setattr(torch.linalg, "cholesky_ex", refused)
     for _ in range(20):
         mixer.step(torch.randn(2, 1, 32), state)
+
+
+@pytest.mark.parametrize("length", [0, 1, 6, 7, 30])
+def test_a_part_is_summed_up_in_segments_with_gradients(length, monkeypatch):
+    monkeypatch.setattr(ska, "SUMMARY_SEGMENT", 6)
+    torch.manual_seed(0)
+    tokens = [torch.randn(2, length, 3, size, dtype=torch.float64) for size in (4, 5)]
+    tokens.append(torch.rand(2, length, 3, dtype=torch.float64))
+    results = []
+    for function in (part_statistics, SufficientStatistics.from_tokens):
+        leaves = [tensor.clone().requires_grad_() for tensor in tokens]
+        if length == 0:
+            assert not any(bool(tensor.any()) for tensor in part_statistics(*leaves).tensors().values())
+            return
+        found = function(*leaves).tensors()
+        loss = sum((tensor.sin() * (place + 1)).sum() for place, tensor in enumerate(found.values()))
+        results.append([*found.values(), *torch.autograd.grad(loss, leaves)])
+    for mine, its in zip(*results, strict=True):
+        assert torch.allclose(mine, its, atol=1e-12)

@@ -46,6 +46,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         "What moves the point where recall breaks down, a larger model or a larger state?",
         "echo_ska.experiments.cliff",
     ),
+    "context-parallel": Experiment(
+        "One sequence over 2 and 4 processes: bytes that a layer sends, and how far results are from one's.",
+        "echo_ska.experiments.context_parallel",
+    ),
     "demo-rates": Experiment(
         "The demo's three models at four learning rates each: which one the demo uses, and why.",
         "echo_ska.experiments.demo_rates",

@@ -1,10 +1,16 @@
-"""The tables of docs/algebra.md: for each, the experiment whose records it shows and what makes rows of them."""
+"""The tables of docs/algebra.md and docs/context-parallel.md: of which records, and made by what."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from echo_ska.experiments import one_off_report, operator_error_report, recall_map_report, state_bytes_report
+from echo_ska.experiments import (
+    context_parallel_report,
+    one_off_report,
+    operator_error_report,
+    recall_map_report,
+    state_bytes_report,
+)
 from echo_ska.experiments.state_bytes import PaperFigure
 from echo_ska.training import RunRecord
 
@@ -15,6 +21,8 @@ ROWS: dict[str, tuple[str, Callable[[Sequence[RunRecord]], list[list[str]]]]] = 
         "state-bytes",
         lambda records: state_bytes_report.ladder_rows(PaperFigure().ladder(), records),
     ),
+    "context-parallel": ("context-parallel", context_parallel_report.byte_rows),
+    "context-parallel-difference": ("context-parallel", context_parallel_report.difference_rows),
     "operator-error": ("operator-error", operator_error_report.table_rows),
     "one-off-distractors": ("one-off-distractors", one_off_report.table_rows),
     "one-off-distractors-modes": ("one-off-distractors", one_off_report.mode_rows),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,13 @@ class RecordedRun:
         return record.seed == self.seed and record.configuration == self.configuration
 
 
-def run_missing(console: Console, name: str, runs: Sequence[RecordedRun], path: Path) -> list[RunRecord]:
+def run_missing(
+    console: Console,
+    name: str,
+    runs: Sequence[RecordedRun],
+    path: Path,
+    run: Callable[..., object] | None = None,
+) -> list[RunRecord]:
     """Run what `path` has no record of; returns the newest record of every run, in the order of `runs`.
 
     Args:
@@ -44,27 +50,28 @@ def run_missing(console: Console, name: str, runs: Sequence[RecordedRun], path: 
         name: the experiment's, which its records bear.
         runs: the longest first.
         path: a file of JSON lines; each record is appended as soon as its run ends.
+        run: runs jobs in place of `run_jobs`, whose processes may start none themselves; takes what that takes.
 
     Raises:
         ValueError: the records cannot be read.
         JobError: a run failed; those that ended before it are recorded.
     """
     found = recorded(name, runs, path)
-    missing = [run.job for run, record in zip(runs, found, strict=True) if record is None]
-    folders = {run.job.name: run.folder for run in runs}
+    missing = [one.job for one, record in zip(runs, found, strict=True) if record is None]
+    folders = {one.job.name: one.folder for one in runs}
 
     def keep(name: str, result: dict[str, Any]) -> None:
         append(RunRecord(**result), path)
         _remove(folders[name])
 
-    for run, record in zip(runs, found, strict=True):
+    for one, record in zip(runs, found, strict=True):
         if record is not None:  # of a run that was ended between its record and this
-            _remove(run.folder)
+            _remove(one.folder)
     if len(missing) < len(runs):
         done = f"{len(runs) - len(missing)} of {len(runs)} runs are recorded in {path}."
         console.print(done, markup=False, highlight=False)
     if missing:
-        run_jobs(missing, console, on_result=keep)
+        (run_jobs if run is None else run)(missing, console, on_result=keep)
         found = recorded(name, runs, path)
     return [record for record in found if record is not None]
 

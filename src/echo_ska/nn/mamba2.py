@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from echo_ska.algebra.record import TensorRecord
 from echo_ska.nn.convolution import ShortConvolution
 from echo_ska.nn.initialization import start_as
 from echo_ska.nn.mixer import MixerState, SequenceMixer
+from echo_ska.nn.parts import last_sequence, last_tokens
 from echo_ska.nn.simple_gla import simple_gla_kernel, simple_gla_scan
 
 # Measured on one CPU core, forward and backward, at T = 64 and at T = 4,096.
@@ -118,9 +120,13 @@ class Mamba2(SequenceMixer):
         dtype = torch.promote_types(hidden_states.dtype, torch.float32)
         z, xBC, dt = self.in_proj(hidden_states).split([self.inner_size, self.convolution.channels, self.heads], dim=-1)
         with torch.autocast(hidden_states.device.type, enabled=False):
+            tail = None if state is None else state.convolution
+            xBC = xBC.to(dtype)
+            if self.exchange is not None and self.history:
+                tail = self.exchange.inputs_before(last_tokens(xBC, self.history), tail, cu_seqlens)
             xBC, tail = self.convolution(
-                xBC.to(dtype),
-                None if state is None else state.convolution,
+                xBC,
+                tail,
                 cu_seqlens=cu_seqlens,
                 output_state=output_state,
             )
@@ -129,6 +135,11 @@ class Mamba2(SequenceMixer):
             dt = F.softplus(dt.to(dtype) + self.dt_bias.to(dtype))  # [B, T, heads]
             A = -torch.exp(self.A_log.to(dtype))
             before = None if state is None else state.ssm
+            if self.exchange is not None:
+                mine = [last_sequence(tokens, cu_seqlens) for tokens in (x, dt, B)]
+                own = part_state(mine[0], mine[1], A, mine[2])
+                parts_before = self.exchange.summary_before(own, cu_seqlens)
+                before = parts_before.ssm if before is None else parts_before.after(before)
             # On a GPU by maintained kernels, where they are installed; they know no float64.
             kernel = simple_gla_kernel() if x.is_cuda and dtype == torch.float32 and x.shape[1] > 1 else None
             if kernel is not None:
@@ -169,6 +180,12 @@ class Mamba2(SequenceMixer):
             y = self._gated_norm(torch.addcmul(read, x, self.D.to(dtype)[:, None]).flatten(1), z)
         return self.out_proj(y.to(hidden_states.dtype)).unsqueeze(1)
 
+    has_summary = True
+
+    @property
+    def history(self) -> int:
+        return self.convolution.kernel_size - 1
+
     def _gated_norm(self, y: Tensor, z: Tensor) -> Tensor:
         y = y * F.silu(z.to(y.dtype))
         power = torch.linalg.vector_norm(y, dim=-1, keepdim=True).square() / self.inner_size
@@ -197,6 +214,37 @@ class Mamba2(SequenceMixer):
     def state_bytes(self, length: int) -> int:
         """Bytes of one sequence's state: the same after any `length`."""
         return self.init_state(1, device="meta").nbytes
+
+
+@dataclass
+class DecayingState(TensorRecord):
+    """What a part of a sequence does to the state: h -> exp(log_decay) h + ssm.
+
+    Attributes:
+        log_decay: the sum of A dt over the part, [N, heads].
+        ssm: the part's end state if it starts from zeros, [N, heads, head_dim, state_size].
+    """
+
+    log_decay: Tensor
+    ssm: Tensor
+
+    def after(self, before: Tensor) -> Tensor:
+        """The state after the part that starts from `before`."""
+        return torch.addcmul(self.ssm, torch.exp(self.log_decay)[..., None, None], before.to(self.ssm.dtype))
+
+    def __add__(self, other: DecayingState) -> DecayingState:
+        """Of this part followed by `other`."""
+        return DecayingState(self.log_decay + other.log_decay, other.after(self.ssm))
+
+
+def part_state(x: Tensor, dt: Tensor, A: Tensor, B: Tensor) -> DecayingState:
+    """What T tokens do to the state, in one product of matrices; the arguments are those of `state_space_scan`."""
+    steps = dt * A  # [B, T, H]
+    # Summed from the end: differences of sums from the start would round by the length of the part.
+    to_end = steps.flip(1).cumsum(1).flip(1) - steps
+    written = x * (dt * torch.exp(to_end))[..., None]  # [B, T, H, P]
+    ssm = (written.flatten(2).mT @ B).unflatten(1, written.shape[2:])
+    return DecayingState(steps.sum(1), ssm)
 
 
 def state_space_scan(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from echo_ska.algebra.record import TensorRecord
+from echo_ska.nn.parts import PartExchange
 from echo_ska.ops.arguments import check_boundaries
 
 
@@ -97,6 +98,20 @@ class SequenceMixer(nn.Module):
 
     has_state = True
     """False where a layer reads the whole sequence at once and nothing can be carried."""
+
+    has_summary = False
+    """Whether `forward` asks `exchange`: what came before a part of a sequence is then known from summaries that add.
+
+    Where a state is given as well, every process gives the same one: that before the first part.
+    """
+
+    exchange: PartExchange | None = None
+    """Set where the layer's tokens are one part of sequences that several processes hold; see `echo_ska.parallel`."""
+
+    @property
+    def history(self) -> int:
+        """Tokens before a part whose projections its short convolution reads; a part must have at least as many."""
+        return 0
 
     def check_inputs(self, hidden_states: Tensor, state: Any, cu_seqlens: Tensor | None) -> None:
         """Raise a ValueError, saying what to change, if a packing or a state does not fit."""

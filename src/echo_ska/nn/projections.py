@@ -69,10 +69,14 @@ class QueryKeyValue(nn.Module):
         if self.tied_start:
             start_as(self.q_proj.weight, self.k_proj.weight)
 
+    @property
+    def history(self) -> int:
+        """Tokens before a token that the convolution reads."""
+        return 0 if self.convolution is None else self.convolution.kernel_size - 1
+
     def init_tail(self, batch_size: int, *, device: torch.device | str | None, dtype: torch.dtype | None) -> Tensor:
         """The convolution's inputs before the first token: zeros [N, kernel - 1, H (2 r + P)]."""
-        taps = self.convolution.kernel_size - 1 if self.convolution is not None else 0
-        return torch.zeros(batch_size, taps, sum(self.widths), device=device, dtype=dtype)
+        return torch.zeros(batch_size, self.history, sum(self.widths), device=device, dtype=dtype)
 
     def forward(
         self,
@@ -83,7 +87,7 @@ class QueryKeyValue(nn.Module):
         output_state: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """[B, T, d] -> query and key [B, T, H, r], value [B, T, H, P], and the convolution's last inputs or None."""
-        projected = self._project(hidden_states)
+        projected = self.project(hidden_states)
         if self.convolution is not None:
             projected, tail = self.convolution(projected, tail, cu_seqlens=cu_seqlens, output_state=output_state)
         elif output_state and tail is None:
@@ -93,10 +97,11 @@ class QueryKeyValue(nn.Module):
 
     def step(self, hidden_states: Tensor, tail: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[N, d] -> query and key [N, H, r], value [N, H, P]; changes `tail` in place."""
-        projected = self._project(hidden_states)
+        projected = self.project(hidden_states)
         return self._heads(projected if self.convolution is None else self.convolution.step(projected, tail))
 
-    def _project(self, hidden_states: Tensor) -> Tensor:
+    def project(self, hidden_states: Tensor) -> Tensor:
+        """[..., d] -> the convolution's inputs [..., H (2 r + P)]."""
         return torch.cat([self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)], dim=-1)
 
     def _heads(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import operator
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from echo_ska.algebra import SufficientStatistics
+from echo_ska.algebra import SufficientStatistics, weighted
 from echo_ska.nn.aids import GATE_STRETCH, head_norm, precise, stretched_sigmoid, unit_norm
 from echo_ska.nn.mixer import MixerState, SequenceMixer
+from echo_ska.nn.parts import PartExchange, last_sequence, last_tokens
 from echo_ska.nn.projections import QueryKeyValue, head_width
 from echo_ska.ops import RecurrentState, spectral_koopman_attention
 from echo_ska.ops.arguments import RIDGE_FLOOR
 from echo_ska.ops.decoding import DecodingState, advance
+
+SUMMARY_SEGMENT = 4096
+"""Tokens whose weighted keys and values stand in the sums' dtype at once, while a part of a sequence is summed up."""
 
 
 class HeadInputs(NamedTuple):
@@ -217,20 +224,20 @@ class SpectralKoopmanAttention(SequenceMixer):
                 "a layer that reads the whole sequence (causal=False or sequence-max normalisation) has no state: "
                 "run it on whole sequences with use_cache=False"
             )
-        initial = None
+        initial, tail = None, None
         if state is not None:
             assert isinstance(state.recurrent, RecurrentState)
-            initial = state.recurrent
-        inputs, tail = self.head_inputs(
-            hidden_states,
-            None if state is None else state.convolution,
-            cu_seqlens=cu_seqlens,
-            output_state=output_state,
-        )
+            initial, tail = state.recurrent, state.convolution
+        if self.exchange is not None and self.history:
+            last = self.qkv.project(last_tokens(hidden_states, self.history))
+            tail = self.exchange.inputs_before(last, tail, cu_seqlens)
+        inputs, tail = self.head_inputs(hidden_states, tail, cu_seqlens=cu_seqlens, output_state=output_state)
         write_weight = inputs.write_weight
         if write_mask is not None:
             stored = write_mask.unsqueeze(-1).to(inputs.query.dtype)
             write_weight = stored.expand(inputs.query.shape[:3]) if write_weight is None else write_weight * stored
+        if self.exchange is not None:
+            initial = self._before(self.exchange, inputs.key, inputs.value, write_weight, initial, cu_seqlens)
         output, recurrent = spectral_koopman_attention(
             inputs.query,
             inputs.key,
@@ -273,6 +280,26 @@ class SpectralKoopmanAttention(SequenceMixer):
         """
         query, key, value, tail = self.qkv(hidden_states, tail, cu_seqlens=cu_seqlens, output_state=output_state)
         return self._conditioned(hidden_states, query, key, value, cu_seqlens), tail
+
+    def _before(
+        self,
+        exchange: PartExchange,
+        key: Tensor,
+        value: Tensor,
+        write_weight: Tensor | None,
+        start: RecurrentState | None,
+        cu_seqlens: Tensor | None,
+    ) -> RecurrentState:
+        """The state before this part: `start`, the same in all processes, and then the parts before."""
+        with torch.autocast(key.device.type, enabled=False):
+            tokens = [last_sequence(tokens, cu_seqlens) for tokens in (key, value)]
+            weight = None if write_weight is None else last_sequence(write_weight, cu_seqlens)
+            before = exchange.summary_before(part_statistics(tokens[0], tokens[1], weight), cu_seqlens)
+        position = before.count
+        if start is not None:
+            before, position = start.statistics + before, start.position + position
+        # Parts end at multiples of the refresh interval: what is frozen before one is all before it.
+        return RecurrentState(before, before if self.refresh_interval is not None else None, position)
 
     def _conditioned(
         self, hidden_states: Tensor, query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor | None = None
@@ -336,6 +363,15 @@ class SpectralKoopmanAttention(SequenceMixer):
         """Whether reading is causal and without a look at the largest key to come."""
         return self.causal and self.normalisation == "token"
 
+    @property
+    def has_summary(self) -> bool:  # type: ignore[override]
+        """Yes, where there is a state: its statistics add."""
+        return self.has_state
+
+    @property
+    def history(self) -> int:
+        return self.qkv.history
+
     def state_bytes(self, length: int) -> int:
         if not self.has_state:
             raise ValueError("a layer that reads the whole sequence has no state, and so no bytes of it")
@@ -366,3 +402,30 @@ class SpectralKoopmanAttention(SequenceMixer):
             largest = torch.cat(parts, dim=1)
         largest = largest.clamp_min(torch.finfo(largest.dtype).tiny)
         return query / largest, key / largest
+
+
+def part_statistics(key: Tensor, value: Tensor, write_weight: Tensor | None) -> SufficientStatistics:
+    """The statistics of a part of a sequence, read from nothing; weights are applied in the tokens' own dtype.
+
+    What stands in the sums' dtype is computed again in the backward pass: it would take more memory than all else that
+    the layer keeps of its tokens.
+
+    Args:
+        key: [B, T, H, r].
+        value: [B, T, H, P].
+        write_weight: [B, T, H] in [0, 1], or None for 1.
+    """
+    batch, length, heads, rank = key.shape
+    if length == 0:
+        return SufficientStatistics.empty(batch, heads, rank, value.shape[-1], device=key.device)
+    key, value = weighted(key, value, None if write_weight is None else write_weight.to(key.dtype))
+    pieces = [
+        checkpoint(
+            SufficientStatistics.from_tokens,
+            *(t[:, begin : begin + SUMMARY_SEGMENT] for t in (key, value)),
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+        for begin in range(0, length, SUMMARY_SEGMENT)
+    ]
+    return functools.reduce(operator.add, pieces)
