@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear head without the logits: chunk by chunk, each forgotten as soon as its gradient is taken."""
+"""Cross-entropy of a linear head without the logits: chunk by chunk, each forgotten once its gradient is taken."""
 
 from __future__ import annotations
 
