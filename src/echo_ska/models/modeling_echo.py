@@ -359,19 +359,23 @@ class EchoForCausalLM(EchoPreTrainedModel, GenerationMixin):
             cu_seqlens=cu_seqlens,
             return_dict=True,
         )
-        result = EchoCausalLMOutput(past_key_values=output.past_key_values, hidden_states=output.hidden_states)
+        loss = logits = correct = scored = None
         if skip_logits:
             assert labels is not None
-            result.loss, result.correct, result.scored = loss_without_logits(
-                self.lm_head, output.last_hidden_state, labels, **kwargs
-            )
-            return result if return_dict else result.to_tuple()
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        result.logits = self.lm_head(output.last_hidden_state[:, kept])
-        if labels is not None:
-            result.loss = self.loss_function(
-                logits=result.logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
-            )
+            loss, correct, scored = loss_without_logits(self.lm_head, output.last_hidden_state, labels, **kwargs)
+        else:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(output.last_hidden_state[:, kept])
+            if labels is not None:
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        result = EchoCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+            correct=correct,
+            scored=scored,
+        )
         return result if return_dict else result.to_tuple()
 
     @torch.no_grad()
