@@ -47,7 +47,7 @@ _DEVICES = {
     "NVIDIA H100 80GB HBM3": "H100 SXM",
     "NVIDIA H200": "H200 SXM",
 }
-"""Whole names as `torch.cuda.get_device_name` gives them. An "NVIDIA H100 PCIe" or a slice of a GPU is another thing."""
+"""Whole names, as `torch.cuda.get_device_name` gives them: an "NVIDIA H100 PCIe" or a part of a GPU is not here."""
 
 
 @dataclass(frozen=True)
