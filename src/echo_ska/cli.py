@@ -15,6 +15,7 @@ from echo_ska.cli_context import context_app
 from echo_ska.cli_inspect import inspect
 from echo_ska.cli_options import JsonFile, ModelFolder, console
 from echo_ska.cli_recall import recall_text
+from echo_ska.cli_recipe import recipe_app
 from echo_ska.cli_report import report
 from echo_ska.commands.errors import OneSentenceErrors
 
@@ -423,6 +424,7 @@ app.command("inspect")(inspect)
 app.command("recall-text")(recall_text)
 app.command("report")(report)
 app.add_typer(context_app, name="context")
+app.add_typer(recipe_app, name="recipe")
 
 tokenizer_app = typer.Typer(
     no_args_is_help=True,

@@ -145,15 +145,25 @@ def peak_of(name: str) -> float | None:
 
 
 def _ska(config: EchoConfig, length: int) -> Operations:
-    sizes = {"heads": config.num_heads, "rank": config.rank, "head_dim": config.head_dim, "power": config.power}
-    if config.refresh_interval is None:
-        return operations.exact_read(length, **sizes)
-    return operations.chunk_causal_read(length, **sizes, refresh_interval=config.refresh_interval)
+    if config.refresh_interval is not None:
+        return _frozen(config, length, config.power, config.refresh_interval)
+    return operations.exact_read(
+        length, heads=config.num_heads, rank=config.rank, head_dim=_head_dim(config), power=config.power
+    )
 
 
 def _ska_paper(config: EchoConfig, length: int) -> Operations:
+    return _frozen(config, length, power=2, refresh_interval=64)
+
+
+def _frozen(config: EchoConfig, length: int, power: int, refresh_interval: int) -> Operations:
     return operations.chunk_causal_read(
-        length, heads=config.num_heads, rank=config.rank, head_dim=config.head_dim, power=2, refresh_interval=64
+        length,
+        heads=config.num_heads,
+        rank=config.rank,
+        head_dim=_head_dim(config),
+        power=power,
+        refresh_interval=refresh_interval,
     )
 
 
@@ -168,7 +178,12 @@ def _mamba2(config: EchoConfig, length: int) -> Operations:
 
 
 def _attention(config: EchoConfig, length: int) -> Operations:
-    return operations.softmax_attention(length, heads=config.num_heads, head_dim=config.head_dim)
+    return operations.softmax_attention(length, heads=config.num_heads, head_dim=_head_dim(config))
+
+
+def _head_dim(config: EchoConfig) -> int:
+    assert config.head_dim is not None  # the configuration has seen to it
+    return config.head_dim
 
 
 MIXERS: dict[str, Callable[[EchoConfig, int], Operations]] = {

@@ -5,36 +5,48 @@ from echo_ska.training.books import book_path
 from echo_ska.training.config import TrainingConfig
 from echo_ska.training.data import DataSource, RecallData, RecallSchedule
 from echo_ska.training.loop import train
+from echo_ska.training.observers import Observers, TensorBoardObserver, WandbObserver, open_observers
+from echo_ska.training.recipes import RECIPES, Recipe
 from echo_ska.training.records import RunRecord, make_record
 from echo_ska.training.reporter import (
     LineReporter,
     ProgressReporter,
     QueueReporter,
     Reporter,
+    ThroughputReporter,
     console_reporter,
     training_progress,
 )
 from echo_ska.training.text import TextData, TextFile, TextSplit, load_text, split_by_file
+from echo_ska.training.throughput import Throughput
 
 __all__ = [
+    "RECIPES",
     "DataSource",
     "LineReporter",
+    "Observers",
     "ProgressReporter",
     "QueueReporter",
     "RecallData",
     "RecallSchedule",
+    "Recipe",
     "Reporter",
     "RunRecord",
+    "TensorBoardObserver",
     "TextData",
     "TextFile",
     "TextScore",
     "TextSplit",
+    "Throughput",
+    "ThroughputReporter",
     "TrainingConfig",
+    "WandbObserver",
     "bits_per_byte",
     "book_path",
     "console_reporter",
     "load_text",
     "make_record",
+    "open_observers",
     "split_by_file",
     "train",
     "training_progress",
