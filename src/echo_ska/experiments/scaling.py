@@ -2,7 +2,8 @@
 
 Five widths of the preset echo-1m, 33 thousand to 0.92 million parameters without embedding and head, each trained byte
 by byte on the same number of bytes. Each tries the same learning rates with seed 0, judged by other text than is
-reported, and runs its seeds at its best. Then L(N) = E + A / N^a is fitted to the means, with an interval from resampled seeds.
+reported, and runs its seeds at its best. Then L(N) = E + A / N^a is fitted to the means; the interval is of laws that
+are fitted to resampled seeds.
 
 The extrapolation to echo-1b leaves the measured sizes by three orders of magnitude, and is of bytes of novels after a
 fixed, small amount of text, not of tokens of the web: it says where the line points, not what would be found. About

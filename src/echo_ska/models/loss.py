@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from echo_ska.nn.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy
+from echo_ska.nn.cross_entropy import LinearCrossEntropy, linear_cross_entropy
 
 
 @dataclass

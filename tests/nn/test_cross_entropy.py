@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from echo_ska.nn.linear_cross_entropy import linear_cross_entropy
+from echo_ska.nn.cross_entropy import linear_cross_entropy
 
 VOCABULARY, WIDTH = 37, 8
 LABELS = {
@@ -50,6 +50,20 @@ def test_loss_and_gradients_are_those_of_the_logits(kind, chunk_size, num_items)
         torch.autograd.grad(found.loss, (states, weight), upstream),
         torch.autograd.grad(expected, (states, weight), upstream),
         strict=True,
+    ):
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="this PyTorch has no function to compare with")
+@pytest.mark.parametrize("kind", [kind for kind in LABELS if kind != "none scored"])
+def test_it_is_pytorch_s_own_where_there_is_one(kind):
+    states, weight, labels = inputs()
+    labels = LABELS[kind](labels)
+    found = linear_cross_entropy(states, weight, labels, chunk_size=8).loss
+    theirs = F.linear_cross_entropy(states.flatten(0, 1), weight, labels.flatten())
+    torch.testing.assert_close(found, theirs, rtol=1e-12, atol=1e-12)
+    for got, wanted in zip(
+        torch.autograd.grad(found, (states, weight)), torch.autograd.grad(theirs, (states, weight)), strict=True
     ):
         torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
 
