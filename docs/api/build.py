@@ -27,7 +27,7 @@ import echo_ska
 CHECKOUT = Path(__file__).parents[2]
 ROOMS = ("ops", "algebra", "nn", "models", "memory", "tasks", "training", "evaluation", "serving", "experiments")
 # Modules whose docstrings draw or tabulate what their package's page names alone.
-PAGES = ("models.presets", "tasks.mqar", "tasks.mqar_grid")
+PAGES = ("models.presets", "training.recipes", "tasks.mqar", "tasks.mqar_grid")
 
 
 def main(folder: Path) -> None:

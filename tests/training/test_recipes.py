@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+from pathlib import Path
 
 import pytest
 from accelerate.commands import launch
@@ -16,6 +18,8 @@ from echo_ska.models import PRESETS, EchoConfig, EchoForCausalLM
 from echo_ska.models.presets import count_parameters
 from echo_ska.training import TrainingConfig, recipes
 from echo_ska.training.recipes import ACCELERATE_FILES, RECIPES, Recipe, accelerate_file, find_recipe
+
+CHECKOUT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -66,17 +70,14 @@ def test_the_table_says_what_the_recipes_are():
 
 
 def test_echo_books_is_the_checkpoint_s_run():
-    (command,) = RECIPES["echo-books"].commands()
+    record = json.loads((CHECKOUT / "checkpoints" / "echo-books" / "record.json").read_text(encoding="utf-8"))
+    recipe = RECIPES["echo-books"]
+    assert TrainingConfig(**record["configuration"]["training"]) == recipe.training
+    data = record["configuration"]["data"]
+    assert (data["batch_size"], data["length"]) == (recipe.batch_size, recipe.length)
+    assert record["figures"]["parameters"] == count_parameters(recipe.model_config())
+    (command,) = recipe.commands()
     assert command[:8] == ["echo-ska", "train", "--text", "TRAIN/", "--text", "TEST/", "--held-out", "TEST/"]
-    assert RECIPES["echo-books"].train_options() == {
-        "model": "echo-1m",
-        "steps": 2400,
-        "batch_size": 16,
-        "length": 512,
-        "learning_rate": 4e-3,
-        "precision": "auto",
-        "checkpoint_every": 100,
-    }
 
 
 def test_commands_name_all_that_is_not_a_default():

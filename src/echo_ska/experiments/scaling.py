@@ -6,8 +6,8 @@ reported, and runs its seeds at its best. Then L(N) = E + A / N^a is fitted to t
 are fitted to resampled seeds.
 
 The extrapolation to echo-1b leaves the measured sizes by three orders of magnitude, and is of bytes of novels after a
-fixed, small amount of text, not of tokens of the web: it says where the line points, not what would be found. About
-four hours on one core, most of them for the two largest.
+fixed, small amount of text, not of tokens of the web: it says where the line points, not what would be found. Some four
+hours on one core, by estimate, most of them for the two largest.
 """
 
 from __future__ import annotations

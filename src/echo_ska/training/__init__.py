@@ -1,4 +1,7 @@
-"""Training: one loop for every model and task, its data, checkpoints, reports and records."""
+"""Training: one loop for every model and task, its data, checkpoints, reports and records.
+
+`echo_ska.training.recipes` has trainings by name; it needs the models, which are slow to import.
+"""
 
 from echo_ska.training.bits_per_byte import TextScore, bits_per_byte
 from echo_ska.training.books import book_path
@@ -6,7 +9,6 @@ from echo_ska.training.config import TrainingConfig
 from echo_ska.training.data import DataSource, RecallData, RecallSchedule
 from echo_ska.training.loop import train
 from echo_ska.training.observers import Observers, TensorBoardObserver, WandbObserver, open_observers
-from echo_ska.training.recipes import RECIPES, Recipe
 from echo_ska.training.records import RunRecord, make_record
 from echo_ska.training.reporter import (
     LineReporter,
@@ -21,7 +23,6 @@ from echo_ska.training.text import TextData, TextFile, TextSplit, load_text, spl
 from echo_ska.training.throughput import Throughput
 
 __all__ = [
-    "RECIPES",
     "DataSource",
     "LineReporter",
     "Observers",
@@ -29,7 +30,6 @@ __all__ = [
     "QueueReporter",
     "RecallData",
     "RecallSchedule",
-    "Recipe",
     "Reporter",
     "RunRecord",
     "TensorBoardObserver",
