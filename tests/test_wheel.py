@@ -20,6 +20,7 @@ NEEDED = (
     "echo_ska/py.typed",
     "echo_ska/ops/native/kernels.c",
     "echo_ska/ops/native/products.h",
+    "echo_ska/data/accelerate/fsdp2.yaml",
     "echo_ska/data/books/Conrad_Almayer_1895.txt",
     "echo_ska/evaluation/lm_eval_tasks/hellaswag_local.yaml",
 )
@@ -88,6 +89,7 @@ def test_the_wheel_says_what_it_needs(wheel):
         "typer",
     }
     extras = {"dev", "gpu", "cpu", "data", "eval", "huggingface", "serve", "sklearn", "docs", "notebook"}
+    extras |= {"tracking", "wandb"}
     assert extras <= set(said.get_all("Provides-Extra"))
     (entry_points,) = (name for name in wheel.namelist() if name.endswith("/entry_points.txt"))
     assert "echo-ska = echo_ska.cli:main" in wheel.read(entry_points).decode()

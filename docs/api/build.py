@@ -40,7 +40,7 @@ ROOMS = (
     "experiments",
 )
 # Modules whose docstrings draw or tabulate what their package's page names alone.
-PAGES = ("models.presets", "tasks.mqar", "tasks.mqar_grid")
+PAGES = ("models.presets", "training.recipes", "tasks.mqar", "tasks.mqar_grid")
 
 
 def main(folder: Path) -> None:

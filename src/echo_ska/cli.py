@@ -16,6 +16,7 @@ from echo_ska.cli_data import data_app
 from echo_ska.cli_inspect import inspect
 from echo_ska.cli_options import JsonFile, ModelFolder, console
 from echo_ska.cli_recall import recall_text
+from echo_ska.cli_recipe import recipe_app
 from echo_ska.cli_report import report
 from echo_ska.commands.errors import OneSentenceErrors
 
@@ -436,6 +437,7 @@ app.command("recall-text")(recall_text)
 app.command("report")(report)
 app.add_typer(context_app, name="context")
 app.add_typer(data_app, name="data")
+app.add_typer(recipe_app, name="recipe")
 
 tokenizer_app = typer.Typer(
     no_args_is_help=True,

@@ -1,9 +1,9 @@
 import pytest
 
-from echo_ska.models import EchoConfig, EchoForCausalLM
+from echo_ska.models import EchoConfig, EchoForCausalLM, presets
 from echo_ska.models.presets import PRESETS, build_on_meta, count_parameters, find_preset, preset
 
-FAMILIES = {"echo-1m": 0.94e6, "echo-50m": 50e6, "echo-180m": 180e6}
+FAMILIES = {"echo-1m": 0.94e6, "echo-50m": 50e6, "echo-180m": 180e6, "echo-1b": 1e9}
 SMALL = {"hidden_size": 32, "num_heads": 2, "rank": 4, "state_size": 4}
 
 
@@ -17,11 +17,25 @@ def test_sizes_are_near_their_names_and_twins_near_their_echo(family, size):
         assert count_parameters(preset(twin)) == pytest.approx(echo, rel=0.01)
 
 
+def test_the_table_says_what_is_counted():
+    table = [row.strip("| ").split(" | ") for row in presets.__doc__.splitlines() if row.startswith("| echo")]
+    assert [row[0] for row in table] == list(FAMILIES)
+    for name, layers, width, ska, _, state, _, vocabulary, parameters in table:
+        config = preset(name)
+        numbers = (config.num_hidden_layers, config.hidden_size, config.state_size, config.vocab_size)
+        assert numbers == tuple(int(cell.replace(",", "")) for cell in (layers, width, state, vocabulary))
+        assert [int(cell) for cell in ska.split(", ")] == [
+            index for index, kind in enumerate(config.layer_types) if kind == "ska"
+        ]
+        assert float(parameters.removesuffix(" M")) == pytest.approx(count_parameters(config) / 1e6, abs=0.05)
+
+
 def test_the_sizes_of_the_method():
     for name, layers, rank, heads in (
         ("echo-1m", [1, 2], 24, 4),
         ("echo-50m", [3, 7, 11], 56, 7),
         ("echo-180m", [8, 16], 48, 12),
+        ("echo-1b", [5, 10, 15], 48, 32),
     ):
         config = preset(name)
         assert [index for index, kind in enumerate(config.layer_types) if kind == "ska"] == layers

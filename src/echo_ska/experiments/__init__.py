@@ -94,6 +94,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         "What each part of SKA's recipe is worth: one taken away at a time, two seeds.",
         "echo_ska.experiments.recipe",
     ),
+    "scaling": Experiment(
+        "The loss on unseen text against the size of the model, and where the line points for echo-1b.",
+        "echo_ska.experiments.scaling",
+    ),
     "state-bytes": Experiment(
         "Bytes of the live state from 1k to 1M tokens against the formula and the KV cache; what 77 KB counts.",
         "echo_ska.experiments.state_bytes",

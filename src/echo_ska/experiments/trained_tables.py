@@ -15,6 +15,7 @@ from echo_ska.experiments import (
     length_generalisation,
     mqar_frontier,
     mqar_grid,
+    scaling,
     transfer,
 )
 from echo_ska.experiments.recorded import recorded
@@ -72,6 +73,11 @@ def _cliff() -> Rows | None:
     return rows if len(rows) > 1 else None
 
 
+def _scaling() -> Rows | None:
+    path = _file(scaling.NAME)
+    return scaling.rows(found) if (found := scaling.recorded_results(path)) else None
+
+
 ROWS: dict[str, Callable[[], Rows | None]] = {
     "length-generalisation": _compared(
         length_generalisation.NAME, length_generalisation.comparison, length_generalisation.rows
@@ -88,5 +94,6 @@ ROWS: dict[str, Callable[[], Rows | None]] = {
     "gradient-flow": _gradients,
     "cliff": _cliff,
     "mqar-frontier": _compared(mqar_frontier.NAME, mqar_frontier.comparison, mqar_frontier.rows),
+    "scaling": _scaling,
 }
 """By the table's name; None while too little is recorded."""

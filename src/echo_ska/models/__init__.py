@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from echo_ska.models.cache_echo import EchoCache
 from echo_ska.models.configuration_echo import EchoConfig
+from echo_ska.models.loss import EchoCausalLMOutput
 from echo_ska.models.modeling_echo import EchoForCausalLM, EchoModel
 from echo_ska.models.presets import PRESETS, preset
 from echo_ska.models.tokenization import byte_tokenizer, train_bpe
@@ -18,6 +19,7 @@ AutoModelForCausalLM.register(EchoConfig, EchoForCausalLM, exist_ok=True)
 __all__ = [
     "PRESETS",
     "EchoCache",
+    "EchoCausalLMOutput",
     "EchoConfig",
     "EchoForCausalLM",
     "EchoModel",

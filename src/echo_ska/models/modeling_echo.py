@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from echo_ska.models.cache_echo import EchoCache
 from echo_ska.models.configuration_echo import EchoConfig
+from echo_ska.models.loss import EchoCausalLMOutput, loss_without_logits
 from echo_ska.models.padding import joined, padding_boundaries, scatter
 from echo_ska.models.rollback import RECENT_TOKENS, Rollback
 from echo_ska.models.sealed_weights import SealedWeights
@@ -322,19 +323,30 @@ class EchoForCausalLM(EchoPreTrainedModel, GenerationMixin):
         cu_seqlens: Tensor | None = None,
         position_ids: Tensor | None = None,
         return_dict: bool | None = None,
+        skip_logits: bool = False,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast | tuple:
+    ) -> EchoCausalLMOutput | tuple:
         """Logits, and the loss where labels are given.
 
         Args:
             labels: [B, T] int64; labels[t] is the token AT t (the model shifts), -100 is not scored.
             logits_to_keep: compute only the last so many positions' logits (0 = all), or those at these indices.
+            skip_logits: compute the loss chunk by chunk (`linear_cross_entropy`) and return no logits, which for a
+                large vocabulary are most of a training step's memory. Liger Kernel's name for the same.
+            kwargs: `num_items_in_batch`, `ignore_index` and `shift_labels` of Hugging Face's loss, with logits or
+                without.
 
         The other arguments are `EchoModel.forward`'s.
 
         Returns:
-            `loss` (mean cross-entropy in nats) or None, `logits` [B, T, V], `past_key_values`.
+            `loss` (mean cross-entropy in nats) or None, `logits` [B, T, V], `past_key_values`; with `skip_logits`,
+            `logits` is None and `correct` and `scored` are counted.
+
+        Raises:
+            ValueError: `skip_logits` without labels or with `logits_to_keep`, or the head is no plain linear layer.
         """
+        if skip_logits and (labels is None or not isinstance(logits_to_keep, int) or logits_to_keep != 0):
+            raise ValueError("skip_logits is for a loss: give labels, and no logits_to_keep")
         return_dict = self.config.return_dict if return_dict is None else return_dict
         output = self.model(
             position_ids=position_ids,
@@ -347,13 +359,22 @@ class EchoForCausalLM(EchoPreTrainedModel, GenerationMixin):
             cu_seqlens=cu_seqlens,
             return_dict=True,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(output.last_hidden_state[:, kept])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        result = CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=output.past_key_values, hidden_states=output.hidden_states
+        loss = logits = correct = scored = None
+        if skip_logits:
+            assert labels is not None
+            loss, correct, scored = loss_without_logits(self.lm_head, output.last_hidden_state, labels, **kwargs)
+        else:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(output.last_hidden_state[:, kept])
+            if labels is not None:
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        result = EchoCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+            correct=correct,
+            scored=scored,
         )
         return result if return_dict else result.to_tuple()
 

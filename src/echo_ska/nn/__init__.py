@@ -3,6 +3,7 @@
 from echo_ska.nn.attention import KeyValueState, SoftmaxAttention
 from echo_ska.nn.block import Block
 from echo_ska.nn.convolution import ShortConvolution
+from echo_ska.nn.cross_entropy import LinearCrossEntropy, linear_cross_entropy
 from echo_ska.nn.feed_forward import KoopmanMLP, SwiGLU
 from echo_ska.nn.mamba2 import Mamba2, Mamba2State
 from echo_ska.nn.mixer import MixerState, SequenceMixer
@@ -13,6 +14,7 @@ __all__ = [
     "Block",
     "KeyValueState",
     "KoopmanMLP",
+    "LinearCrossEntropy",
     "Mamba2",
     "Mamba2State",
     "MixerState",
@@ -23,4 +25,5 @@ __all__ = [
     "SpectralKoopmanAttention",
     "SpectralKoopmanState",
     "SwiGLU",
+    "linear_cross_entropy",
 ]

@@ -11,12 +11,14 @@ from typing import IO, Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from echo_ska.training.throughput import Throughput
+
 
 class Reporter(Protocol):
     """Told how far a training is."""
 
     def update(self, step: int, steps: int, figures: dict[str, float]) -> None:
-        """`step` of `steps` are done; `figures`: `loss`, `accuracy`, `tokens_per_second`; or is empty."""
+        """`step` of `steps` are done; `figures`: those that `format_figures` knows; or is empty."""
         ...
 
 
@@ -68,6 +70,18 @@ class LineReporter:
         print(f"{self.description}: {shown}", file=stream, flush=True)
 
 
+class ThroughputReporter:
+    """Hands on to another reporter, with the MFU and the peak memory added to the figures."""
+
+    def __init__(self, reporter: Reporter, throughput: Throughput) -> None:
+        self.reporter = reporter
+        self.throughput = throughput
+
+    def update(self, step: int, steps: int, figures: dict[str, float]) -> None:
+        """Add and hand on."""
+        self.reporter.update(step, steps, self.throughput.added_to(figures))
+
+
 class QueueReporter:
     """Puts (description, step, steps, figures) on a queue, such as `multiprocessing.Queue`."""
 
@@ -93,18 +107,24 @@ def training_progress(console: Console | None = None) -> Progress:
 
 
 @contextmanager
-def console_reporter(description: str = "training", console: Console | None = None) -> Iterator[Reporter]:
-    """A progress row if `console` is a terminal, lines otherwise."""
+def console_reporter(
+    description: str = "training", console: Console | None = None, throughput: Throughput | None = None
+) -> Iterator[Reporter]:
+    """A progress row if `console` is a terminal, lines otherwise; with MFU and peak memory where `throughput` says."""
     console = console or Console()
+
+    def measured(reporter: Reporter) -> Reporter:
+        return reporter if throughput is None else ThroughputReporter(reporter, throughput)
+
     if not console.is_terminal:
-        yield LineReporter(console.file, description)
+        yield measured(LineReporter(console.file, description))
         return
     with training_progress(console) as progress:
-        yield ProgressReporter(progress, description)
+        yield measured(ProgressReporter(progress, description))
 
 
 def format_figures(figures: dict[str, float]) -> str:
-    """Loss in nats, accuracy in percent, speed; those that are there."""
+    """Loss in nats, accuracy in percent, speed, MFU in percent, peak memory in GB (1e9 bytes); those that are there."""
     shown = []
     if "loss" in figures:
         shown.append(f"loss {figures['loss']:.3f}")
@@ -112,6 +132,10 @@ def format_figures(figures: dict[str, float]) -> str:
         shown.append(f"accuracy {100 * figures['accuracy']:.1f} %")
     if "tokens_per_second" in figures:
         shown.append(f"{figures['tokens_per_second']:,.0f} tokens/s")
+    if "mfu" in figures:
+        shown.append(f"MFU {100 * figures['mfu']:.1f} %")
+    if "peak_memory_bytes" in figures:
+        shown.append(f"{figures['peak_memory_bytes'] / 1e9:.2f} GB at most")
     return "  ".join(shown)
 
 

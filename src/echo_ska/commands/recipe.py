@@ -1,0 +1,127 @@
+"""`echo-ska recipe`: trainings by name, what they cost, and the commands that carry them out."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from echo_ska.benchmarks.cost import PEAKS, Cost, training_cost
+from echo_ska.commands.goals import say
+from echo_ska.evaluation.memory_plot import format_bytes
+from echo_ska.training.recipes import RECIPES, Recipe, find_recipe
+from echo_ska.training.records import write_json
+
+KINDS = {"linear": "linear layers", "head": "head", "mamba2": "Mamba-2's scan", "ska": "SKA's moments, solves, reads"}
+"""What the parts of a cost are called."""
+
+
+def list_recipes(json_file: Path | None, console: Console) -> None:
+    """Print every recipe in a row."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("recipe", no_wrap=True)
+    for heading in ("parameters", "steps", "sequences", "tokens each", "tokens", "operations"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    listed = []
+    for recipe in RECIPES.values():
+        cost = cost_of(recipe)
+        listed.append(described(recipe, cost))
+        steps = recipe.training.steps
+        numbers = [cost.parameters, steps, recipe.batch_size, recipe.length]
+        table.add_row(recipe.name, *(f"{n:,}" for n in numbers), f"{recipe.tokens:.3g}", f"{cost.flops:.2e}")
+    console.print(table)
+    say(console, "\nOperations of all forward and backward products, counted. `echo-ska recipe show NAME` says more.")
+    write_json(json_file, {"recipes": listed})
+
+
+def show_recipe(name: str, utilisation: float, tokenizer: str, json_file: Path | None, console: Console) -> None:
+    """Print one recipe with its cost and its commands.
+
+    Raises:
+        ValueError: no recipe has that name, or the utilisation is not in (0, 1].
+    """
+    recipe = find_recipe(name)
+    cost = cost_of(recipe)
+    hours = {gpu: cost.hours(peak, utilisation) for gpu, peak in PEAKS.items()}
+    training = recipe.training
+    console.print(Text(f"{recipe.name}: {recipe.summary}", style="bold"), soft_wrap=True)
+    layers = recipe.model_config().layer_types
+    kinds = ", ".join(f"{layers.count(kind)} {kind}" for kind in dict.fromkeys(layers))
+    say(console, f"\nModel      {recipe.model}, {cost.parameters:,} parameters, layers: {kinds}.")
+    say(
+        console,
+        f"Schedule   {training.steps:,} steps of {recipe.batch_size} sequences of {recipe.length:,} tokens: "
+        f"{recipe.tokens:,} tokens. Learning rate {training.learning_rate:g} after {training.warmup_steps:,} steps, "
+        f"then a cosine down to {training.final_learning_rate_fraction:.0%}; weight decay {training.weight_decay:g}, "
+        f"betas {training.betas[0]:g} and {training.betas[1]:g}, gradients clipped at {training.gradient_clip:g}; "
+        f"precision {training.precision}.",
+    )
+    spread = "one process" if recipe.processes == 1 else f"{recipe.processes} processes, {recipe.strategy}"
+    kept = "each block's input kept alone" if recipe.checkpoint_activations else "activations kept"
+    say(console, f"Spread     {spread}; {recipe.accumulate} piece(s) a step and process; {kept}.")
+    if recipe.from_the_paper:
+        say(console, f"The paper's: {recipe.from_the_paper}")
+    say(console, f"Ours: {recipe.ours}")
+
+    console.print(_cost_table(cost))
+    say(
+        console,
+        f"All in all {cost.flops:.3e} operations. Weights, gradients and AdamW's moments in float32: "
+        f"{format_bytes(cost.state_bytes)}, shared out where the strategy shares them; activations come on top.",
+    )
+    if recipe.corpus:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("GPU")
+        for heading in ("peak, operations/s", "hours on one", f"on {recipe.processes}"):
+            table.add_column(heading, justify="right")
+        for gpu, peak in PEAKS.items():
+            shared = cost.hours(peak, utilisation, recipe.processes)
+            table.add_row(gpu, f"{peak:.3g}", f"{hours[gpu]:,.1f}", f"{shared:,.1f}")
+        console.print(table)
+        say(
+            console,
+            f"At an MFU of {utilisation:.0%}, an assumption, and without loss between GPUs: nobody has run it.",
+        )
+    console.print(Text("\nCommands", style="bold"))
+    for command in recipe.commands(tokenizer):
+        say(console, f"  {shlex.join(command)}")
+    if recipe.corpus and tokenizer == "TOKENIZER":
+        say(console, f"TOKENIZER is the folder of a Hugging Face tokenizer of {recipe.vocab_size:,} tokens.")
+    write_json(json_file, described(recipe, cost) | {"utilisation_assumed": utilisation, "hours_on_one": hours})
+
+
+def cost_of(recipe: Recipe) -> Cost:
+    """Its cost, counted."""
+    return training_cost(recipe.model_config(), recipe.length, recipe.tokens)
+
+
+def described(recipe: Recipe, cost: Cost) -> dict[str, Any]:
+    """For JSON."""
+    return {
+        **dataclasses.asdict(recipe),
+        "tokens": recipe.tokens,
+        "parameters": cost.parameters,
+        "forward_flops_per_token": cost.forward,
+        "backward_flops_per_token": cost.backward,
+        "flops": cost.flops,
+        "state_bytes": cost.state_bytes,
+        "commands": recipe.commands(),
+    }
+
+
+def _cost_table(cost: Cost) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("operations a token, millions")
+    for heading in ("forward", "backward"):
+        table.add_column(heading, justify="right")
+    for part in cost.forward:
+        table.add_row(KINDS.get(part, part), f"{cost.forward[part] / 1e6:,.2f}", f"{cost.backward[part] / 1e6:,.2f}")
+    whole = (sum(part.values()) for part in (cost.forward, cost.backward))
+    table.add_row("all", *(f"{number / 1e6:,.2f}" for number in whole))
+    return table

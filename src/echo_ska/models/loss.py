@@ -1,0 +1,63 @@
+"""The loss of a language-model head without its logits, and the output that goes with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from echo_ska.nn.cross_entropy import LinearCrossEntropy, linear_cross_entropy
+
+
+@dataclass
+class EchoCausalLMOutput(CausalLMOutputWithPast):
+    """`CausalLMOutputWithPast`, and what a loss without logits has counted.
+
+    Attributes:
+        correct: int64 scalar, scored tokens whose logit was the largest; None where there are logits to count in.
+        scored: int64 scalar, tokens with a label; None likewise.
+    """
+
+    correct: Tensor | None = None
+    scored: Tensor | None = None
+
+
+def loss_without_logits(
+    head: nn.Module,
+    hidden_states: Tensor,
+    labels: Tensor,
+    num_items_in_batch: Tensor | int | None = None,
+    ignore_index: int = -100,
+    shift_labels: Tensor | None = None,
+    **kwargs: Any,
+) -> LinearCrossEntropy:
+    """What Hugging Face's `ForCausalLMLoss` makes of the head's logits, and counts; it takes the same keywords.
+
+    Args:
+        head: the linear layer that logits come from.
+        hidden_states: [B, T, d], what it would be given.
+        labels: [B, T] int64, not shifted.
+        num_items_in_batch, ignore_index: see `linear_cross_entropy`.
+        shift_labels: [B, T] int64, labels that are shifted already, instead.
+        kwargs: passed over, as that loss does.
+
+    Raises:
+        ValueError: the head is no plain linear layer without a bias (an adapter or a quantised one, say).
+    """
+    if type(head) is not nn.Linear or head.bias is not None:
+        raise ValueError(
+            f"skip_logits computes the loss from a plain linear head without a bias, not from {type(head).__name__}: "
+            "leave it out"
+        )
+    if shift_labels is None:
+        shift_labels = F.pad(labels[:, 1:], (0, 1), value=ignore_index)
+    return linear_cross_entropy(
+        hidden_states,
+        head.weight,
+        shift_labels.to(hidden_states.device),
+        ignore_index=ignore_index,
+        num_items_in_batch=num_items_in_batch,
+    )

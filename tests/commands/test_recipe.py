@@ -1,0 +1,64 @@
+"""`echo-ska recipe` at the command line."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import pytest
+import typer
+
+from echo_ska.benchmarks.cost import PEAKS
+from echo_ska.cli import app
+from echo_ska.training.recipes import RECIPES
+
+
+def test_all_recipes_are_listed(run, tmp_path):
+    result = run("recipe", "list", "--json", tmp_path / "recipes.json")
+    assert result.exit_code == 0, result.output
+    listed = json.loads((tmp_path / "recipes.json").read_text())["recipes"]
+    assert [entry["name"] for entry in listed] == list(RECIPES)
+    for entry in listed:
+        assert entry["name"] in result.stdout
+        assert f"{entry['parameters']:,}" in result.stdout
+        assert entry["flops"] > 6 * entry["parameters"] * entry["tokens"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_one_is_shown_with_cost_and_commands(name, run, tmp_path):
+    result = run("recipe", "show", name, "--tokenizer", "tokenizers/mine", "--json", tmp_path / "recipe.json")
+    assert result.exit_code == 0, result.output
+    recipe = RECIPES[name]
+    for command in recipe.commands("tokenizers/mine"):
+        assert shlex.join(command) in result.stdout
+    assert f"{recipe.tokens:,} tokens" in result.stdout
+    assert ("The paper's: " in result.stdout) == bool(recipe.from_the_paper)
+    assert ("an assumption" in result.stdout) == bool(recipe.corpus)
+    shown = json.loads((tmp_path / "recipe.json").read_text())
+    assert shown["utilisation_assumed"] == 0.3
+    for gpu, hours in shown["hours_on_one"].items():
+        assert hours == pytest.approx(shown["flops"] / (0.3 * PEAKS[gpu]) / 3600)
+        assert (f"{hours:,.1f}" in result.stdout) or not recipe.corpus
+
+
+def test_hours_follow_the_assumption(run, tmp_path):
+    hours = []
+    for share in (0.2, 0.4):
+        run("recipe", "show", "echo-50m", "--utilisation", share, "--json", tmp_path / "recipe.json")
+        hours.append(json.loads((tmp_path / "recipe.json").read_text())["hours_on_one"]["A100"])
+    assert hours[0] == pytest.approx(2 * hours[1])
+
+
+@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.text])
+def test_a_printed_command_is_one_that_the_command_line_takes(name):
+    (command,) = RECIPES[name].commands()
+    parser = typer.main.get_command(app).commands["train"]
+    context = parser.make_context("train", list(command[2:]))
+    given = context.params
+    assert {option: given[option] for option in RECIPES[name].train_options()} == RECIPES[name].train_options()
+    assert tuple(given["text"]) == RECIPES[name].text
+
+
+def test_what_cannot_be_is_one_sentence(refused):
+    refused("no recipe 'nope': choose from echo-novel", "recipe", "show", "nope")
+    refused("utilisation in (0, 1]", "recipe", "show", "echo-50m", "--utilisation", "30")
