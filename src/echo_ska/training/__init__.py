@@ -4,6 +4,7 @@ from echo_ska.training.bits_per_byte import TextScore, bits_per_byte
 from echo_ska.training.books import book_path
 from echo_ska.training.config import TrainingConfig
 from echo_ska.training.data import DataSource, RecallData, RecallSchedule
+from echo_ska.training.log import Observer
 from echo_ska.training.loop import train
 from echo_ska.training.records import RunRecord, make_record
 from echo_ska.training.reporter import (
@@ -14,17 +15,20 @@ from echo_ska.training.reporter import (
     console_reporter,
     training_progress,
 )
+from echo_ska.training.scale import ScaleConfig
 from echo_ska.training.text import TextData, TextFile, TextSplit, load_text, split_by_file
 
 __all__ = [
     "DataSource",
     "LineReporter",
+    "Observer",
     "ProgressReporter",
     "QueueReporter",
     "RecallData",
     "RecallSchedule",
     "Reporter",
     "RunRecord",
+    "ScaleConfig",
     "TextData",
     "TextFile",
     "TextScore",
