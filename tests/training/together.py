@@ -1,4 +1,4 @@
-"""What two processes do together, started by torchrun: `together.py FOLDER STRATEGY...`."""
+"""What two processes do together, started by torchrun: `together.py FOLDER STRATEGY...` (or `FOLDER restarted`)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tiny_model import CountingData, build, config
@@ -40,6 +41,11 @@ class UnevenData:
 
     def describe(self) -> dict[str, Any]:
         return {"task": "uneven"}
+
+
+class Result(NamedTuple):
+    loss: Tensor
+    logits: Tensor
 
 
 class Unreached(nn.Module):
@@ -224,6 +230,20 @@ def compare(strategy: str, other: str, folder: Path) -> dict[str, Any]:
     return results
 
 
+class SlowData(UnevenData):
+    """So slow that a process can be killed in the middle."""
+
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
+        time.sleep(0.02)
+        return super().batch(step, part, parts)
+
+
+def restarted(folder: Path) -> None:
+    """A run of 40 steps, which says who carries it out."""
+    (folder / f"pid-{RANK}-{os.environ.get('TORCHELASTIC_RESTART_COUNT')}").write_text(str(os.getpid()))
+    curve(data=SlowData(), directory=folder / "run", steps=40)
+
+
 OTHER = {"ddp": "fsdp", "fsdp": "ddp", "deepspeed": "deepspeed"}
 
 
@@ -233,9 +253,14 @@ def main(folder: Path, strategies: list[str]) -> None:
         results[strategy] = compare(strategy, OTHER[strategy], folder)
     results["dropout"] = curve("dropout", strategies[0])
     results["whole batches"] = failed(model="tiny", strategy=strategies[0], data=WholeBatches())
+    if "ddp" in strategies:
+        curve(data=SlowData(), directory=folder / "undisturbed", steps=40)
     (folder / f"results-{RANK}.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), sys.argv[2:])
+    if sys.argv[2:] == ["restarted"]:
+        restarted(Path(sys.argv[1]))
+    else:
+        main(Path(sys.argv[1]), sys.argv[2:])
