@@ -7,6 +7,9 @@ import together
 import torch
 from torch._dynamo.utils import counters
 
+from echo_ska.training.checkpoint import list_checkpoints
+from echo_ska.training.stored import open_tensors
+
 WITHIN = 2e-6  # of numbers of order 1, after 8 steps in float32
 SAME = ("echo", "unreached", "accumulate", "checkpoint activations", "kept", "resumed", "from one", "to other")
 
@@ -37,6 +40,15 @@ def check_exactness(two, strategy):
         assert results[what]["losses"] == results["kept"]["losses"][-len(results[what]["losses"]) :]
 
 
+def check_bfloat16(two, strategy):
+    """Autocast in every process, and weights and moments that stay float32, those too that are kept from it by name."""
+    losses = two.results[0][strategy]["bf16"]["losses"]
+    assert losses == pytest.approx(two.one["bf16"]["losses"], rel=1e-2)
+    assert losses != pytest.approx(two.one["kept"]["losses"], rel=WITHIN)
+    stored = open_tensors(list_checkpoints(two.folder / f"{strategy}-bf16")[-1])
+    assert {tensor.dtype for kind in stored for tensor in kind.values()} == {torch.float32}
+
+
 SENTENCES = {
     "batch": r"ValueError: A batch of 4 cannot be divided into 6 equal parts.* multiple of 6\.",
     "settings": r"ValueError: .*step-000008 was trained with another training\.learning_rate: use the same settings.*",
@@ -58,6 +70,11 @@ def check_sentences(two, strategy):
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_equal_one(two_processes, strategy, what):
     check(two_processes, strategy, what)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_bfloat16_rounds_no_weight(two_processes, strategy):
+    check_bfloat16(two_processes, strategy)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

@@ -10,9 +10,11 @@ import together
 from test_checkpoint import contents
 
 from conftest import torchrun
+from echo_ska.models import EchoForCausalLM
 from echo_ska.training import ScaleConfig
 from echo_ska.training.checkpoint import list_checkpoints
 from echo_ska.training.processes import Processes, is_first_process, start_processes
+from echo_ska.training.records import read
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL")
@@ -27,6 +29,20 @@ def test_a_killed_worker_is_restarted_and_changes_no_bit(tmp_path, two_processes
     assert launched.returncode == 0, said[-4000:]
     assert (tmp_path / "pid-1-1").exists()  # it was restarted
     assert contents(tmp_path / "run") == contents(two_processes.folder / "undisturbed")
+
+
+def test_the_command_prints_and_writes_once(tmp_path):
+    settings = (
+        "train --task mqar-grid --steps 4 --batch-size 4 --length 32 --set hidden_size=32 --set rank=4 --accumulate 2"
+    )
+    command = torchrun("-m", "echo_ska", *settings.split(), "--strategy", "fsdp", "--output", tmp_path / "run")
+    for _ in range(2):  # trained, then found finished
+        done = subprocess.run(**command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert done.stdout.count("Kept in") == done.stdout.count("parameters, layers") == 1
+    assert len(read(tmp_path / "run" / "records.jsonl")) == 1
+    assert read(tmp_path / "run" / "records.jsonl")[0].figures["processes"] == 2
+    assert EchoForCausalLM.from_pretrained(tmp_path / "run" / "model").config.hidden_size == 32
 
 
 def test_one_process_agrees_with_itself():

@@ -4,7 +4,7 @@ import importlib.util
 import os
 
 import pytest
-from test_engine import SAME, assert_close, check, check_exactness, check_sentences
+from test_engine import SAME, assert_close, check, check_bfloat16, check_exactness, check_sentences
 from tiny_model import config
 
 from conftest import TwoProcesses
@@ -33,6 +33,7 @@ def test_two_processes_equal_one(tmp_path_factory):
     two = TwoProcesses(tmp_path_factory.mktemp("deepspeed"), "deepspeed")
     for what in SAME:
         check(two, "deepspeed", what)
+    check_bfloat16(two, "deepspeed")
     check_exactness(two, "deepspeed")
     check_sentences(two, "deepspeed")
     import together

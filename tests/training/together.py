@@ -212,6 +212,7 @@ def compare(strategy: str, other: str, folder: Path) -> dict[str, Any]:
         results[model] = curve(model, strategy, evaluated=True)
     results["accumulate"] = curve(strategy=strategy, accumulate=2)
     results["checkpoint activations"] = curve(strategy=strategy, checkpoint_activations=True)
+    results["bf16"] = curve(strategy=strategy, settings={"precision": "bf16"}, directory=folder / f"{strategy}-bf16")
     kept = folder / strategy
     results["kept"] = curve(strategy=strategy, directory=kept)
     results["resumed"] = curve(strategy=strategy, directory=stopped_half_way(kept, folder / f"{strategy}-again"))
