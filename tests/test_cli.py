@@ -239,6 +239,10 @@ def test_a_task_is_learnt_with_settings_of_its_own(run, tmp_path, monkeypatch, t
         ("use --vocab-size", ["--task=mqar", "--set=vocab_size=9"]),
         ("steps must be", ["--task=mqar", "--steps=0"]),
         ("device must be one of", ["--task=mqar", "--device=abacus"]),
+        ("strategy must be one of auto, ddp, fsdp, deepspeed", ["--task=mqar", "--strategy=abacus"]),
+        ("start several, as in torchrun", ["--task=mqar", "--strategy=fsdp"]),
+        ("spike_factor must be a number above 1", ["--task=mqar", "--spike-factor=1"]),
+        ("cannot be divided into 5 equal parts", ["--task=mqar", "--accumulate=5"]),
         ("does not exist", ["--text=absent.txt"]),
     ],
 )

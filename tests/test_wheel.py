@@ -89,7 +89,7 @@ def test_the_wheel_says_what_it_needs(wheel):
         "typer",
     }
     extras = {"dev", "gpu", "cpu", "data", "eval", "huggingface", "serve", "sklearn", "docs", "notebook"}
-    extras |= {"tracking", "wandb"}
+    extras |= {"tracking", "wandb", "deepspeed"}
     assert extras <= set(said.get_all("Provides-Extra"))
     (entry_points,) = (name for name in wheel.namelist() if name.endswith("/entry_points.txt"))
     assert "echo-ska = echo_ska.cli:main" in wheel.read(entry_points).decode()

@@ -215,6 +215,24 @@ def train(
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto: bf16 on a GPU that has it.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU if there is one.")] = "auto",
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="What several processes (torchrun) share: ddp, the batch; fsdp, the weights too; deepspeed (ZeRO-1), "
+            "the optimiser's moments. auto: ddp."
+        ),
+    ] = "auto",
+    accumulate: Annotated[
+        int, typer.Option(help="Take a process's part of a batch in so many pieces, one after the other.")
+    ] = 1,
+    checkpoint_activations: Annotated[
+        bool, typer.Option("--checkpoint-activations", help="Compute blocks anew for the backward pass: less memory.")
+    ] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the model by torch.compile.")] = False,
+    spike_factor: Annotated[
+        float | None,
+        typer.Option(help="Stop at a loss above so many times the mean of the 100 before; NaN always stops."),
+    ] = None,
     held_out: Annotated[
         list[str] | None,
         typer.Option("--held-out", metavar="PATH", help="Text: hold these out, instead of about a tenth of the files."),
@@ -262,6 +280,8 @@ def train(
     `echo-ska train --task mqar-grid --pairs 8 --gap 32 --set rank=16 --batch-size 64`
 
     `echo-ska train --task multi-hop --task-set hops=3 --task-set written=true --length 128`
+
+    `torchrun --nproc-per-node 8 -m echo_ska train --text books/ --strategy fsdp --output runs/books` (docs/training.md)
     """
     from echo_ska.commands.files import require_folder, require_writable
 
@@ -269,6 +289,15 @@ def train(
     require_folder(output, "--output")
     from echo_ska.commands.goals import TrainRequest
     from echo_ska.commands.train import train_command
+    from echo_ska.training import ScaleConfig
+
+    scale = ScaleConfig(
+        strategy=strategy,
+        accumulate=accumulate,
+        checkpoint_activations=checkpoint_activations,
+        compile=compile,
+        spike_factor=spike_factor,
+    )
 
     train_command(
         TrainRequest(
@@ -286,6 +315,7 @@ def train(
             checkpoint_every=checkpoint_every,
             precision=precision,
             device=device,
+            scale=scale,
             held_out=held_out,
             score_bytes=score_bytes,
             score_tokens=score_tokens,

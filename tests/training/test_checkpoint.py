@@ -1,9 +1,9 @@
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tiny_model
 import torch
+from safetensors.torch import load_file
 from tiny_model import CountingData, build, config, run
 from torch import nn
 
@@ -53,20 +54,28 @@ def test_files_and_pruning(undisturbed):
     }
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path):
-    steps, reference, killed = 200, tmp_path / "reference", tmp_path / "killed"
+def test_killed_ten_times_at_random_moments_it_ends_with_the_same_bits(tmp_path, monkeypatch):
+    steps, reference, killed = 400, tmp_path / "reference", tmp_path / "killed"
     run(reference, steps)
-    command = [sys.executable, tiny_model.__file__, killed, str(steps)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(tiny_model.__file__).parent), *sys.path]))
+    # Processes of one that has imported everything: each starts in milliseconds.
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["tiny_model"])
     moments = random.Random()
-    for _ in range(2):
+    for _ in range(10):
         known = set(checkpoints.list_checkpoints(killed))
-        process = subprocess.Popen(command)
-        while process.poll() is None and not set(checkpoints.list_checkpoints(killed)) - known:
+        process = processes.Process(target=tiny_model.run_alone, args=(killed, steps))
+        process.start()
+        while process.is_alive() and not set(checkpoints.list_checkpoints(killed)) - known:
             time.sleep(0.002)
-        time.sleep(moments.uniform(0, 0.3))
+        time.sleep(moments.uniform(0, 0.1))
         process.kill()  # SIGKILL
-        assert process.wait() in (-signal.SIGKILL, 0)
-    subprocess.run(command, check=True)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    process = processes.Process(target=tiny_model.run_alone, args=(killed, steps))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
     assert contents(killed) == contents(reference)
     assert not list((killed / "checkpoints").glob(".*"))
 
@@ -183,7 +192,7 @@ def test_another_format_is_refused(tmp_path, undisturbed, monkeypatch):
 
 
 def test_tied_weights_are_saved_once_and_stay_tied(tmp_path, undisturbed):
-    saved = checkpoints.load_file(final(undisturbed) / checkpoints.MODEL)
+    saved = load_file(final(undisturbed) / checkpoints.MODEL)
     assert "embedding.weight" in saved
     assert "head.weight" not in saved
     model, _ = run(undisturbed)

@@ -1,11 +1,12 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from echo_ska.tasks import MultiQueryRecallGrid, accuracy
-from echo_ska.training import RecallData, RecallSchedule
-from echo_ska.training.data import step_seed
+from echo_ska.training import RecallData, RecallSchedule, TextData, TextFile
+from echo_ska.training.data import rows_of_part, step_seed
 
 TASK = MultiQueryRecallGrid(pairs=3, gap=4, vocab_size=32, num_keys=16, num_values=8)
 
@@ -41,6 +42,33 @@ def test_length_and_labels_are_the_tasks():
         "batch_size": 8,
         "seed": 0,
     }
+
+
+SOURCES = (
+    RecallData(TASK, 12, seed=1),
+    RecallSchedule(((TASK, 12, 1.0), (MultiQueryRecallGrid(pairs=2, gap=4), 6, 1.0)), seed=3),
+    TextData([TextFile(Path("a"), torch.arange(250, dtype=torch.uint8))], 6, 16, seed=2),
+)
+
+
+@pytest.mark.parametrize("data", SOURCES, ids=lambda data: type(data).__name__)
+def test_parts_are_the_rows_of_the_batch(data):
+    for step in range(4):
+        whole = data.batch(step)
+        for parts in (1, 2, 3, 6):
+            for part in range(parts):
+                for name, tensor in data.batch(step, part, parts).items():
+                    assert torch.equal(tensor, whole[name][part::parts])
+                    assert tensor.is_contiguous()
+
+
+def test_parts_that_a_batch_does_not_have_are_refused():
+    batch = {"input_ids": torch.zeros(6, 3)}
+    with pytest.raises(ValueError, match="A batch of 6 cannot be divided into 4 equal parts"):
+        rows_of_part(batch, 0, 4)
+    for part in (-1, 2):
+        with pytest.raises(ValueError, match="part must be at least 0 and below parts"):
+            rows_of_part(batch, part, 2)
 
 
 def test_impossible_requests_are_refused():

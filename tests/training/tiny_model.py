@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +79,7 @@ def run(directory: Path | None, steps: int = 40, **changes: object) -> tuple[Tin
     return model, train(model, CountingData(), config(steps, **changes), directory=directory)
 
 
-if __name__ == "__main__":
+def run_alone(directory: Path, steps: int) -> None:
+    """A run for a process of its own."""
     torch.set_num_threads(1)
-    run(Path(sys.argv[1]), steps=int(sys.argv[2]))
+    run(directory, steps)

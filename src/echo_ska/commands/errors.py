@@ -55,6 +55,8 @@ def sentence(error: BaseException) -> str:
 
 
 def _say(text: str, colour: str) -> None:
+    if int(os.environ.get("RANK", "0")) > 0:
+        return  # one of several processes of `torchrun`: they share their errors, and the first tells of them
     from rich.console import Console
     from rich.text import Text
 

@@ -23,7 +23,16 @@ from echo_ska.evaluation.recall import recall_accuracy
 from echo_ska.evaluation.sampling import check_sampling, printable, sample_text
 from echo_ska.models import EchoForCausalLM, byte_tokenizer
 from echo_ska.tasks import TASKS, RecallTask
-from echo_ska.training import DataSource, RecallData, TextData, TextFile, bits_per_byte, load_text, split_by_file
+from echo_ska.training import (
+    DataSource,
+    RecallData,
+    ScaleConfig,
+    TextData,
+    TextFile,
+    bits_per_byte,
+    load_text,
+    split_by_file,
+)
 from echo_ska.training.text import VOCAB_SIZE
 
 TEXT_LENGTH = 256
@@ -51,6 +60,7 @@ class TrainRequest:
     checkpoint_every: int
     precision: str
     device: str
+    scale: ScaleConfig
     held_out: list[str] | None
     score_bytes: int
     score_tokens: int

@@ -17,17 +17,20 @@ from echo_ska.models import EchoConfig, EchoForCausalLM
 from echo_ska.models.presets import preset
 from echo_ska.training import RunRecord, TrainingConfig, console_reporter, train
 from echo_ska.training.checkpoint import list_checkpoints
+from echo_ska.training.processes import is_first_process
 from echo_ska.training.records import append, read, write_json
 
 
 def train_command(request: TrainRequest, json_file: Path | None, console: Console) -> None:
-    """Train, print and keep what was asked for.
+    """Train, print and keep what was asked for; of several processes that a launcher started, the first does.
 
     Raises:
         ValueError: settings, texts or the output folder do not fit; nothing was overwritten.
         FloatingPointError: the loss or a gradient stopped being finite.
         KeyboardInterrupt: Ctrl-C; the message says how to go on.
     """
+    if not is_first_process():
+        console = Console(quiet=True)
     if [bool(request.text), request.data is not None, bool(request.task)].count(True) != 1:
         raise ValueError("Say what to learn: either --text PATH, or --task NAME (as in mqar-grid), or --data DIR.")
     config = TrainingConfig(
@@ -61,11 +64,14 @@ def train_command(request: TrainRequest, json_file: Path | None, console: Consol
                 model,
                 goal.data,
                 config,
+                scale=request.scale,
                 evaluate=goal.evaluate,
                 directory=request.output,
                 reporter=reporter,
                 name=goal.name,
             )
+        if not is_first_process():
+            return  # the first prints and writes
         untrained = _untrained(model_config, request.seed).to(next(model.parameters()).device)
         figures = dict(record.figures)
         goal.report(model, untrained, figures, console)

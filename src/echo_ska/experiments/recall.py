@@ -20,7 +20,7 @@ from echo_ska.experiments.trial import EVALUATION_SEED, SEGMENT_LENGTH
 from echo_ska.models import EchoConfig, EchoForCausalLM
 from echo_ska.tasks import MultiQueryRecallGrid
 from echo_ska.training import RecallData, Reporter, RunRecord, TrainingConfig, train
-from echo_ska.training.loop import describe_model
+from echo_ska.training.resume import describe_model
 
 TASK = MultiQueryRecallGrid()  # 8 pairs in 64 tokens, vocabulary 128
 

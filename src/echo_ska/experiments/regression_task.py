@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from echo_ska.training.data import step_generator
+from echo_ska.training.data import rows_of_part, step_generator
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,10 @@ class RegressionData:
     def __init__(self, task: InContextRegression, pairs: int, batch_size: int, seed: int) -> None:
         self.task, self.pairs, self.batch_size, self.seed = task, pairs, batch_size, seed
 
-    def batch(self, step: int) -> dict[str, Tensor]:
-        """`inputs_embeds` [B, 2 n + 1, d + P + 1] and `labels` [B, n + 1, P], the questions' answers."""
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
+        """`inputs_embeds` [B, 2 n + 1, d + P + 1] and `labels` [B, n + 1, P], the questions' answers; a part's rows."""
         drawn = self.task.sample(self.batch_size, self.pairs, step_generator(self.seed, step))
-        return {"inputs_embeds": drawn.tokens(), "labels": drawn.answers}
+        return rows_of_part({"inputs_embeds": drawn.tokens(), "labels": drawn.answers}, part, parts)
 
     def describe(self) -> dict[str, Any]:
         """The task's name and settings, the pairs, the batch size and the seed."""

@@ -28,7 +28,7 @@ from echo_ska.models.presets import build_on_meta, count_parameters, matched_wid
 from echo_ska.tasks import RecallTask
 from echo_ska.training import RecallData, RecallSchedule, Reporter, TrainingConfig, make_record, train
 from echo_ska.training.data import describe_task
-from echo_ska.training.loop import describe_model
+from echo_ska.training.resume import describe_model
 
 EVALUATION_SEED = 1_000_003
 TUNING_SEED = 2_000_003

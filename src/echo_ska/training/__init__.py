@@ -7,6 +7,7 @@ from echo_ska.training.bits_per_byte import TextScore, bits_per_byte
 from echo_ska.training.books import book_path
 from echo_ska.training.config import TrainingConfig
 from echo_ska.training.data import DataSource, RecallData, RecallSchedule
+from echo_ska.training.log import Observer
 from echo_ska.training.loop import train
 from echo_ska.training.observers import Observers, TensorBoardObserver, WandbObserver, open_observers
 from echo_ska.training.records import RunRecord, make_record
@@ -19,12 +20,14 @@ from echo_ska.training.reporter import (
     console_reporter,
     training_progress,
 )
+from echo_ska.training.scale import ScaleConfig
 from echo_ska.training.text import TextData, TextFile, TextSplit, load_text, split_by_file
 from echo_ska.training.throughput import Throughput
 
 __all__ = [
     "DataSource",
     "LineReporter",
+    "Observer",
     "Observers",
     "ProgressReporter",
     "QueueReporter",
@@ -32,6 +35,7 @@ __all__ = [
     "RecallSchedule",
     "Reporter",
     "RunRecord",
+    "ScaleConfig",
     "TensorBoardObserver",
     "TextData",
     "TextFile",

@@ -6,25 +6,41 @@
         trainer.json            format, step, configuration, and what the loop carries from step to step
         SHA256SUMS              of the three files, as `sha256sum -c` reads it
 
-There is no random state in them: everything random in a step follows from (seed, step).
+Processes that share a model write one shard each instead of the two tensor files: see `stored`. Either kind is resumed
+by any number of processes. There is no random state in them: everything random in a step follows from (seed, step).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from echo_ska.sealed import PARTIAL, SUMS, broken_sum, flush, storable, write_sums
+from echo_ska.training.processes import Processes
+from echo_ska.training.stored import (
+    MODEL,
+    OPTIMIZER,
+    SHARDS,
+    TRAINER,
+    Piece,
+    Stored,
+    StoredTensors,
+    checkpoint_files,
+    describe_pieces,
+    open_tensors,
+    shard_name,
+)
 
 FORMAT = 1
-MODEL, OPTIMIZER, TRAINER = "model.safetensors", "optimizer.safetensors", "trainer.json"
 
 
 class Checkpoint(NamedTuple):
@@ -59,26 +75,56 @@ def save_checkpoint(
     Raises:
         OSError: if it cannot be written (a full disk, say); earlier checkpoints are untouched.
     """
-    final = directory / "checkpoints" / f"step-{step:06d}"
-    partial = final.with_name(PARTIAL + final.name)
-    trainer = {"format": FORMAT, "step": step, "configuration": configuration, "state": state}
-    try:
+    final, partial = _folders(directory, step)
+    with _one_sentence(final):
         partial.mkdir(parents=True)
-        save_file(storable(_model_tensors(model)), partial / MODEL)
+        save_file(storable(model_tensors(model)), partial / MODEL)
         save_file(storable(_optimizer_tensors(model, optimizer)), partial / OPTIMIZER)
-        (partial / TRAINER).write_text(json.dumps(trainer, indent=2) + "\n", encoding="utf-8")
-        write_sums(partial, [MODEL, OPTIMIZER, TRAINER])
-        for name in (MODEL, OPTIMIZER, TRAINER, SUMS):
-            flush(partial / name)
-        flush(partial)
-        partial.rename(final)
-        flush(final.parent)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"The checkpoint {final} could not be written: {error}.") from error
-    for path in list_checkpoints(directory)[:-keep]:
-        # Renamed first, so that a kill while deleting leaves no half checkpoint under a checkpoint's name.
-        shutil.rmtree(path.rename(path.with_name(PARTIAL + path.name)))
+        _seal(partial, final, [MODEL, OPTIMIZER], step, configuration, state)
+    _prune(directory, keep)
     return final
+
+
+def save_shards(
+    directory: Path,
+    step: int,
+    pieces: Sequence[Piece],
+    configuration: dict[str, Any],
+    state: dict[str, Any],
+    keep: int,
+    processes: Processes,
+) -> None:
+    """As `save_checkpoint`, called by all processes: each writes its `pieces`, the first all else.
+
+    Together they hold every number of the model and the optimiser once. The folder must be one that all see.
+
+    Raises:
+        OSError: in all processes, if one cannot write.
+    """
+    final, partial = _folders(directory, step)
+    name = shard_name(processes.rank, processes.size)
+
+    def begin() -> None:
+        with _one_sentence(final):
+            partial.mkdir(parents=True)
+
+    def write() -> None:
+        with _one_sentence(final):
+            save_file(storable({f"{piece.kind}/{piece.name}": piece.values for piece in pieces}), partial / name)
+            flush(partial / name)
+
+    def finish() -> None:
+        with _one_sentence(final):
+            (partial / SHARDS).write_text(json.dumps(describe_pieces(described)) + "\n", encoding="utf-8")
+            _seal(partial, final, checkpoint_files(partial)[:-1], step, configuration, state)
+        _prune(directory, keep)
+
+    processes.on_first(begin)
+    processes.together(write)
+    described = processes.gather(
+        [(*piece[:3], str(piece.values.dtype)[6:], piece.start, piece.start + piece.values.numel()) for piece in pieces]
+    )
+    processes.on_first(finish)
 
 
 def remove_partial(directory: Path) -> None:
@@ -94,7 +140,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ValueError: one sentence, if a file is missing or damaged or the format is another.
     """
     try:
-        if (broken := broken_sum(path, [MODEL, OPTIMIZER, TRAINER])) is not None:
+        if (broken := broken_sum(path, checkpoint_files(path))) is not None:
             raise _damaged(path / broken, "its contents do not match its checksum")
         trainer = json.loads((path / TRAINER).read_text(encoding="utf-8"))
     except OSError as error:
@@ -107,28 +153,35 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, trainer["step"], trainer["configuration"], trainer["state"])
 
 
-def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> StoredTensors:
     """Copy a checkpoint's tensors into a model and its optimiser, in place.
+
+    Args:
+        checkpoint: what `read_checkpoint` returned.
+        model: whose weights are overwritten.
+        optimizer: of all the model's parameters; None leaves the moments to the caller, who finds them in what is
+            returned.
 
     Raises:
         ValueError: if names, shapes or dtypes differ from the model's; nothing is changed then.
     """
-    targets, saved = _model_tensors(model), load_file(checkpoint.path / MODEL)
-    if differing := [name for name in targets.keys() | saved.keys() if not _alike(targets.get(name), saved.get(name))]:
+    targets, saved = model_tensors(model), open_tensors(checkpoint.path)
+    names = targets.keys() | saved.model.keys()
+    if differing := [name for name in names if not _alike(targets.get(name), saved.model.get(name))]:
         raise ValueError(
             f"The checkpoint {checkpoint.path} is of another model: {_some(differing)} differ in name, shape or dtype."
         )
-    moments = load_file(checkpoint.path / OPTIMIZER)
-    parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, target in targets.items():
-            target.copy_(saved[name])
+            target.copy_(saved.model[name].whole())
+    if optimizer is not None:
+        parameters = dict(model.named_parameters())
         optimizer.state.clear()
-        for key, value in moments.items():
+        for key, stored in saved.optimizer.items():
             name, _, slot = key.rpartition("/")
             parameter = parameters[name]
-            # A fresh copy: memory-mapped tensors may be less aligned, and alignment can change the last bit.
-            optimizer.state[parameter][slot] = value.to(parameter.device, copy=True)
+            optimizer.state[parameter][slot] = stored.whole().to(parameter.device)
+    return saved
 
 
 def compare_configurations(recorded: dict[str, Any], asked: dict[str, Any]) -> list[str]:
@@ -148,7 +201,7 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The model's parameters and persistent buffers; tied ones appear once, under their first name."""
     unique: dict[tuple[Any, ...], tuple[str, Tensor]] = {}
     for name, tensor in model.state_dict().items():
@@ -165,8 +218,44 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     }
 
 
-def _alike(target: Tensor | None, saved: Tensor | None) -> bool:
-    return target is not None and saved is not None and (target.shape, target.dtype) == (saved.shape, saved.dtype)
+def _alike(target: Tensor | None, saved: Stored | None) -> bool:
+    if target is None or saved is None:
+        return False
+    return (tuple(target.shape), target.dtype) == (saved.shape, saved.dtype)
+
+
+def _folders(directory: Path, step: int) -> tuple[Path, Path]:
+    """The checkpoint's folder, and the one that it is written in."""
+    final = directory / "checkpoints" / f"step-{step:06d}"
+    return final, final.with_name(PARTIAL + final.name)
+
+
+@contextlib.contextmanager
+def _one_sentence(final: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"The checkpoint {final} could not be written: {error}.") from error
+
+
+def _seal(
+    partial: Path, final: Path, tensors: list[str], step: int, configuration: dict[str, Any], state: dict[str, Any]
+) -> None:
+    """Add what is not tensors, flush everything, and give the folder its name."""
+    trainer = {"format": FORMAT, "step": step, "configuration": configuration, "state": state}
+    (partial / TRAINER).write_text(json.dumps(trainer, indent=2) + "\n", encoding="utf-8")
+    write_sums(partial, [*tensors, TRAINER])
+    for name in (*tensors, TRAINER, SUMS):
+        flush(partial / name)
+    flush(partial)
+    partial.rename(final)
+    flush(final.parent)
+
+
+def _prune(directory: Path, keep: int) -> None:
+    for path in list_checkpoints(directory)[:-keep]:
+        # Renamed first, so that a kill while deleting leaves no half checkpoint under a checkpoint's name.
+        shutil.rmtree(path.rename(path.with_name(PARTIAL + path.name)))
 
 
 def _damaged(path: Path, what: str) -> ValueError:

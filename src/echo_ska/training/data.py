@@ -14,10 +14,16 @@ from echo_ska.tasks import RecallTask
 
 
 class DataSource(Protocol):
-    """Anything that can draw the batch of a step."""
+    """Anything that can draw the batch of a step.
 
-    def batch(self, step: int) -> dict[str, Tensor]:
-        """The batch of step `step` (from 0), on the CPU, the same at every call.
+    One process that takes its batches whole calls `batch(step)` alone: a source of your own may leave the other two
+    arguments out until it is trained on by several processes, or in pieces.
+    """
+
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
+        """Part `part` (from 0) of the batch of step `step` (from 0), on the CPU, the same at every call.
+
+        The `parts` parts together are the batch. They may be of unequal size and hold unequal numbers of labels.
 
         Returns:
             `input_ids` [B, T] int64 and `labels` [B, T] int64. Labels are aligned as in Hugging Face:
@@ -49,10 +55,10 @@ class RecallData:
         self.batch_size = batch_size
         self.seed = seed
 
-    def batch(self, step: int) -> dict[str, Tensor]:
-        """The batch of step `step`: `input_ids` and `labels`, int64 [B, T]."""
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
+        """Part `part` of step `step` (see `rows_of_part`): `input_ids` and `labels`, int64 [B / parts, T]."""
         sampled = self.task.sample(self.batch_size, step_generator(self.seed, step))
-        return {"input_ids": sampled.input_ids, "labels": sampled.labels}
+        return rows_of_part({"input_ids": sampled.input_ids, "labels": sampled.labels}, part, parts)
 
     def describe(self) -> dict[str, Any]:
         """The task's name and settings, the batch size and the seed; tasks in a mixture are described likewise."""
@@ -77,15 +83,34 @@ class RecallSchedule:
         self.weights = torch.tensor([weight for _, _, weight in parts], dtype=torch.float64)
         self.seed = seed
 
-    def batch(self, step: int) -> dict[str, Tensor]:
-        """The batch of step `step`: `input_ids` and `labels`, int64 [B, T] of the task that was drawn."""
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
+        """As `RecallData.batch`, of the task that was drawn for step `step`."""
         drawn = torch.Generator().manual_seed(step_seed("schedule", self.seed, step))
-        return self.sources[int(torch.multinomial(self.weights, 1, generator=drawn))].batch(step)
+        return self.sources[int(torch.multinomial(self.weights, 1, generator=drawn))].batch(step, part, parts)
 
     def describe(self) -> dict[str, Any]:
         """Every part as `RecallData` describes it, with its weight."""
         parts = zip(self.sources, self.weights.tolist(), strict=True)
         return {"schedule": [source.describe() | {"weight": weight} for source, weight in parts], "seed": self.seed}
+
+
+def rows_of_part(batch: dict[str, Tensor], part: int, parts: int) -> dict[str, Tensor]:
+    """Rows `part`, `part + parts`, ... of every tensor of a batch, [B / parts, ...].
+
+    Raises:
+        ValueError: B cannot be divided by `parts`, or `part` is not one of them.
+    """
+    if not 0 <= part < parts:
+        raise ValueError(f"part must be at least 0 and below parts, got {part} of {parts}.")
+    if parts == 1:
+        return batch
+    rows = len(next(iter(batch.values())))
+    if rows % parts:
+        raise ValueError(
+            f"A batch of {rows} cannot be divided into {parts} equal parts, one for each process and each piece that "
+            f"it accumulates: take a batch size that is a multiple of {parts}."
+        )
+    return {name: tensor[part::parts].contiguous() for name, tensor in batch.items()}
 
 
 def describe_task(task: RecallTask) -> dict[str, Any]:

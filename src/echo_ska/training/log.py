@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+
+class Observer(Protocol):
+    """Told of every line of a training's log as it is written."""
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """`entry` is JSON: `step` (those done), then `loss`, `tokens_per_second`, ... or `evaluation`."""
+        ...
 
 
 class TrainingLog:
@@ -19,9 +27,16 @@ class TrainingLog:
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Add a line."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        """Add a line.
+
+        Raises:
+            OSError: one sentence, if it cannot be written; a line cut short is dropped when the run is resumed.
+        """
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise OSError(f"The log {self.path} could not be written: {error}.") from error
 
     def truncate(self, step: int) -> None:
         """Drop every line after `step`: those steps are done again. A line that a kill cut short goes too.

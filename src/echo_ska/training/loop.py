@@ -1,70 +1,53 @@
-"""The training loop: one for every model and every task.
+"""The training loop: one for every model and every task, in one process or many.
 
 A step is a pure function of the weights, the optimiser's moments, the seed and the step's number: the batch
 comes from `data.batch(step)`, the learning rate from a schedule over steps, and torch's generator is seeded
 anew for each step. A run killed at any moment and started again therefore ends with the very weights of an
 undisturbed one, and evaluations, however many, change nothing.
+
+Several processes, or pieces that one accumulates, are parts of the same batch. A part's mean loss counts by its
+share of the scored tokens, so that any division of a batch gives the loss and the gradient of the whole.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from echo_ska.tasks import accuracy
-from echo_ska.training.checkpoint import (
-    Checkpoint,
-    compare_configurations,
-    list_checkpoints,
-    read_checkpoint,
-    remove_partial,
-    restore,
-    save_checkpoint,
-)
+from echo_ska.training.checkpoint import remove_partial
 from echo_ska.training.config import TrainingConfig
 from echo_ska.training.data import DataSource, step_seed
-from echo_ska.training.log import TrainingLog
-from echo_ska.training.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
+from echo_ska.training.engine import Engine, ShardedEngine
+from echo_ska.training.guard import check_step
+from echo_ska.training.log import Observer, TrainingLog
+from echo_ska.training.optimizer import learning_rate_factor, set_learning_rate
+from echo_ska.training.parts import Parts, draw_parts
+from echo_ska.training.processes import launched_processes, start_processes
+from echo_ska.training.progress import Progress
 from echo_ska.training.records import RunRecord, make_record
 from echo_ska.training.reporter import Reporter
+from echo_ska.training.resume import checkpoint_to_resume, describe_model
+from echo_ska.training.scale import ScaleConfig
+from echo_ska.training.zero import ZeroEngine, deepspeed_plugin
 
 Evaluation = Callable[[nn.Module, int], dict[str, Any]]
 """Called with the model, in eval mode and without gradients, and the steps done; returns figures (JSON)."""
 
-BOOKKEEPING = {f"training.{name}" for name in ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints")}
-"""Settings that may change between a checkpoint and its resumption, for they do not touch the weights."""
-
-
-@dataclasses.dataclass
-class Progress:
-    """What the loop carries from step to step beside model and optimiser; JSON, kept in checkpoints."""
-
-    seconds: float = 0.0  # of training, over all resumed runs, evaluations and checkpoints included
-    figures: dict[str, Any] = dataclasses.field(default_factory=dict)  # the latest of the log and the evaluation
-    # Since the last line of the log:
-    steps: int = 0
-    loss_sum: float = 0.0
-    correct: int = 0
-    scored: int = 0
-    tokens: int = 0
-    training_seconds: float = 0.0  # steps alone
-
-    def close_window(self) -> dict[str, float]:
-        """The means since the last call, which starts anew."""
-        means = {"loss": self.loss_sum / self.steps, "tokens_per_second": self.tokens / self.training_seconds}
-        if self.scored:
-            means["accuracy"] = self.correct / self.scored
-        self.steps, self.loss_sum, self.correct, self.scored, self.tokens = 0, 0.0, 0, 0, 0
-        self.training_seconds = 0.0
-        return means
+ENGINES: dict[str, type[Engine]] = {
+    "auto": Engine,
+    "ddp": Engine,
+    "fsdp": ShardedEngine,
+    "deepspeed": ZeroEngine,
+}
 
 
 def train(
@@ -72,40 +55,49 @@ def train(
     data: DataSource,
     config: TrainingConfig,
     *,
+    scale: ScaleConfig | None = None,
     evaluate: Evaluation | None = None,
     directory: str | Path | None = None,
     reporter: Reporter | None = None,
+    observers: Sequence[Observer] = (),
     resume: bool = True,
     name: str = "training",
 ) -> RunRecord:
     """Train `model` in place, for `config.steps` steps.
 
+    Started by `torchrun` or `accelerate launch`, every process calls it with the same arguments: the first writes,
+    evaluates and reports, all end with the same weights, and an error in one is raised in all.
+
     Args:
-        model: `model(input_ids=, labels=)` returns `.loss`, a scalar, and `.logits` [B, T, V]; without logits
-            (a regression, say) no accuracy is counted. Built (and seeded) by the caller; a resumed run needs one
-            of the same architecture, whose weights are overwritten.
+        model: `model(input_ids=, labels=)` returns `.loss`, a mean over the scored tokens, and `.logits` [B, T, V];
+            without logits (a regression, say) no accuracy is counted. Built (and seeded) by the caller; a resumed run
+            needs one of the same architecture, whose weights are overwritten.
         data: gives the batch of every step.
         config: see `TrainingConfig`.
-        evaluate: called every `config.evaluate_every` steps and after the last; its figures go to log and
-            record.
-        directory: where checkpoints and log.jsonl are kept; None keeps nothing.
+        scale: see `ScaleConfig`; None takes every batch at once.
+        evaluate: called every `config.evaluate_every` steps and after the last, in the first process, with a whole
+            model; its figures go to log and record.
+        directory: where checkpoints and log.jsonl are kept, on a disk that all processes see; None keeps nothing.
         reporter: told of every line of the log.
-        resume: continue from the newest checkpoint in `directory`. False refuses a directory that holds any.
+        observers: told of every line of the log too, in full, in the first process.
+        resume: continue from the newest checkpoint in `directory`, by whatever number of processes it was written.
+            False refuses a directory that holds any.
         name: the record's name.
 
     Returns:
         A record whose configuration has `training`, `data` and `model`, and whose figures are the last log
         line's (`loss` in nats and `accuracy` of scored tokens, both means over the steps since the line
-        before; `tokens_per_second`), the last evaluation's, and `parameters`. Nothing is written by it: see
-        `records.append`.
+        before; `tokens_per_second`), the last evaluation's, and `parameters`; of several processes, their number
+        too. Nothing is written by it: see `records.append`.
 
     Raises:
-        ValueError: if a checkpoint is damaged or of another configuration or model, naming what differs, or a
-            precision or device cannot be had. Nothing is overwritten.
-        FloatingPointError: for a loss or gradient that is not finite; the weights stay as the step before
-            left them.
-        OSError: if a checkpoint cannot be written.
+        ValueError: if a checkpoint is damaged or of another configuration or model, naming what differs; or a
+            precision, device, strategy or division of the batch cannot be had. Nothing is overwritten.
+        FloatingPointError: for a loss or gradient that is not finite, or a spike; the weights stay as the step
+            before left them.
+        OSError: if a checkpoint or the log cannot be written.
     """
+    scale = scale or ScaleConfig()
     device = _device(config)
     use_bfloat16 = _use_bfloat16(config, device)
     configuration = {
@@ -114,92 +106,136 @@ def train(
         "model": describe_model(model),
     }
     folder = None if directory is None else Path(directory)
-    checkpoint = None if folder is None else _checkpoint_to_resume(folder, configuration, resume)
+    plugin = deepspeed_plugin(config) if scale.strategy == "deepspeed" and launched_processes() > 1 else None
+    with start_processes(device, scale, plugin) as (accelerator, processes), _checkpointing(model, scale):
+        parts = Parts(data, processes, scale.accumulate)
+        checkpoint = None
+        if folder is not None:
+            checkpoint = processes.on_first(lambda: checkpoint_to_resume(folder, configuration, resume))
+        engine = ENGINES[scale.strategy](model, config, scale, accelerator, device, processes, checkpoint)
+        first_step = 0 if checkpoint is None else checkpoint.step
+        progress = Progress() if checkpoint is None else Progress(**checkpoint.state)
+        log = None if folder is None else processes.on_first(lambda: _continue_log(folder, first_step))
 
-    # Accelerate places nothing: its device is one for the whole process, ours is one for each call.
-    accelerator = Accelerator(mixed_precision="no", device_placement=False)
-    if accelerator.num_processes > 1:
-        raise ValueError("Training runs in one process: start it without a distributed launcher.")
-    model.to(device)
-    optimizer = build_optimizer(model, config.learning_rate, config.weight_decay, config.betas)
-    first_step, progress = 0, Progress()
-    if checkpoint is not None:
-        restore(checkpoint, model, optimizer)
-        first_step, progress = checkpoint.step, Progress(**checkpoint.state)
-    prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
-    log = None
-    if folder is not None:
-        remove_partial(folder)
-        log = TrainingLog(folder / "log.jsonl")
-        log.truncate(first_step)
-    if reporter is not None:
-        reporter.update(first_step, config.steps, {})
-
-    started = time.perf_counter() - progress.seconds
-    prepared.train()
-    for step in range(first_step, config.steps):
-        step_started = time.perf_counter()
-        torch.manual_seed(step_seed("model", config.seed, step))
-        factor = learning_rate_factor(step, config.steps, config.warmup_steps, config.final_learning_rate_fraction)
-        set_learning_rate(optimizer, factor)
-        batch = {key: value.to(device, non_blocking=True) for key, value in data.batch(step).items()}
-        with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
-            output = prepared(**batch)
-        accelerator.backward(output.loss)
-        gradient_norm = accelerator.clip_grad_norm_(prepared.parameters(), config.gradient_clip or math.inf)
-        loss, norm = torch.stack([output.loss.detach().float(), gradient_norm.float()]).tolist()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            optimizer.zero_grad(set_to_none=True)
-            raise FloatingPointError(_not_finite(step, loss, norm, folder))
-        prepared_optimizer.step()
-        prepared_optimizer.zero_grad(set_to_none=True)
-        _count(progress, loss, getattr(output, "logits", None), batch)
-        progress.training_seconds += time.perf_counter() - step_started
-
-        done = step + 1
-        last = done == config.steps
-        if last or done % config.log_every == 0:
-            figures = progress.close_window()
-            progress.figures |= figures
-            entry = {
-                "step": done,
-                **figures,
-                "learning_rate": config.learning_rate * factor,
-                "gradient_norm": norm,
-            }
+        def tell(entry: dict[str, Any], **for_the_log: Any) -> None:
+            """A line of the log, and who is told of it."""
             if log is not None:
-                log.append(entry | {"seconds": time.perf_counter() - started})
-            if reporter is not None:
-                reporter.update(done, config.steps, figures)
-        if evaluate is not None and (last or (config.evaluate_every and done % config.evaluate_every == 0)):
-            evaluated = _evaluate(evaluate, model, done)
-            progress.figures |= evaluated
-            if log is not None:
-                log.append({"step": done, "evaluation": evaluated})
-        progress.seconds = time.perf_counter() - started
-        if folder is not None and (last or (config.checkpoint_every and done % config.checkpoint_every == 0)):
-            state = dataclasses.asdict(progress)
-            save_checkpoint(folder, done, model, optimizer, configuration, state, config.keep_checkpoints)
+                log.append(entry | for_the_log)
+            for observer in observers:
+                observer.log(entry | for_the_log)
 
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    figures = progress.figures | {"parameters": parameters}
+        if reporter is not None and processes.first:
+            reporter.update(first_step, config.steps, {})
+
+        started = time.perf_counter() - progress.seconds
+        engine.network.train()
+        for step in range(first_step, config.steps):
+            step_started = time.perf_counter()
+            factor = learning_rate_factor(step, config.steps, config.warmup_steps, config.final_learning_rate_fraction)
+            set_learning_rate(engine.optimizer, factor)
+            counted, norm = _gradients(engine, parts, step, config, use_bfloat16)
+            try:
+                check_step(step, counted.loss_sum, norm, progress.recent_losses, scale, folder)
+            except FloatingPointError:
+                engine.discard()
+                raise
+            engine.step()
+            counted.training_seconds = time.perf_counter() - step_started
+            progress.add(counted)
+
+            done = step + 1
+            last = done == config.steps
+            if last or done % config.log_every == 0:
+                figures = progress.close_window()
+                progress.figures |= figures
+                entry = {
+                    "step": done,
+                    **figures,
+                    "learning_rate": config.learning_rate * factor,
+                    "gradient_norm": norm,
+                }
+                processes.on_first(lambda: tell(entry, seconds=time.perf_counter() - started))  # noqa: B023
+                if reporter is not None and processes.first:
+                    reporter.update(done, config.steps, figures)
+            if evaluate is not None and (last or (config.evaluate_every and done % config.evaluate_every == 0)):
+                with engine.whole_model() as whole:
+                    evaluated = processes.on_first(lambda: _evaluate(evaluate, whole, done))  # noqa: B023
+                progress.figures |= evaluated
+                processes.on_first(lambda: tell({"step": done, "evaluation": evaluated}))  # noqa: B023
+            progress.seconds = time.perf_counter() - started
+            if folder is not None and (last or (config.checkpoint_every and done % config.checkpoint_every == 0)):
+                engine.save(folder, done, configuration, dataclasses.asdict(progress))
+        engine.finish()
+
+    figures = progress.figures | {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+    if processes.size > 1:
+        figures["processes"] = processes.size
     return make_record(name, configuration, figures, seed=config.seed, seconds=progress.seconds)
 
 
-def describe_model(model: nn.Module) -> dict[str, Any]:
-    """The model's class and, where it has a Hugging Face configuration, that, without what is not of the function."""
-    config: Any = getattr(model, "config", None)
-    settings = config.to_dict() if hasattr(config, "to_dict") else {}
-    passing = {"transformers_version", "_name_or_path", "use_cache", *getattr(config, "unread_fields", ())}
-    return {"class": type(model).__name__, **{key: settings[key] for key in settings if key not in passing}}
+def _gradients(
+    engine: Engine, parts: Parts, step: int, config: TrainingConfig, use_bfloat16: bool
+) -> tuple[Progress, float]:
+    """Forward and backward passes of a step: what was counted, of all processes, and the gradients' norm."""
+    counted, losses = Progress(steps=1), []
+    drawn = draw_parts(parts, step)
+    for index, (part, batch, share) in enumerate(drawn):
+        # One seed a part: processes must not drop the same units, and must not depend on how many of them there are.
+        torch.manual_seed(step_seed("model" if parts.total == 1 else f"model/{part}", config.seed, step))
+        batch = {key: value.to(engine.device, non_blocking=True) for key, value in batch.items()}
+        with engine.piece(last=index == len(drawn) - 1):
+            with torch.autocast(engine.device.type, torch.bfloat16, enabled=use_bfloat16):
+                output = engine.network(**batch)
+            # Engines take the mean over processes where the sum is due.
+            engine.backward(output.loss if share is None else output.loss * (share * parts.processes.size))
+        loss = output.loss.detach().float()
+        losses.append(loss if share is None else loss * share)
+        logits = getattr(output, "logits", None)
+        if logits is not None and share != 0:
+            correct, scored = accuracy(logits.detach(), batch["labels"])
+            counted.correct += correct
+            counted.scored += scored
+        read = batch["input_ids"] if "input_ids" in batch else batch["inputs_embeds"]
+        counted.tokens += read.shape[:2].numel()
+    *parts_of_loss, norm = torch.stack([*losses, engine.clip_gradients().float()]).tolist()
+    sums = parts.processes.sum([sum(parts_of_loss), counted.correct, counted.scored, counted.tokens])
+    counted.loss_sum = sums[0]
+    counted.correct, counted.scored, counted.tokens = (round(figure) for figure in sums[1:])
+    return counted, norm
+
+
+def _continue_log(folder: Path, first_step: int) -> TrainingLog:
+    remove_partial(folder)
+    log = TrainingLog(folder / "log.jsonl")
+    log.truncate(first_step)
+    return log
+
+
+@contextmanager
+def _checkpointing(model: nn.Module, scale: ScaleConfig) -> Iterator[None]:
+    """Activation checkpointing while the model is trained, by Hugging Face's switch."""
+    if not scale.checkpoint_activations or any(
+        getattr(part, "gradient_checkpointing", False) for part in model.modules()
+    ):
+        yield
+        return
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise ValueError(f"checkpoint_activations: {type(model).__name__} has no gradient checkpointing; leave it out.")
+    # Releases of transformers differ in its name.
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        getattr(model, f"{name}_checkpointing_disable")()
 
 
 def _device(config: TrainingConfig) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but torch finds no GPU: use device cpu or auto.")
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.device)
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if launched_processes() > 1 else torch.device("cuda")
 
 
 def _use_bfloat16(config: TrainingConfig, device: torch.device) -> bool:
@@ -210,33 +246,6 @@ def _use_bfloat16(config: TrainingConfig, device: torch.device) -> bool:
     return config.precision == "bf16"
 
 
-def _checkpoint_to_resume(directory: Path, configuration: dict[str, Any], resume: bool) -> Checkpoint | None:
-    found = list_checkpoints(directory)
-    if not found:
-        return None
-    if not resume:
-        raise ValueError(f"{directory} already holds checkpoints: resume, or train in another directory.")
-    checkpoint = read_checkpoint(found[-1])
-    differing = set(compare_configurations(checkpoint.configuration, configuration)) - BOOKKEEPING
-    if differing:
-        raise ValueError(
-            f"{checkpoint.path} was trained with another {', another '.join(sorted(differing))}: "
-            "use the same settings to resume it, or train in another directory."
-        )
-    return checkpoint
-
-
-def _count(progress: Progress, loss: float, logits: Tensor | None, batch: dict[str, Tensor]) -> None:
-    progress.steps += 1
-    progress.loss_sum += loss
-    if logits is not None:
-        correct, scored = accuracy(logits.detach(), batch["labels"])
-        progress.correct += correct
-        progress.scored += scored
-    read = batch["input_ids"] if "input_ids" in batch else batch["inputs_embeds"]
-    progress.tokens += read.shape[:2].numel()
-
-
 def _evaluate(evaluate: Evaluation, model: nn.Module, step: int) -> dict[str, Any]:
     model.eval()
     try:
@@ -244,10 +253,3 @@ def _evaluate(evaluate: Evaluation, model: nn.Module, step: int) -> dict[str, An
             return evaluate(model, step)
     finally:
         model.train()
-
-
-def _not_finite(step: int, loss: float, norm: float, directory: Path | None) -> str:
-    what = f"loss became {loss}" if not math.isfinite(loss) else f"gradient's norm became {norm}"
-    found = [] if directory is None else list_checkpoints(directory)
-    where = f"the last good checkpoint is {found[-1]}" if found else "no checkpoint has been written"
-    return f"The {what} at step {step}, so that step was not taken; {where}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -74,14 +75,21 @@ def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float
 
 
 def build_optimizer(
-    model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float]
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    stand_ins: Mapping[str, nn.Parameter] | None = None,
 ) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`.
+    """AdamW over `parameter_groups`, of the model's parameters or of others that stand in for them, by name.
 
     Always fused: one kernel does all of a parameter's arithmetic. On one CPU core it takes a third of the
     time of the foreach and the plain loop (100 parameters, 0.66 million numbers).
     """
     groups = parameter_groups(model, learning_rate, weight_decay)
+    if stand_ins is not None:
+        for group in groups:
+            group["params"] = [stand_ins[name] for name in group["parameter_names"]]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 

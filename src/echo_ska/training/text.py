@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from echo_ska.training.data import step_generator
+from echo_ska.training.data import rows_of_part, step_generator
 
 VOCAB_SIZE = 256
 END_OF_FILE = 0
@@ -126,15 +126,16 @@ class TextData:
         self.length = length
         self.seed = seed
 
-    def batch(self, step: int) -> dict[str, Tensor]:
-        """The windows of step `step`: `input_ids` and `labels` (equal: the model shifts), int64 [B, T]."""
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
+        """The windows of part `part` of step `step`: `input_ids` and `labels` (equal: the model shifts), int64
+        [B / parts, T]. See `rows_of_part`."""
         starts = torch.randint(
             len(self.stream) - self.length + 1,
             (self.batch_size, 1),
             generator=step_generator(self.seed, step),
         )
         windows = self.stream[starts + torch.arange(self.length)].long()  # [B, T]
-        return {"input_ids": windows, "labels": windows.clone()}
+        return rows_of_part({"input_ids": windows, "labels": windows.clone()}, part, parts)
 
     def describe(self) -> dict[str, Any]:
         """The files' names, a checksum of all bytes, the window and the seed."""

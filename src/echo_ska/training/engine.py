@@ -1,0 +1,213 @@
+"""Who holds the weights while they are trained: every process all of them, or each a shard."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from echo_ska.training.checkpoint import Checkpoint, model_tensors, restore, save_checkpoint, save_shards
+from echo_ska.training.config import TrainingConfig
+from echo_ska.training.optimizer import build_optimizer
+from echo_ska.training.processes import Processes
+from echo_ska.training.scale import ScaleConfig
+from echo_ska.training.stored import Piece, Stored
+
+
+class Engine:
+    """One process, or several that share batches alone (DDP): each holds all weights and moments.
+
+    Args:
+        model: trained in place.
+        config, scale: settings.
+        accelerator: Accelerate's view of this process.
+        device: where it computes.
+        processes: who trains together.
+        checkpoint: what to go on from; None starts.
+
+    Attributes:
+        network: what is called for a loss; the model, or a wrapper around it.
+        optimizer: AdamW over the parameters that are trained.
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainingConfig,
+        scale: ScaleConfig,
+        accelerator: Any,
+        device: torch.device,
+        processes: Processes,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        self.model, self.config, self.scale = model, config, scale
+        self.accelerator, self.device, self.processes = accelerator, device, processes
+        self.prepare(checkpoint)
+
+    def prepare(self, checkpoint: Checkpoint | None) -> None:
+        """Set `network` and `optimizer`, with the checkpoint's weights and moments."""
+        self.model.to(self.device)
+        self.optimizer = self.build_optimizer()
+        if checkpoint is not None:
+            self.processes.together(lambda: restore(checkpoint, self.model, self.optimizer))
+        network = torch.compile(self.model) if self.scale.compile else self.model
+        self.network, self._prepared_optimizer = self.accelerator.prepare(network, self.optimizer)
+
+    def build_optimizer(self, stand_ins: dict[str, nn.Parameter] | None = None) -> torch.optim.AdamW:
+        """AdamW as `TrainingConfig` has it; see `optimizer.build_optimizer`."""
+        config = self.config
+        return build_optimizer(self.model, config.learning_rate, config.weight_decay, config.betas, stand_ins)
+
+    def piece(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Around the forward and backward pass of a piece of the batch: gradients are summed over processes at the
+        last."""
+        return contextlib.nullcontext() if last else self.accelerator.no_sync(self.network)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a piece's gradients; processes that share a batch hold the mean over them after the last."""
+        self.accelerator.backward(loss)
+
+    def clip_gradients(self) -> Tensor:
+        """Clip the gradients, and return the norm that all of them together had."""
+        return self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip or math.inf)
+
+    def step(self) -> None:
+        """Change the weights, and forget the gradients."""
+        self._prepared_optimizer.step()
+        self.discard()
+
+    def discard(self) -> None:
+        """Forget the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @contextlib.contextmanager
+    def whole_model(self) -> Iterator[nn.Module]:
+        """The model with the weights of now, for the first process to call; all processes enter."""
+        yield self.model
+
+    def finish(self) -> None:
+        """Bring the caller's model up to date, on `device`, in all processes."""
+
+    def save(self, directory: Path, step: int, configuration: dict[str, Any], state: dict[str, Any]) -> None:
+        """Write a checkpoint; all processes call it. Raises OSError in all of them if it cannot be written."""
+        keep = self.config.keep_checkpoints
+        self.processes.on_first(
+            lambda: save_checkpoint(directory, step, self.model, self.optimizer, configuration, state, keep)
+        )
+
+
+class ShardedEngine(Engine):
+    """FSDP2: every process holds the rows of each tensor that fall to it, and gathers a block when it is called.
+
+    The caller's model stays whole, on the CPU, as it was given; a copy of it is sharded and trained. Parameters are
+    float32 in the shards and when gathered, so those that must not be rounded to bfloat16 never are.
+    """
+
+    def prepare(self, checkpoint: Checkpoint | None) -> None:
+        """See `Engine`."""
+        self.model.to("cpu").train()
+        stored = None
+        if checkpoint is not None:
+            stored = self.processes.together(lambda: restore(checkpoint, self.model))
+        mesh = init_device_mesh(self.device.type, (self.processes.size,))
+        self.network = copy.deepcopy(self.model)
+        kinds = getattr(self.model, "_no_split_modules", None) or ()  # Hugging Face's name for blocks
+        blocks = [module for module in self.network.modules() if type(module).__name__ in kinds]
+        for module in [*blocks, self.network]:
+            if self.scale.compile and (module is not self.network or not blocks):
+                module.compile()
+            fully_shard(module, mesh=mesh)
+        self.network.to(self.device)  # buffers
+        self._names = {id(parameter): name for name, parameter in self.network.named_parameters()}
+        parameters = dict(self.network.named_parameters())
+        self.optimizer = self.build_optimizer(parameters)
+        for key, moment in ({} if stored is None else stored.optimizer).items():
+            name, _, slot = key.rpartition("/")
+            self.optimizer.state[parameters[name]][slot] = _sharded(moment, parameters[name])
+
+    def piece(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Gradients are summed and sharded at every piece: whole ones would not fit where weights do not."""
+        return contextlib.nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """See `Engine`."""
+        loss.backward()
+
+    def clip_gradients(self) -> Tensor:
+        """See `Engine`."""
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip or math.inf)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def step(self) -> None:
+        """See `Engine`."""
+        self.optimizer.step()
+        self.discard()
+
+    @contextlib.contextmanager
+    def whole_model(self) -> Iterator[nn.Module]:
+        """See `Engine`: the caller's model, which the first process has on its device meanwhile."""
+        self._gather()
+        yield self.model.to(self.device if self.processes.first else "cpu")
+        self.model.to("cpu")
+
+    def finish(self) -> None:
+        """See `Engine`."""
+        self._gather()
+        self.model.to(self.device)
+
+    def save(self, directory: Path, step: int, configuration: dict[str, Any], state: dict[str, Any]) -> None:
+        """See `Engine`; every process writes its shard."""
+        keep = self.config.keep_checkpoints
+        save_shards(directory, step, self._pieces(), configuration, state, keep, self.processes)
+
+    @torch.no_grad()
+    def _gather(self) -> None:
+        sharded = self.network.state_dict(keep_vars=True)
+        for name, target in model_tensors(self.model).items():
+            tensor = sharded[name]
+            target.copy_(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
+
+    def _pieces(self) -> list[Piece]:
+        sharded = self.network.state_dict(keep_vars=True)
+        held = [("model", name, sharded[name]) for name in model_tensors(self.model)]
+        for parameter, slots in self.optimizer.state.items():
+            held += [("optimizer", f"{self._names[id(parameter)]}/{slot}", value) for slot, value in slots.items()]
+        pieces = []
+        for kind, name, tensor in held:
+            if isinstance(tensor, DTensor):
+                local = tensor.to_local().detach().reshape(-1)
+                pieces.append(Piece(kind, name, tuple(tensor.shape), _start(tensor), local))
+            elif self.processes.first:  # the same in every process
+                pieces.append(Piece(kind, name, tuple(tensor.shape), 0, tensor.detach().reshape(-1)))
+        return pieces
+
+
+def _start(tensor: DTensor) -> int:
+    """The flat position of a shard's first number in the tensor, whose rows are divided."""
+    _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return offset[0] * math.prod(tensor.shape[1:])
+
+
+def _sharded(moment: Stored, parameter: nn.Parameter) -> Tensor:
+    """A moment as its parameter is sharded; a step count whole."""
+    assert isinstance(parameter, DTensor)
+    if moment.shape != tuple(parameter.shape):
+        return moment.whole().to(parameter.device)
+    sharded = torch.zeros_like(parameter, dtype=moment.dtype, requires_grad=False)
+    assert isinstance(sharded, DTensor)
+    local = sharded.to_local()
+    local.copy_(moment.read(_start(parameter), _start(parameter) + local.numel()).view(local.shape))
+    return sharded

@@ -1,0 +1,143 @@
+"""The processes of one training: who speaks, who waits, and one error for all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
+
+from echo_ska.training.scale import ScaleConfig
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=6)
+"""How long processes wait for one that evaluates or writes. One that died ends the waiting at once."""
+
+SHARED_ERRORS = (ValueError, OSError, FloatingPointError, ArithmeticError, MemoryError)
+
+
+class Processes:
+    """The processes that train one model together; one process is the usual case.
+
+    Attributes:
+        rank: this process's number, from 0.
+        size: how many there are.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, control: Any = None) -> None:
+        self.rank = rank
+        self.size = size
+        # A group of its own, on the CPU: what is agreed upon must not wait for a GPU, nor keep one waiting.
+        self._control = control
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and speaks."""
+        return self.rank == 0
+
+    def together(self, action: Callable[[], T]) -> T:
+        """Call `action` in every process. Raises in all of them where it raised in any, the same sentence."""
+        if self.size == 1:
+            return action()
+        raised: Exception | None = None
+        result: T | None = None
+        try:
+            result = action()
+        except Exception as error:
+            raised = error
+        told: list[tuple[str, str] | None] = [None] * self.size
+        mine = None if raised is None else (_kind(raised), str(raised))
+        dist.all_gather_object(told, mine, group=self._control)
+        if raised is not None:
+            raise raised
+        for other in told:
+            if other is not None:
+                kinds = {kind.__name__: kind for kind in SHARED_ERRORS}
+                raise kinds.get(other[0], RuntimeError)(other[1])
+        return result  # type: ignore[return-value]
+
+    def on_first(self, action: Callable[[], T]) -> T:
+        """Call `action` in the first process; all wait, and get its result or its error."""
+        if self.size == 1:
+            return action()
+        box = [self.together(action if self.first else lambda: None)]
+        dist.broadcast_object_list(box, src=0, group=self._control)
+        return box[0]  # type: ignore[return-value]
+
+    def gather(self, value: T) -> list[T]:
+        """Every process's `value` (anything that can be pickled), by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self._control)
+        return values
+
+    def sum(self, figures: Sequence[float]) -> list[float]:
+        """The sums over all processes, in float64: always of the same bits for the same figures."""
+        if self.size == 1:
+            return list(figures)
+        summed = torch.tensor(figures, dtype=torch.float64)
+        dist.all_reduce(summed, group=self._control)
+        return summed.tolist()
+
+
+def launched_processes() -> int:
+    """How many processes the launcher says that it started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first_process() -> bool:
+    """Whether this is the one process, or the first of those that a launcher started."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextlib.contextmanager
+def start_processes(device: torch.device, scale: ScaleConfig, plugin: Any = None) -> Iterator[tuple[Any, Processes]]:
+    """Accelerate's view of this training and its processes.
+
+    Args:
+        device: where this process computes.
+        scale: see `ScaleConfig`.
+        plugin: Accelerate's `DeepSpeedPlugin`, for that strategy.
+
+    Raises:
+        ValueError: the strategy does not fit the number of processes.
+    """
+    if launched_processes() == 1:
+        if scale.strategy in ("fsdp", "deepspeed"):
+            raise ValueError(
+                f"strategy {scale.strategy} shares a model among processes and there is one: start several, as in "
+                "torchrun --nproc-per-node 2 -m echo_ska train ..., or leave the strategy out."
+            )
+        # Accelerate places nothing: its device is one for the whole process, ours is one for each call.
+        yield Accelerator(mixed_precision="no", device_placement=False), Processes()
+        return
+    if plugin is not None:
+        AcceleratorState._reset_state()  # it takes one plugin in its life, and a process may train several times
+    # Without buckets rebuilt after the first step, gradients are summed in one order before and after a resumption;
+    # and a parameter that a batch does not reach is no error.
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True), InitProcessGroupKwargs(timeout=PATIENCE)]
+    accelerator = Accelerator(
+        mixed_precision="no",
+        device_placement=False,
+        cpu=device.type == "cpu" and plugin is None,
+        deepspeed_plugin=plugin,
+        kwargs_handlers=handlers,
+    )
+    control = dist.new_group(backend="gloo", timeout=PATIENCE)
+    try:
+        yield accelerator, Processes(dist.get_rank(), dist.get_world_size(), control)
+    finally:
+        dist.destroy_process_group(control)
+
+
+def _kind(error: Exception) -> str:
+    """The name of the shared kind that an error is of; its own where it is of none."""
+    return next((kind.__name__ for kind in SHARED_ERRORS if isinstance(error, kind)), type(error).__name__)

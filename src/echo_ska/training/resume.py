@@ -1,0 +1,43 @@
+"""Whether a checkpoint is of the training that is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from echo_ska.training.checkpoint import Checkpoint, compare_configurations, list_checkpoints, read_checkpoint
+
+BOOKKEEPING = {f"training.{name}" for name in ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints")}
+"""Settings that may change between a checkpoint and its resumption, for they do not touch the weights."""
+
+
+def checkpoint_to_resume(directory: Path, configuration: dict[str, Any], resume: bool) -> Checkpoint | None:
+    """The newest checkpoint in `directory`, None where there is none.
+
+    Raises:
+        ValueError: it is damaged, or of another configuration, whose differing fields are named; or there is one and
+            `resume` is False.
+    """
+    found = list_checkpoints(directory)
+    if not found:
+        return None
+    if not resume:
+        raise ValueError(f"{directory} already holds checkpoints: resume, or train in another directory.")
+    checkpoint = read_checkpoint(found[-1])
+    differing = set(compare_configurations(checkpoint.configuration, configuration)) - BOOKKEEPING
+    if differing:
+        raise ValueError(
+            f"{checkpoint.path} was trained with another {', another '.join(sorted(differing))}: "
+            "use the same settings to resume it, or train in another directory."
+        )
+    return checkpoint
+
+
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    """The model's class and, where it has a Hugging Face configuration, that, without what is not of the function."""
+    config: Any = getattr(model, "config", None)
+    settings = config.to_dict() if hasattr(config, "to_dict") else {}
+    passing = {"transformers_version", "_name_or_path", "use_cache", *getattr(config, "unread_fields", ())}
+    return {"class": type(model).__name__, **{key: settings[key] for key in settings if key not in passing}}

@@ -1,0 +1,143 @@
+"""Two processes equal one: losses, gradients and weights within float32's rounding, resumption to the last bit."""
+
+import re
+
+import pytest
+import together
+import torch
+from torch._dynamo.utils import counters
+
+from echo_ska.training.checkpoint import list_checkpoints
+from echo_ska.training.stored import open_tensors
+
+WITHIN = 2e-6  # of numbers of order 1, after 8 steps in float32
+SAME = ("echo", "unreached", "accumulate", "checkpoint activations", "kept", "resumed", "from one", "to other")
+
+
+def assert_close(curve, reference):
+    for what in ("losses", "weights"):
+        kept = reference[what][-len(curve[what]) :]
+        assert curve[what] == pytest.approx(kept, abs=WITHIN, rel=WITHIN)
+    assert curve["norms"] == pytest.approx(reference["norms"][-len(curve["norms"]) :], rel=1e-5)
+
+
+def check(two, strategy, what):
+    """What two processes computed equals what one did, and both processes ended with the same bits."""
+    curve = two.results[0][strategy][what]
+    reference = two.one.get(what, two.one["kept"])
+    assert_close(curve, reference)
+    assert curve["weights"] == two.results[1][strategy][what]["weights"]
+    assert len(curve["losses"]) == (4 if what in ("resumed", "from one", "to other") else together.STEPS)
+    if what in ("echo", "unreached"):
+        assert curve["evaluations"][0] == pytest.approx(reference["evaluations"][0], abs=WITHIN)
+
+
+def check_exactness(two, strategy):
+    """A resumption, also after a full disk, and activations computed anew change no bit."""
+    results = two.results[0][strategy]
+    for what in ("resumed", "after full", "checkpoint activations"):
+        assert results[what]["weights"] == results["kept"]["weights"]
+        assert results[what]["losses"] == results["kept"]["losses"][-len(results[what]["losses"]) :]
+
+
+def check_bfloat16(two, strategy):
+    """Autocast in every process, and weights and moments that stay float32, those too that are kept from it by name."""
+    losses = two.results[0][strategy]["bf16"]["losses"]
+    assert losses == pytest.approx(two.one["bf16"]["losses"], rel=1e-2)
+    assert losses != pytest.approx(two.one["kept"]["losses"], rel=WITHIN)
+    stored = open_tensors(list_checkpoints(two.folder / f"{strategy}-bf16")[-1])
+    assert {tensor.dtype for kind in stored for tensor in kind.values()} == {torch.float32}
+
+
+SENTENCES = {
+    "batch": r"ValueError: A batch of 4 cannot be divided into 6 equal parts.* multiple of 6\.",
+    "settings": r"ValueError: .*step-000008 was trained with another training\.learning_rate: use the same settings.*",
+    "one fails": r"ValueError: part 1 has no text",
+    "diverges": r"FloatingPointError: The loss became nan at step 6, so .* last good checkpoint is .*step-000004\.",
+    "full": r"OSError: The checkpoint .*step-000008 could not be written: .*",
+}
+
+
+def check_sentences(two, strategy):
+    """Both processes end with one sentence."""
+    for what, sentence in SENTENCES.items():
+        told = [result[strategy][what] for result in two.results]
+        assert told[0] == told[1]
+        assert re.fullmatch(sentence, told[0]), told[0]
+
+
+@pytest.mark.parametrize("what", SAME)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_equal_one(two_processes, strategy, what):
+    check(two_processes, strategy, what)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_bfloat16_rounds_no_weight(two_processes, strategy):
+    check_bfloat16(two_processes, strategy)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_what_must_not_change_a_bit_does_not(two_processes, strategy):
+    check_exactness(two_processes, strategy)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_an_error_in_one_process_is_the_error_of_both(two_processes, strategy):
+    check_sentences(two_processes, strategy)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_one_process_goes_on_from_the_checkpoints_of_two(two_processes, strategy):
+    assert_close(together.curve(directory=two_processes.folder / f"{strategy}-one"), two_processes.one["kept"])
+
+
+def test_dropout_follows_the_part_and_not_the_process(two_processes):
+    assert_close(two_processes.results[0]["dropout"], two_processes.one["dropout"])
+
+
+def test_a_source_of_whole_batches_is_refused(two_processes):
+    assert "WholeBatches draws whole batches alone" in two_processes.results[0]["whole batches"]
+    losses = together.curve("tiny", data=together.WholeBatches())["losses"]  # one process takes them
+    assert len(losses) == together.STEPS
+
+
+def test_pieces_accumulated_by_one_process_equal_the_batch(two_processes):
+    for pieces in (2, 4):
+        assert_close(together.curve(accumulate=pieces), two_processes.one["kept"])
+
+
+def test_activations_computed_anew_change_no_bit(two_processes):
+    assert together.curve(checkpoint_activations=True)["weights"] == two_processes.one["kept"]["weights"]
+    with pytest.raises(ValueError, match="TinyModel has no gradient checkpointing"):
+        together.curve("tiny", checkpoint_activations=True)
+
+
+def test_a_compiled_model_learns_the_same():
+    class Plain(torch.nn.Module):
+        """Without a recurrence, which torch.compile leaves as it is."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.Sequential(torch.nn.Embedding(13, 8), torch.nn.Tanh(), torch.nn.Linear(8, 13))
+
+        def forward(self, input_ids, labels):
+            logits = self.inner(input_ids)
+            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+            return together.Result(loss, logits)
+
+    def plain():
+        torch.manual_seed(0)
+        return Plain()
+
+    together.MODELS["plain"] = plain
+    counters.clear()
+    compiled = together.curve("plain", compile=True)
+    assert counters["stats"]["unique_graphs"] >= 1
+    assert_close(compiled, together.curve("plain"))
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed"])
+def test_one_process_has_nothing_to_share(strategy):
+    with pytest.raises(ValueError, match=f"strategy {strategy} shares a model among processes and there is one"):
+        together.curve(strategy=strategy)

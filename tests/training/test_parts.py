@@ -1,0 +1,46 @@
+import pytest
+import torch
+from tiny_model import CountingData
+from together import UnevenData
+
+from echo_ska.training.parts import Parts, draw_parts, scored_tokens
+from echo_ska.training.processes import Processes
+
+
+def test_shares_are_those_of_the_scored_tokens():
+    data = UnevenData()
+    for step in range(6):
+        drawn = draw_parts(Parts(data, Processes(), 4), step)
+        whole = data.batch(step)
+        assert [part for part, _, _ in drawn] == [0, 1, 2, 3]
+        assert sum(share for _, _, share in drawn) == pytest.approx(1)
+        for part, batch, share in drawn:
+            assert torch.equal(batch["input_ids"], whole["input_ids"][part::4])
+            scored = scored_tokens(whole["labels"][part::4])
+            assert share == scored / scored_tokens(whole["labels"])
+            assert scored_tokens(batch["labels"]) == max(scored, 1)  # its loss is a number, which counts for nothing
+    assert any(share == 0 for step in range(6) for _, _, share in draw_parts(Parts(data, Processes(), 4), step))
+
+
+def test_a_whole_batch_is_drawn_as_ever():
+    ((part, batch, share),) = draw_parts(Parts(CountingData(), Processes(), 1), 3)
+    assert (part, share) == (0, None)
+    assert torch.equal(batch["input_ids"], CountingData().batch(3)["input_ids"])
+
+
+def test_a_batch_without_labels_has_no_loss():
+    class Nothing(UnevenData):
+        def batch(self, step, part=0, parts=1):
+            batch = super().batch(step, part, parts)
+            return batch | {"labels": torch.full_like(batch["labels"], -100)}
+
+    assert all(share != share for _, _, share in draw_parts(Parts(Nothing(), Processes(), 2), 0))
+
+
+def test_real_numbers_all_count():
+    assert scored_tokens(torch.zeros(2, 3, 4)) == 24
+
+
+def test_a_source_that_knows_no_parts_is_refused():
+    with pytest.raises(ValueError, match="CountingData draws whole batches alone"):
+        Parts(CountingData(), Processes(), 2)

@@ -1,0 +1,71 @@
+"""A worker that is killed is started again by torchrun, and the run ends as if nothing had been."""
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+import together
+from test_checkpoint import contents
+
+from conftest import torchrun
+from echo_ska.models import EchoForCausalLM
+from echo_ska.training import ScaleConfig
+from echo_ska.training.checkpoint import list_checkpoints
+from echo_ska.training.processes import Processes, is_first_process, start_processes
+from echo_ska.training.records import read
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL")
+def test_a_killed_worker_is_restarted_and_changes_no_bit(tmp_path, two_processes):
+    command = torchrun("--max-restarts", "3", "--monitor-interval", "0.1", together.__file__, tmp_path, "restarted")
+    launched = subprocess.Popen(**command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    victim = tmp_path / "pid-1-0"
+    while launched.poll() is None and len(list_checkpoints(tmp_path / "run")) < 2:
+        time.sleep(0.01)
+    os.kill(int(victim.read_text()), signal.SIGKILL)
+    _, said = launched.communicate()
+    assert launched.returncode == 0, said[-4000:]
+    assert (tmp_path / "pid-1-1").exists()  # it was restarted
+    assert contents(tmp_path / "run") == contents(two_processes.folder / "undisturbed")
+
+
+def test_the_command_prints_and_writes_once(tmp_path):
+    settings = (
+        "train --task mqar-grid --steps 4 --batch-size 4 --length 32 --set hidden_size=32 --set rank=4 --accumulate 2"
+    )
+    command = torchrun("-m", "echo_ska", *settings.split(), "--strategy", "fsdp", "--output", tmp_path / "run")
+    for _ in range(2):  # trained, then found finished
+        done = subprocess.run(**command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert done.stdout.count("Kept in") == done.stdout.count("parameters, layers") == 1
+    assert len(read(tmp_path / "run" / "records.jsonl")) == 1
+    assert read(tmp_path / "run" / "records.jsonl")[0].figures["processes"] == 2
+    assert EchoForCausalLM.from_pretrained(tmp_path / "run" / "model").config.hidden_size == 32
+
+
+def test_one_process_agrees_with_itself():
+    alone = Processes()
+    assert alone.first
+    assert alone.on_first(lambda: 3) == 3
+    assert alone.gather("a") == ["a"]
+    assert alone.sum([1, 0.5]) == [1, 0.5]
+    with pytest.raises(OSError, match="full"):
+        alone.together(lambda: (_ for _ in ()).throw(OSError("full")))
+
+
+def test_the_launcher_says_who_is_first(monkeypatch):
+    assert is_first_process()
+    monkeypatch.setenv("RANK", "1")
+    assert not is_first_process()
+
+
+def test_a_strategy_without_processes_is_refused():
+    import torch
+
+    with (
+        pytest.raises(ValueError, match="torchrun --nproc-per-node 2"),
+        start_processes(torch.device("cpu"), ScaleConfig(strategy="fsdp")),
+    ):
+        pass

@@ -1,0 +1,267 @@
+"""What two processes do together, started by torchrun: `together.py FOLDER STRATEGY...` (or `FOLDER restarted`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tiny_model import CountingData, build, config
+from torch import Tensor, nn
+
+from echo_ska.models import EchoConfig, EchoForCausalLM
+from echo_ska.training import ScaleConfig, train
+from echo_ska.training.data import rows_of_part
+
+STEPS = 8
+RANK = int(os.environ.get("RANK", "0"))
+
+
+class UnevenData:
+    """Sequences that count upwards; so few labels, in so few rows, that a part of a batch may have none."""
+
+    def __init__(self, vocab_size: int = 13) -> None:
+        self.vocab_size = vocab_size
+
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(step)
+        tokens = (torch.randint(self.vocab_size, (4, 1), generator=generator) + torch.arange(12)) % self.vocab_size
+        labels = torch.where(torch.rand(4, 12, generator=generator) < 0.2, tokens, -100)
+        if step % 3 == 1:
+            labels[1::2] = -100  # all that the second of two processes has
+        labels[0, -1] = tokens[0, -1]
+        return rows_of_part({"input_ids": tokens, "labels": labels}, part, parts)
+
+    def describe(self) -> dict[str, Any]:
+        return {"task": "uneven"}
+
+
+class Result(NamedTuple):
+    loss: Tensor
+    logits: Tensor
+
+
+class Unreached(nn.Module):
+    """The tiny model with a parameter that no batch reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = build(dropout=0.0)
+        self.idle = nn.Parameter(torch.ones(3))
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> Any:
+        return self.inner(input_ids, labels)
+
+
+def echo() -> EchoForCausalLM:
+    """A small Echo with tied embeddings and an odd number of tokens, which two processes cannot halve."""
+    torch.manual_seed(0)
+    return EchoForCausalLM(
+        EchoConfig(
+            vocab_size=13,
+            hidden_size=16,
+            num_hidden_layers=2,
+            state_size=8,
+            intermediate_size=32,
+            layer_types=["ska", "mamba2"],
+            ska_at_ends=True,
+            num_heads=2,
+            rank=4,
+            head_dim=8,
+            tie_word_embeddings=True,
+        )
+    )
+
+
+class Diverges(nn.Module):
+    """Its loss is no number at step 6, in the second process alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.calls = build(dropout=0.0), 0
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> Any:
+        output = self.inner(input_ids, labels)
+        self.calls += 1
+        if self.calls == 7 and RANK == 1:
+            output.loss = output.loss * float("nan")
+        return output
+
+
+MODELS = {
+    "echo": echo,
+    "tiny": lambda: build(dropout=0.0),
+    "dropout": build,
+    "unreached": Unreached,
+    "diverges": Diverges,
+}
+
+
+class Kept:
+    """An observer that keeps the losses."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.norms: list[float] = []
+        self.evaluations: list[Any] = []
+
+    def log(self, entry: dict[str, Any]) -> None:
+        if "evaluation" in entry:
+            self.evaluations.append(entry["evaluation"])
+        else:
+            self.losses.append(entry["loss"])
+            self.norms.append(entry["gradient_norm"])
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten().double() for parameter in model.parameters()])
+
+
+def curve(
+    model: str = "echo",
+    strategy: str = "auto",
+    directory: Path | None = None,
+    steps: int = STEPS,
+    data: Any = None,
+    evaluated: bool = False,
+    settings: dict[str, Any] | None = None,
+    **scale: Any,
+) -> dict[str, Any]:
+    """A training's losses, gradient norms, evaluations and final weights."""
+    trained, kept = MODELS[model](), Kept()
+
+    def evaluate(whole: nn.Module, step: int) -> dict[str, float]:
+        torch.rand(3)
+        with torch.no_grad():
+            batch = UnevenData().batch(100)
+            return {"held_out": float(whole(**batch).loss)}
+
+    train(
+        trained,
+        data or UnevenData(),
+        dataclasses.replace(config(steps, log_every=1, checkpoint_every=4), **settings or {}),
+        scale=ScaleConfig(strategy=strategy, **scale),
+        directory=directory,
+        observers=[kept],
+        evaluate=evaluate if evaluated else None,
+    )
+    return {
+        "losses": kept.losses,
+        "norms": kept.norms,
+        "evaluations": kept.evaluations,
+        "weights": weights(trained).tolist(),
+    }
+
+
+def failed(**arguments: Any) -> str:
+    """The sentence that a training ends with."""
+    try:
+        curve(**arguments)
+    except (ValueError, OSError, FloatingPointError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing was raised"
+
+
+class FailsOnOne(UnevenData):
+    """One process cannot draw its part."""
+
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
+        if part == 1 and step == 2:
+            raise ValueError("part 1 has no text")
+        return super().batch(step, part, parts)
+
+
+class WholeBatches(CountingData):
+    """A source of one's own, which knows nothing of parts."""
+
+
+def full_disk(folder: Path, strategy: str) -> str:
+    """No file of the second process (of the first, where it alone writes) may be longer than 4,000 bytes."""
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    if (0 if strategy == "ddp" else 1) == RANK:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
+    try:
+        return failed(strategy=strategy, directory=folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def stopped_half_way(run: Path, copy: Path) -> Path:
+    """A copy of a finished run as it was after its first checkpoint, made by the first process."""
+    if RANK == 0:
+        shutil.copytree(run, copy)
+        shutil.rmtree(copy / "checkpoints" / "step-000008")
+    return copy
+
+
+def compare(strategy: str, other: str, folder: Path) -> dict[str, Any]:
+    """Everything of one strategy; `other` is what its checkpoints are handed to."""
+    results: dict[str, Any] = {}
+    for model in ("echo", "unreached"):
+        results[model] = curve(model, strategy, evaluated=True)
+    results["accumulate"] = curve(strategy=strategy, accumulate=2)
+    results["checkpoint activations"] = curve(strategy=strategy, checkpoint_activations=True)
+    results["bf16"] = curve(strategy=strategy, settings={"precision": "bf16"}, directory=folder / f"{strategy}-bf16")
+    kept = folder / strategy
+    results["kept"] = curve(strategy=strategy, directory=kept)
+    results["resumed"] = curve(strategy=strategy, directory=stopped_half_way(kept, folder / f"{strategy}-again"))
+    results["from one"] = curve(
+        strategy=strategy, directory=stopped_half_way(folder / "one", folder / f"one-{strategy}")
+    )
+    results["to other"] = curve(strategy=other, directory=stopped_half_way(kept, folder / f"{strategy}-{other}"))
+    stopped_half_way(kept, folder / f"{strategy}-one")
+    results["batch"] = failed(strategy=strategy, accumulate=3)
+    results["settings"] = failed(strategy=strategy, directory=kept, settings={"learning_rate": 1e-4})
+    results["one fails"] = failed(strategy=strategy, data=FailsOnOne())
+    results["diverges"] = failed(model="diverges", strategy=strategy, directory=folder / f"{strategy}-diverges")
+    full = stopped_half_way(kept, folder / f"{strategy}-full")
+    results["full"] = full_disk(full, strategy)
+    results["after full"] = curve(strategy=strategy, directory=full)
+    return results
+
+
+class SlowData(UnevenData):
+    """So slow that a process can be killed in the middle."""
+
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
+        time.sleep(0.02)
+        return super().batch(step, part, parts)
+
+
+def restarted(folder: Path) -> None:
+    """A run of 40 steps, which says who carries it out."""
+    (folder / f"pid-{RANK}-{os.environ.get('TORCHELASTIC_RESTART_COUNT')}").write_text(str(os.getpid()))
+    curve(data=SlowData(), directory=folder / "run", steps=40)
+
+
+OTHER = {"ddp": "fsdp", "fsdp": "ddp", "deepspeed": "deepspeed"}
+
+
+def main(folder: Path, strategies: list[str]) -> None:
+    results = {}
+    for strategy in strategies:
+        results[strategy] = compare(strategy, OTHER[strategy], folder)
+    results["dropout"] = curve("dropout", strategies[0])
+    results["whole batches"] = failed(model="tiny", strategy=strategies[0], data=WholeBatches())
+    if "ddp" in strategies:
+        curve(data=SlowData(), directory=folder / "undisturbed", steps=40)
+    (folder / f"results-{RANK}.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[2:] == ["restarted"]:
+        restarted(Path(sys.argv[1]))
+    else:
+        main(Path(sys.argv[1]), sys.argv[2:])
