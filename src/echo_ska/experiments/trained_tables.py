@@ -11,12 +11,14 @@ from echo_ska.experiments import (
     cliff,
     filter_ablation,
     gradient_flow,
+    language_model,
     length_conditioning,
     length_generalisation,
     mqar_frontier,
     mqar_grid,
     transfer,
 )
+from echo_ska.experiments.comparison import Results
 from echo_ska.experiments.recorded import recorded
 from echo_ska.experiments.tuning import Comparison
 from echo_ska.training import RunRecord
@@ -65,6 +67,13 @@ def _aids(question: str) -> Rows | None:
     return aids.rows(results, question) if results else None
 
 
+def _language(rows: Callable[[Results], Rows]) -> Rows | None:
+    path = _file(language_model.NAME)
+    found = language_model.recorded_comparison(path)
+    results = {} if found is None else found.recorded(path)
+    return rows(results) if found is not None and len(results) == len(found.trials) else None
+
+
 def _cliff() -> Rows | None:
     runs = [trial.with_(seed=seed).recorded_run() for trial in cliff.trials() for seed in range(cliff.SEEDS)]
     found: list[RunRecord] = [record for record in recorded(cliff.NAME, runs, _file(cliff.NAME)) if record is not None]
@@ -87,6 +96,8 @@ ROWS: dict[str, Callable[[], Rows | None]] = {
     "length-conditioning": _conditioning,
     "gradient-flow": _gradients,
     "cliff": _cliff,
+    "language-model": functools.partial(_language, language_model.rows),
+    "language-model-contexts": functools.partial(_language, language_model.context_rows),
     "mqar-frontier": _compared(mqar_frontier.NAME, mqar_frontier.comparison, mqar_frontier.rows),
 }
 """By the table's name; None while too little is recorded."""
