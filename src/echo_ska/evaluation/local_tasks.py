@@ -17,6 +17,8 @@ from typing import Any
 
 import yaml
 
+from echo_ska.evaluation.wikitext import perplexity_parts, wikitext_rows
+
 DEFINITIONS = Path(__file__).parent / "lm_eval_tasks"
 Row = dict[str, Any]
 
@@ -31,10 +33,12 @@ class LocalTask:
     Attributes:
         files: their names; a file may also be compressed, with .bz2 behind its name.
         rows: the texts of the files to the rows that the task's definition reads.
+        process_results: the harness's function of that name, where its metrics need one of the task's own.
     """
 
     files: tuple[str, ...]
     rows: Callable[..., Iterator[Row]]
+    process_results: Callable[[Row, list[float]], dict[str, Any]] | None = None
 
 
 def hellaswag_rows(text: str) -> Iterator[Row]:
@@ -107,6 +111,7 @@ LOCAL_TASKS = {
     "arc_challenge_local": LocalTask(("arc_challenge_test.jsonl",), arc_rows),
     "lambada_local": LocalTask(("lambada_test.jsonl",), lambada_rows),
     "babi_qa1_local": LocalTask(("qa1_single-supporting-fact_test.txt",), babi_rows),
+    "wikitext_local": LocalTask(("test.txt",), wikitext_rows, perplexity_parts),
 }
 
 
@@ -140,6 +145,8 @@ def _prepared(name: str, data: Path, work: Path) -> dict[str, Any]:
     if count == 0:
         raise ValueError(f"{paths[0]} holds no question for {name}")
     definition: dict[str, Any] = yaml.safe_load((DEFINITIONS / f"{name}.yaml").read_text(encoding="utf-8"))
+    if task.process_results is not None:
+        definition["process_results"] = task.process_results
     definition["dataset_kwargs"] = {"data_files": {"test": str(path)}, "cache_dir": str(work / "cache")}
     return definition
 
