@@ -5,5 +5,6 @@
 - `echo_ska.evaluation.sampling`: reading a context of any length and writing on from it;
   `echo_ska.evaluation.streaming` hands the text out while it comes.
 - `echo_ska.evaluation.context_length`: bits per byte of a text at several lengths of context.
-- `echo_ska.evaluation.local_tasks`: lm-evaluation-harness on local files.
+- `echo_ska.evaluation.harness`: lm-evaluation-harness asked in this process; `echo_ska.evaluation.local_tasks`: on
+  local files.
 """

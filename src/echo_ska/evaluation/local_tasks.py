@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -149,6 +150,25 @@ def _prepared(name: str, data: Path, work: Path) -> dict[str, Any]:
         definition["process_results"] = task.process_results
     definition["dataset_kwargs"] = {"data_files": {"test": str(path)}, "cache_dir": str(work / "cache")}
     return definition
+
+
+def chance_of(definition: dict[str, Any], questions: int) -> float | None:
+    """The expected share of right answers of who takes any choice, over the first questions of a prepared task.
+
+    Args:
+        definition: as `prepare` gave it.
+        questions: at most so many.
+
+    Returns:
+        In [0, 1]; 0 where a word is to be guessed, None where nothing is.
+    """
+    lines = Path(definition["dataset_kwargs"]["data_files"]["test"]).read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines[:questions]]
+    if definition["output_type"] == "loglikelihood_rolling":
+        return None
+    if definition["output_type"] != "multiple_choice":
+        return 0.0
+    return fmean(1 / (2 if "sol1" in row else len(row["choices"])) for row in rows)
 
 
 def _find(file: str, data: Path, task: str) -> Path:

@@ -124,6 +124,11 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Who recalls more per byte, untrained: SKA, linear attention or DeltaNet, over load, width and kind of keys.",
         "echo_ska.experiments.recall_map",
     ),
+    "zero-shot": Experiment(
+        "Benchmarks, facts in prose of up to 128k tokens, and a novel byte by byte, by checkpoints/; needs --text.",
+        "echo_ska.experiments.zero_shot",
+        reads_text=True,
+    ),
 }
 """By the name that the command line and the files in results/ use."""
 

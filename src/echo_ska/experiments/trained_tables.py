@@ -17,6 +17,7 @@ from echo_ska.experiments import (
     mqar_frontier,
     mqar_grid,
     transfer,
+    zero_shot,
 )
 from echo_ska.experiments.comparison import Results
 from echo_ska.experiments.recorded import recorded
@@ -74,6 +75,11 @@ def _language(rows: Callable[[Results], Rows]) -> Rows | None:
     return rows(results) if found is not None and len(results) == len(found.trials) else None
 
 
+def _zero_shot(rows: Callable[[Sequence[RunRecord]], Rows]) -> Rows | None:
+    written = rows(zero_shot.recorded_results(_file(zero_shot.NAME)))
+    return written if len(written) > 1 else None
+
+
 def _cliff() -> Rows | None:
     runs = [trial.with_(seed=seed).recorded_run() for trial in cliff.trials() for seed in range(cliff.SEEDS)]
     found: list[RunRecord] = [record for record in recorded(cliff.NAME, runs, _file(cliff.NAME)) if record is not None]
@@ -98,6 +104,9 @@ ROWS: dict[str, Callable[[], Rows | None]] = {
     "cliff": _cliff,
     "language-model": functools.partial(_language, language_model.rows),
     "language-model-contexts": functools.partial(_language, language_model.context_rows),
+    "zero-shot": functools.partial(_zero_shot, zero_shot.benchmark_rows),
+    "zero-shot-recall": functools.partial(_zero_shot, zero_shot.recall_rows),
+    "zero-shot-reading": functools.partial(_zero_shot, zero_shot.reading_rows),
     "mqar-frontier": _compared(mqar_frontier.NAME, mqar_frontier.comparison, mqar_frontier.rows),
 }
 """By the table's name; None while too little is recorded."""
