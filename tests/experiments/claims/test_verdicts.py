@@ -265,7 +265,10 @@ def read_on(at_training: float, at_longest: float, echo_longest: float = 2.0, ap
     def write(folder: Path) -> None:
         comparison = language_model.comparison(texts)
         for trial in comparison.trials:
-            runs = [*comparison.candidates(trial), *(trial.with_(seed=seed, learning_rate=1e-3) for seed in range(3))]
+            runs = [
+                *comparison.candidates(trial),
+                *(trial.with_(seed=seed, learning_rate=comparison.rates[0]) for seed in range(3)),
+            ]
             for run in runs:
                 whole = {"a.txt": {"bits_per_byte": 2.0, "bytes": 9, "state_bytes": [8, 8]}}
                 more: dict[str, Any] = {} if run.measure is None else {"whole": whole}
