@@ -304,13 +304,17 @@ def test_demo_and_reproduce_start_what_they_name(run, refused, tmp_path, monkeyp
             raise JobError("The job failed.")
         return [make_record("juggling", {"balls": 3}, {"drops": 1}, seed=0, seconds=1.0)]
 
-    monkeypatch.setitem(experiments.EXPERIMENTS, "juggling", types.SimpleNamespace(description="[Balls].", run=start))
+    juggling = types.SimpleNamespace(description="[Balls].", run=start, reads_text=False)
+    monkeypatch.setitem(experiments.EXPERIMENTS, "juggling", juggling)
     assert "juggling: [Balls]." in run("reproduce").stdout
     assert run("reproduce", "juggling", "--seeds=2", "--json", tmp_path / "j.json").exit_code == 0
     assert json.loads((tmp_path / "j.json").read_text())["records"][0]["figures"] == {"drops": 1}
-    assert calls[1] == {"seeds": 2, "quick": False}
+    assert calls[1] == {"seeds": 2, "quick": False, "text": None}
     refused("The job failed.", "reproduce", "juggling", "--quick")
     refused("no experiment 'nope': choose from", "reproduce", "nope")
+    refused("leave out --text, which is for language-model", "reproduce", "recipe", "--text", tmp_path)
+    refused("give --text a folder with train/", "reproduce", "language-model")
+    refused("has no folder train", "reproduce", "language-model", "--text", tmp_path)
 
 
 def test_sentences():

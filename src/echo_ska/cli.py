@@ -125,18 +125,25 @@ def reproduce(
         int | None, typer.Option(min=1, help="How many seeds to run; the experiment's own number else.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="The small version, about ten minutes on two cores.")] = False,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            "--text", metavar="FOLDER", help="Texts in train/, valid/ and test/, for experiments on language."
+        ),
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Run an experiment behind a table or figure, and draw it from its records.
 
-    **Examples:** `echo-ska reproduce` lists the experiments · `echo-ska reproduce NAME --quick --seeds 1`
+    **Examples:** `echo-ska reproduce` lists the experiments · `echo-ska reproduce NAME --quick --seeds 1` ·
+    `echo-ska reproduce language-model --text texts/`
     """
     from echo_ska.commands.files import require_writable
 
     require_writable(json_file, "--json")
     from echo_ska.commands.run import start_experiment
 
-    start_experiment(name, seeds, quick, json_file, console())
+    start_experiment(name, seeds, quick, text, json_file, console())
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 
 import pytest
 import torch
@@ -80,6 +81,26 @@ def test_scores_are_those_of_the_model(run, model_folder, data, tmp_path):
     mean = sum(log_likelihood(model, context, f" {word}") for context, word in words) / len(words)
     perplexity = scores["lambada_local"]["metrics"]["perplexity"]["value"]
     assert perplexity == pytest.approx(torch.tensor(-mean).exp().item(), rel=1e-3)
+
+
+@needs_harness
+def test_perplexity_of_articles_is_that_of_the_model(run, model_folder, data, tmp_path):
+    pages = [
+        " = One Title = \n \n It was late , she said . \n \n",
+        " = Another = \n \n He ran 3 @-@ 4 miles ; then he slept . \n",
+    ]
+    (data / "test.txt").write_text(" \n" + "".join(pages))
+    figures = tmp_path / "f.json"
+    result = run("eval", model_folder, "--tasks", "wikitext_local", "--data", data, "--json", figures)
+    assert result.exit_code == 0, result.output
+    score = json.loads(figures.read_text())["tasks"]["wikitext_local"]
+    assert score["questions"] == 2
+    model = EchoForCausalLM.from_pretrained(model_folder).eval()
+    texts = [" = One Title =\n\nIt was late, she said.\n\n", " = Another =\n\nHe ran 3-4 miles; then he slept.\n"]
+    nats = -sum(log_likelihood(model, "\0", text) for text in texts)  # the end token is byte 0, read first
+    assert score["metrics"]["word_perplexity"]["value"] == pytest.approx(math.exp(nats / (13 + 16)), rel=1e-3)
+    size = sum(map(len, pages))
+    assert score["metrics"]["bits_per_byte"]["value"] == pytest.approx(nats / size / math.log(2), rel=1e-3)
 
 
 @needs_harness

@@ -99,6 +99,12 @@ def test_definitions_and_files(tmp_path):
         ("lambada_local", "lambada_test.jsonl", '{"txt": 1}\n', "line 1 lacks one of text"),
         ("lambada_local", "lambada_test.jsonl", "{\n", "is not what lambada_local reads"),
         ("babi_qa1_local", "qa1_single-supporting-fact_test.txt", "John\n", "line 1 does not begin with a number"),
+        (
+            "wikitext_local",
+            "test.txt",
+            " = = Section = = \n",
+            "is not what wikitext_local reads: no line is the heading",
+        ),
         ("arc_easy_local", "other.txt", "", "which is not in"),
     ],
 )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from echo_ska.experiments.text_trial import TextTrial
 from echo_ska.experiments.trial import Trial
 from echo_ska.experiments.tuning import Comparison
 from echo_ska.training import RunRecord
@@ -42,6 +43,21 @@ def of_trial(trial: Trial, accuracy: Accuracy, **more: Any) -> RunRecord:
         "parameters": 1000,
         "training_loss": 0.1,
         "accuracy": {question.name: accuracy(trial.arm.name, question.name) for question in trial.questions},
+    }
+    return made_up(trial.experiment, trial.configuration(), figures | more, trial.seed)
+
+
+def of_text_trial(trial: TextTrial, bits: Callable[[str, str, int], float], **more: Any) -> RunRecord:
+    """What a trial on text would record had it scored so, by arm, part and context."""
+    scores = {one.part: {str(c): bits(trial.arm.name, one.part, c) for c in one.contexts} for one in trial.scored}
+    figures = {
+        "arm": trial.arm.name,
+        "learning_rate": trial.learning_rate,
+        "parameters": 1000,
+        "training_loss": 1.5,
+        "curve": [[100, 2.0]],
+        "state_bytes": 70_000,
+        "bits_per_byte": scores,
     }
     return made_up(trial.experiment, trial.configuration(), figures | more, trial.seed)
 

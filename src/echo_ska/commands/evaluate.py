@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -16,11 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from echo_ska.commands.load import load_model, load_tokenizer, require_model_folder
+from echo_ska.evaluation.harness import Harness, require_harness
 from echo_ska.evaluation.local_tasks import LOCAL_TASKS, prepare
 from echo_ska.training.records import write_json
-
-RESAMPLES = 1000
-"""Of the questions, for the standard error of what is no mean (perplexity)."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +36,7 @@ def evaluate(request: EvaluateRequest, json_file: Path | None, console: Console)
     Raises:
         ValueError: the harness, a model, a task or its data are missing; says what to do.
     """
-    if importlib.util.find_spec("lm_eval") is None:
-        raise ValueError("lm-evaluation-harness is not installed: pip install 'echo-ska[eval]'.")
+    require_harness()
     names = list(dict.fromkeys(name.strip() for name in request.tasks.split(",") if name.strip()))
     if not names:
         raise ValueError("--tasks names no task: give names with commas between them.")
@@ -55,58 +49,14 @@ def evaluate(request: EvaluateRequest, json_file: Path | None, console: Console)
     with tempfile.TemporaryDirectory() as work:
         prepared = prepare(local, request.data, Path(work)) if request.data is not None else []
         began = time.perf_counter()
-        results = _ask(request, [*(name for name in names if name not in LOCAL_TASKS), *prepared])
+        harness = Harness([*(name for name in names if name not in LOCAL_TASKS), *prepared])
+        model = load_model(request.model, request.device)
+        tokenizer = load_tokenizer(request.model, model.config.vocab_size)
+        scores = harness.ask(model, tokenizer, limit=request.limit, batch_size=request.batch_size)
         seconds = time.perf_counter() - began
-    scores = {name: _scores(results, name) for name in results["results"]}
     console.print(_table(scores))
     figures = {"model": str(request.model), "limit": request.limit, "seconds": seconds, "tasks": scores}
     write_json(json_file, figures)
-
-
-def _ask(request: EvaluateRequest, tasks: list[Any]) -> dict[str, Any]:
-    import datasets
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
-    datasets.disable_progress_bars()
-    downloaded = [task for task in tasks if isinstance(task, str)]
-    manager = TaskManager(include_defaults=bool(downloaded))  # which reads some thousand files
-    known = {*manager.all_tasks, *manager.all_groups, *manager.all_tags}
-    if unknown := [task for task in downloaded if task not in known]:
-        raise ValueError(
-            f"Neither the harness nor this package has a task {unknown[0]!r}: `lm-eval ls tasks` lists the harness's, "
-            f"ours are {', '.join(LOCAL_TASKS)}."
-        )
-    model = load_model(request.model, request.device)
-    tokenizer = load_tokenizer(request.model, model.config.vocab_size)
-    asked = HFLM(pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=request.batch_size)
-    with contextlib.redirect_stdout(sys.stderr):  # where its progress goes too
-        results: dict[str, Any] = lm_eval.simple_evaluate(
-            asked,
-            tasks=tasks,
-            limit=request.limit,
-            task_manager=manager,
-            bootstrap_iters=RESAMPLES,
-            log_samples=False,
-        )
-    return results
-
-
-def _scores(results: dict[str, Any], task: str) -> dict[str, Any]:
-    """Metrics of a task with their standard errors (None where there is none), and how many questions were asked."""
-    found: dict[str, Any] = {"questions": results.get("n-samples", {}).get(task, {}).get("effective"), "metrics": {}}
-    values = results["results"][task]
-    for key, value in values.items():
-        metric, _, filtered = key.partition(",")
-        if not filtered or metric.endswith("_stderr"):
-            continue
-        error = values.get(f"{metric}_stderr,{filtered}")
-        found["metrics"][metric if filtered == "none" else key] = {
-            "value": value,
-            "standard_error": error if isinstance(error, float) else None,
-        }
-    return found
 
 
 def _table(scores: dict[str, Any]) -> Table:

@@ -13,9 +13,12 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
+
+from echo_ska.evaluation.wikitext import perplexity_parts, wikitext_rows
 
 DEFINITIONS = Path(__file__).parent / "lm_eval_tasks"
 Row = dict[str, Any]
@@ -31,10 +34,12 @@ class LocalTask:
     Attributes:
         files: their names; a file may also be compressed, with .bz2 behind its name.
         rows: the texts of the files to the rows that the task's definition reads.
+        process_results: the harness's function of that name, where its metrics need one of the task's own.
     """
 
     files: tuple[str, ...]
     rows: Callable[..., Iterator[Row]]
+    process_results: Callable[[Row, list[float]], dict[str, Any]] | None = None
 
 
 def hellaswag_rows(text: str) -> Iterator[Row]:
@@ -107,6 +112,7 @@ LOCAL_TASKS = {
     "arc_challenge_local": LocalTask(("arc_challenge_test.jsonl",), arc_rows),
     "lambada_local": LocalTask(("lambada_test.jsonl",), lambada_rows),
     "babi_qa1_local": LocalTask(("qa1_single-supporting-fact_test.txt",), babi_rows),
+    "wikitext_local": LocalTask(("test.txt",), wikitext_rows, perplexity_parts),
 }
 
 
@@ -140,8 +146,29 @@ def _prepared(name: str, data: Path, work: Path) -> dict[str, Any]:
     if count == 0:
         raise ValueError(f"{paths[0]} holds no question for {name}")
     definition: dict[str, Any] = yaml.safe_load((DEFINITIONS / f"{name}.yaml").read_text(encoding="utf-8"))
+    if task.process_results is not None:
+        definition["process_results"] = task.process_results
     definition["dataset_kwargs"] = {"data_files": {"test": str(path)}, "cache_dir": str(work / "cache")}
     return definition
+
+
+def chance_of(definition: dict[str, Any], questions: int) -> float | None:
+    """The expected share of right answers of who takes any choice, over the first questions of a prepared task.
+
+    Args:
+        definition: as `prepare` gave it.
+        questions: at most so many.
+
+    Returns:
+        In [0, 1]; 0 where a word is to be guessed, None where nothing is.
+    """
+    lines = Path(definition["dataset_kwargs"]["data_files"]["test"]).read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines[:questions]]
+    if definition["output_type"] == "loglikelihood_rolling":
+        return None
+    if definition["output_type"] != "multiple_choice":
+        return 0.0
+    return fmean(1 / (2 if "sol1" in row else len(row["choices"])) for row in rows)
 
 
 def _find(file: str, data: Path, task: str) -> Path:

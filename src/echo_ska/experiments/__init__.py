@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -20,20 +21,32 @@ class Experiment:
         description: one sentence.
         module: whose `run` runs it. Imported only then: models and matplotlib are slow to import, and a reader of
             descriptions needs neither.
+        reads_text: whether it is about the reader's own texts: its `run` then takes their folder as `text`.
     """
 
     description: str
     module: str
+    reads_text: bool = False
 
-    def run(self, console: Console, *, seeds: int | None = None, quick: bool = False) -> list[RunRecord]:
+    def run(
+        self, console: Console, *, seeds: int | None = None, quick: bool = False, text: Path | None = None
+    ) -> list[RunRecord]:
         """Run what is not yet recorded, then print and draw all of it; returns the records behind it.
 
         Args:
             console: where to show.
             seeds: how many seeds; None is the experiment's own number.
             quick: a smaller form, recorded apart.
+            text: the folder of the texts, of experiments that read text.
+
+        Raises:
+            ValueError: there is a `text` for an experiment that reads none, or what the experiment itself refuses.
         """
-        records: list[RunRecord] = import_module(self.module).run(console, seeds=seeds, quick=quick)
+        if text is not None and not self.reads_text:
+            readers = ", ".join(name for name, experiment in EXPERIMENTS.items() if experiment.reads_text)
+            raise ValueError(f"This experiment reads no text of yours: leave out --text, which is for {readers}.")
+        options: dict[str, Any] = {"text": text} if self.reads_text else {}
+        records: list[RunRecord] = import_module(self.module).run(console, seeds=seeds, quick=quick, **options)
         return records
 
 
@@ -69,6 +82,11 @@ EXPERIMENTS: dict[str, Experiment] = {
     "in-context-regression": Experiment(
         "Does a trained softmax head come to predict as ridge regression does, and SKA from the start?",
         "echo_ska.experiments.in_context_regression",
+    ),
+    "language-model": Experiment(
+        "Claim 9: Echo beside seven language models of its size, in bits per byte on unseen authors; needs --text.",
+        "echo_ska.experiments.language_model",
+        reads_text=True,
     ),
     "length-conditioning": Experiment(
         "Claim 5: accuracy, margin and the Gram matrix's smallest eigenvalue as the sequence grows.",
@@ -113,6 +131,11 @@ EXPERIMENTS: dict[str, Experiment] = {
     "recall-map": Experiment(
         "Who recalls more per byte, untrained: SKA, linear attention or DeltaNet, over load, width and kind of keys.",
         "echo_ska.experiments.recall_map",
+    ),
+    "zero-shot": Experiment(
+        "Benchmarks, facts in prose of up to 128k tokens, and a novel byte by byte, by checkpoints/; needs --text.",
+        "echo_ska.experiments.zero_shot",
+        reads_text=True,
     ),
 }
 """By the name that the command line and the files in results/ use."""

@@ -11,13 +11,16 @@ from echo_ska.experiments import (
     cliff,
     filter_ablation,
     gradient_flow,
+    language_model,
     length_conditioning,
     length_generalisation,
     mqar_frontier,
     mqar_grid,
     scaling,
     transfer,
+    zero_shot,
 )
+from echo_ska.experiments.comparison import Results
 from echo_ska.experiments.recorded import recorded
 from echo_ska.experiments.tuning import Comparison
 from echo_ska.training import RunRecord
@@ -66,6 +69,18 @@ def _aids(question: str) -> Rows | None:
     return aids.rows(results, question) if results else None
 
 
+def _language(rows: Callable[[Results], Rows]) -> Rows | None:
+    path = _file(language_model.NAME)
+    found = language_model.recorded_comparison(path)
+    results = {} if found is None else found.recorded(path)
+    return rows(results) if found is not None and len(results) == len(found.trials) else None
+
+
+def _zero_shot(rows: Callable[[Sequence[RunRecord]], Rows]) -> Rows | None:
+    written = rows(zero_shot.recorded_results(_file(zero_shot.NAME)))
+    return written if len(written) > 1 else None
+
+
 def _cliff() -> Rows | None:
     runs = [trial.with_(seed=seed).recorded_run() for trial in cliff.trials() for seed in range(cliff.SEEDS)]
     found: list[RunRecord] = [record for record in recorded(cliff.NAME, runs, _file(cliff.NAME)) if record is not None]
@@ -93,6 +108,11 @@ ROWS: dict[str, Callable[[], Rows | None]] = {
     "length-conditioning": _conditioning,
     "gradient-flow": _gradients,
     "cliff": _cliff,
+    "language-model": functools.partial(_language, language_model.rows),
+    "language-model-contexts": functools.partial(_language, language_model.context_rows),
+    "zero-shot": functools.partial(_zero_shot, zero_shot.benchmark_rows),
+    "zero-shot-recall": functools.partial(_zero_shot, zero_shot.recall_rows),
+    "zero-shot-reading": functools.partial(_zero_shot, zero_shot.reading_rows),
     "mqar-frontier": _compared(mqar_frontier.NAME, mqar_frontier.comparison, mqar_frontier.rows),
     "scaling": _scaling,
 }

@@ -1,7 +1,8 @@
-"""A trial: one model, trained once on a recall task and then asked. What every trained experiment is made of.
+"""A trial: one model, trained once and then asked. What every trained experiment is made of.
 
-The models of an experiment differ in their arms alone: task, steps, batches and questions are the experiment's, the
-same for all, and nobody is told which tokens matter.
+The models of an experiment differ in their arms alone: what is learnt, steps, batches and questions are the
+experiment's, the same for all, and nobody is told which tokens matter. `Trial` is of a recall task; `TextTrial`, in a
+module of its own, of text.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, Self, cast
 
 import torch
 from torch import nn
@@ -26,8 +29,8 @@ from echo_ska.experiments.recorded import RecordedRun
 from echo_ska.models import EchoConfig, EchoForCausalLM
 from echo_ska.models.presets import build_on_meta, count_parameters, matched_width
 from echo_ska.tasks import RecallTask
-from echo_ska.training import RecallData, RecallSchedule, Reporter, TrainingConfig, make_record, train
-from echo_ska.training.data import describe_task
+from echo_ska.training import RecallData, RecallSchedule, Reporter, RunRecord, TrainingConfig, make_record, train
+from echo_ska.training.data import DataSource, describe_task
 from echo_ska.training.resume import describe_model
 
 EVALUATION_SEED = 1_000_003
@@ -109,13 +112,113 @@ class Question:
         return describe_task(self.task) | {"length": self.length, "sequences": self.sequences, "asked_with": self.seed}
 
 
-Measure = Callable[[EchoForCausalLM, "Trial"], dict[str, Any]]
-"""Called with the trained network in eval mode; returns further figures, JSON."""
+Measure = Callable[[EchoForCausalLM, Any], dict[str, Any]]
+"""Called with the trained network in eval mode and its trial; returns further figures, JSON."""
+
+
+class TrainedRun(ABC):
+    """What trials share, whatever is learnt: how they are trained, described, found again and tuned.
+
+    A subclass is a frozen dataclass that has these attributes among its fields.
+
+    Attributes:
+        experiment: whose record it is.
+        arm: what is trained.
+        steps, learning_rate: of the training.
+        seed: of weights and batches.
+        weight_decay: AdamW's.
+        measure: a module's function that measures more of the trained network.
+    """
+
+    experiment: str
+    arm: Arm
+    steps: int
+    learning_rate: float
+    seed: int
+    weight_decay: float
+    measure: Measure | None
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Token ids of the network."""
+
+    @abstractmethod
+    def data(self) -> DataSource:
+        """The training batches."""
+
+    @abstractmethod
+    def asked(self) -> dict[str, Any]:
+        """What is asked of the trained network, as its record's configuration has it."""
+
+    @abstractmethod
+    def answers(self, network: EchoForCausalLM, training: RunRecord, stage: Stage) -> dict[str, Any]:
+        """The figures of the trained network, which is in eval mode; `training` is the record of its training."""
+
+    @abstractmethod
+    def nothing_learnt(self) -> dict[str, Any]:
+        """The figures of a training that diverged."""
+
+    @abstractmethod
+    def to_tune(self, steps: int, tuned_on: Sequence[Any]) -> Self:
+        """The same with seed 0 for so many steps, asked nothing but what decides between learning rates."""
+
+    @staticmethod
+    @abstractmethod
+    def merit(record: RunRecord) -> tuple[float, ...]:
+        """What is largest for the best of the rates that were tried."""
+
+    def with_(self, **changes: Any) -> Self:
+        """The same trial but for these fields."""
+        replaced: Self = dataclasses.replace(cast(Any, self), **changes)
+        return replaced
+
+    def training_config(self) -> TrainingConfig:
+        """On the CPU wherever it runs: so small a model gains nothing from a GPU, and its figures stay the same."""
+        return TrainingConfig(
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            final_learning_rate_fraction=0.0,
+            weight_decay=self.weight_decay,
+            seed=self.seed,
+            device="cpu",
+            checkpoint_every=250,
+            keep_checkpoints=1,
+        )
+
+    def describe_data(self) -> dict[str, Any]:
+        """What determines the training batches."""
+        return self.data().describe()
+
+    def configuration(self) -> dict[str, Any]:
+        """What its record has as configuration, known without running it, in the types that JSON gives."""
+        parts = {
+            "training": dataclasses.asdict(self.training_config()),
+            "data": self.describe_data(),
+            "model": _described(json.dumps({"vocab_size": self.vocab_size, **self.arm.fields})),
+            "arm": self.arm.name,
+            "changes": [change.__name__ for change in self.arm.changes],
+            "written_prefix": self.arm.written_prefix,
+            "measure": None if self.measure is None else self.measure.__name__,
+            **self.asked(),
+        }
+        as_json: dict[str, Any] = json.loads(json.dumps(parts))
+        return as_json
+
+    def recorded_run(self) -> RecordedRun:
+        """The trial as a job whose record can be found again."""
+        name = f"{self.arm.name}, rate {self.learning_rate:g}, seed {self.seed}"
+        return RecordedRun(Job(name, run_trial, {"trial": self}), self.seed, self.configuration(), self.folder())
+
+    def folder(self) -> Path:
+        """Where its checkpoints are until it is recorded."""
+        digest = hashlib.sha256(json.dumps([self.configuration(), self.seed], sort_keys=True).encode()).hexdigest()
+        return UNFINISHED / f"{self.experiment}-{digest[:16]}"
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One run.
+class Trial(TrainedRun):
+    """One run on a recall task.
 
     Attributes:
         experiment: whose record it is. arm: what is trained. task: what it is trained on. steps, batch_size,
@@ -137,22 +240,10 @@ class Trial:
     measure: Measure | None = None
     schedule: tuple[tuple[RecallTask, int, float], ...] = ()
 
-    def with_(self, **changes: Any) -> Trial:
-        """The same trial but for these fields."""
-        return dataclasses.replace(self, **changes)
-
-    def training_config(self) -> TrainingConfig:
-        """On the CPU wherever it runs: so small a model gains nothing from a GPU, and its figures stay the same."""
-        return TrainingConfig(
-            steps=self.steps,
-            learning_rate=self.learning_rate,
-            final_learning_rate_fraction=0.0,
-            weight_decay=self.weight_decay,
-            seed=self.seed,
-            device="cpu",
-            checkpoint_every=250,
-            keep_checkpoints=1,
-        )
+    @property
+    def vocab_size(self) -> int:
+        """The task's."""
+        return self.task.vocab_size
 
     def data(self) -> RecallData | RecallSchedule:
         """The training batches."""
@@ -160,30 +251,32 @@ class Trial:
             return RecallSchedule(self.schedule, self.seed)
         return RecallData(self.task, self.batch_size, self.seed)
 
-    def configuration(self) -> dict[str, Any]:
-        """What its record has as configuration, known without running it, in the types that JSON gives."""
-        parts = {
-            "training": dataclasses.asdict(self.training_config()),
-            "data": self.data().describe(),
-            "model": _described(json.dumps({"vocab_size": self.task.vocab_size, **self.arm.fields})),
-            "arm": self.arm.name,
-            "changes": [change.__name__ for change in self.arm.changes],
-            "written_prefix": self.arm.written_prefix,
-            "questions": {question.name: question.describe() for question in self.questions},
-            "measure": None if self.measure is None else self.measure.__name__,
+    def asked(self) -> dict[str, Any]:
+        """The questions."""
+        return {"questions": {question.name: question.describe() for question in self.questions}}
+
+    def answers(self, network: EchoForCausalLM, training: RunRecord, stage: Stage) -> dict[str, Any]:
+        """Accuracies, and bytes of state."""
+        return {
+            "training_accuracy": training.figures["accuracy"],
+            "state_bytes": network.state_bytes(self.task.length) if network.has_state else None,
+            "accuracy": ask(network, self.questions, stage("recall")),
         }
-        as_json: dict[str, Any] = json.loads(json.dumps(parts))
-        return as_json
 
-    def recorded_run(self) -> RecordedRun:
-        """The trial as a job whose record can be found again."""
-        name = f"{self.arm.name}, rate {self.learning_rate:g}, seed {self.seed}"
-        return RecordedRun(Job(name, run_trial, {"trial": self}), self.seed, self.configuration(), self.folder())
+    def nothing_learnt(self) -> dict[str, Any]:
+        """No answer is right."""
+        return {"training_accuracy": 0.0, "accuracy": {question.name: 0.0 for question in self.questions}}
 
-    def folder(self) -> Path:
-        """Where its checkpoints are until it is recorded."""
-        digest = hashlib.sha256(json.dumps([self.configuration(), self.seed], sort_keys=True).encode()).hexdigest()
-        return UNFINISHED / f"{self.experiment}-{digest[:16]}"
+    def to_tune(self, steps: int, tuned_on: Sequence[Question]) -> Trial:
+        """Asked `tuned_on`, with sequences that are not reported."""
+        asked = tuple(dataclasses.replace(question, seed=TUNING_SEED) for question in tuned_on)
+        return self.with_(seed=0, steps=steps, questions=asked, measure=None)
+
+    @staticmethod
+    def merit(record: RunRecord) -> tuple[float, ...]:
+        """The mean accuracy; ties by the lower training loss."""
+        loss = record.figures["training_loss"]
+        return fmean(record.figures["accuracy"].values()), float("-inf") if loss is None else -loss
 
 
 @functools.lru_cache(maxsize=256)
@@ -204,13 +297,13 @@ def as_large_as(arm: Arm, other: Arm, vocab_size: int) -> Arm:
     return dataclasses.replace(arm, fields={**fields, "intermediate_size": width})
 
 
-def run_trial(stage: Stage, *, trial: Trial) -> dict[str, Any]:
+def run_trial(stage: Stage, *, trial: TrainedRun) -> dict[str, Any]:
     """Train and ask one model: a `RunRecord` as plain data. A run that was stopped goes on from its last checkpoint.
 
-    A training that diverges is a result too: its record says so, with accuracy 0.
+    A training that diverges is a result too: its record says so, with nothing learnt.
     """
     configuration = trial.configuration()
-    network = trial.arm.build(trial.task.vocab_size, trial.seed)
+    network = trial.arm.build(trial.vocab_size, trial.seed)
     started = time.perf_counter()
     figures: dict[str, Any] = {
         "arm": trial.arm.name,
@@ -223,17 +316,11 @@ def run_trial(stage: Stage, *, trial: Trial) -> dict[str, Any]:
         )
     except FloatingPointError as error:
         seconds = time.perf_counter() - started
-        nothing = {question.name: 0.0 for question in trial.questions}
-        figures |= {"diverged": str(error), "training_loss": None, "training_accuracy": 0.0, "accuracy": nothing}
+        figures |= {"diverged": str(error), "training_loss": None} | trial.nothing_learnt()
     else:
         asking = time.perf_counter()
         network.eval()
-        figures |= {
-            "training_loss": training.figures["loss"],
-            "training_accuracy": training.figures["accuracy"],
-            "state_bytes": network.state_bytes(trial.task.length) if network.has_state else None,
-            "accuracy": ask(network, trial.questions, stage("recall")),
-        }
+        figures |= {"training_loss": training.figures["loss"]} | trial.answers(network, training, stage)
         if trial.measure is not None:
             figures |= trial.measure(network, trial)
         seconds = training.seconds + time.perf_counter() - asking

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from rich.console import Console
 
 from echo_ska.experiments.recorded import RecordedRun, newest_of, recorded, records_named, run_missing
-from echo_ska.experiments.trial import TUNING_SEED, Question, Trial
+from echo_ska.experiments.trial import TrainedRun
 from echo_ska.training import RunRecord
 
 
@@ -23,14 +23,13 @@ class Comparison:
     Attributes:
         trials: one an arm, all of one experiment, the longest first; their rates and seeds are replaced.
         rates: tried for each with seed 0.
-        tuned_on: the questions whose mean accuracy decides between rates, ties by the lower training loss; asked with
-            sequences of their own, of lengths that training saw.
+        tuned_on: what is asked to decide between rates (`TrainedRun.merit` says how), at lengths that training saw.
         tuning_steps: of every try; None are the trial's own.
     """
 
-    trials: Sequence[Trial]
+    trials: Sequence[TrainedRun]
     rates: Sequence[float]
-    tuned_on: Sequence[Question]
+    tuned_on: Sequence[Any]
     tuning_steps: int | None = None
 
     def run(self, console: Console, seeds: int, path: Path) -> dict[str, list[RunRecord]]:
@@ -75,33 +74,31 @@ class Comparison:
         """By trial, a run a rate; kept, since a configuration takes a while to describe."""
         return [[candidate.recorded_run() for candidate in self.candidates(trial)] for trial in self.trials]
 
-    def candidates(self, trial: Trial) -> list[Trial]:
+    def candidates(self, trial: TrainedRun) -> list[TrainedRun]:
         """A trial at every rate with seed 0, asked what decides between them."""
-        steps = self.tuning_steps or trial.steps
-        asked = tuple(dataclasses.replace(question, seed=TUNING_SEED) for question in self.tuned_on)
-        tried = trial.with_(seed=0, steps=steps, questions=asked, measure=None)
+        tried = trial.to_tune(self.tuning_steps or trial.steps, self.tuned_on)
         return [tried.with_(learning_rate=rate) for rate in self.rates]
 
-    def _at_best_rate(self, path: Path) -> list[Trial | None]:
+    def _at_best_rate(self, path: Path) -> list[TrainedRun | None]:
         """Each trial at the best of its rates; None while one of them is not recorded."""
-        best: list[Trial | None] = []
+        best: list[TrainedRun | None] = []
         for trial, runs in zip(self.trials, self._tries, strict=True):
             found = [record for record in recorded(trial.experiment, runs, path) if record is not None]
             if len(found) < len(runs):
                 best.append(None)
             else:
-                best.append(trial.with_(learning_rate=max(found, key=_merit).figures["learning_rate"]))
+                best.append(trial.with_(learning_rate=max(found, key=trial.merit).figures["learning_rate"]))
         return best
 
 
-def run_seeds(console: Console, trials: Sequence[Trial], seeds: int, path: Path) -> dict[str, list[RunRecord]]:
+def run_seeds(console: Console, trials: Sequence[TrainedRun], seeds: int, path: Path) -> dict[str, list[RunRecord]]:
     """All seeds of every trial at its own rate, run where they are missing: by arm, the records by seed."""
     runs = [trial.with_(seed=seed).recorded_run() for seed in range(seeds) for trial in trials]
     records = run_missing(console, trials[0].experiment, runs, path)
     return {trial.arm.name: records[place :: len(trials)] for place, trial in enumerate(trials)}
 
 
-def recorded_seeds(trial: Trial, path: Path, most: int = 100) -> list[RunRecord]:
+def recorded_seeds(trial: TrainedRun, path: Path, most: int = 100) -> list[RunRecord]:
     """The records of a trial's seeds 0, 1, ... up to the first that is missing."""
     records = records_named(trial.experiment, path)
     found: list[RunRecord] = []
@@ -114,8 +111,3 @@ def mean_and_range(records: Sequence[RunRecord], question: str) -> tuple[float, 
     """(mean, lowest, highest) accuracy over the seeds."""
     values = [record.figures["accuracy"][question] for record in records]
     return fmean(values), min(values), max(values)
-
-
-def _merit(record: RunRecord) -> tuple[float, float]:
-    loss = record.figures["training_loss"]
-    return fmean(record.figures["accuracy"].values()), float("-inf") if loss is None else -loss

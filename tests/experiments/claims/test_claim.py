@@ -83,6 +83,7 @@ FILES = {
     "6": "state-bytes",
     "7": "bench",
     "8": "bench",
+    "9": "language-model",
     "11": "gradient-flow",
     "look-ahead": "filter-ablation",
     "seeds": "demo-seeds",

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up import made_up, write_comparison, write_trials
+from made_up import made_up, of_text_trial, write_comparison, write_trials
 
 from echo_ska.experiments import (
     cliff,
     demo_seeds,
     filter_ablation,
     gradient_flow,
+    language_model,
     length_conditioning,
     length_generalisation,
     mqar_frontier,
@@ -25,6 +27,7 @@ from echo_ska.experiments import in_context_regression as experiment
 from echo_ska.experiments.claims import CLAIMS, Evidence, Level, weigh
 from echo_ska.experiments.claims.claim import judge
 from echo_ska.experiments.claims.filters import Ablation
+from echo_ska.experiments.language_texts import TextFolder
 from echo_ska.experiments.trial import Question
 from echo_ska.training import RunRecord
 from echo_ska.training.records import append
@@ -248,6 +251,34 @@ def regressed(ska: float, softmax: float, by_hand: float = 1e-9) -> Write:
     return write
 
 
+def read_on(at_training: float, at_longest: float, echo_longest: float = 2.0, apart: float = 0.0) -> Write:
+    """Bits per byte of the controls, where Echo has 2.1 at the training's length."""
+    part = {"files": ["a.txt"], "bytes": [99_999], "blake2b": "0"}
+    texts = TextFolder(None, json.dumps(dict.fromkeys(("train", "valid", "test", "wikitext2"), part)))
+
+    def bits(arm: str, _: str, context: int) -> float:
+        far = context > language_model.LENGTH
+        if arm == language_model.ECHO:
+            return echo_longest if far else 2.1
+        return at_longest if far else at_training
+
+    def write(folder: Path) -> None:
+        comparison = language_model.comparison(texts)
+        for trial in comparison.trials:
+            runs = [
+                *comparison.candidates(trial),
+                *(trial.with_(seed=seed, learning_rate=comparison.rates[0]) for seed in range(3)),
+            ]
+            for run in runs:
+                whole = {"a.txt": {"bits_per_byte": 2.0, "bytes": 9, "state_bytes": [8, 8]}}
+                more: dict[str, Any] = {} if run.measure is None else {"whole": whole}
+                if run.measure is not None and run.arm.name == language_model.ECHO and run.seed == 0:
+                    more["segments"] = {name: {"512": 2.0, "4096": 2.0 + apart} for name in ("whole", "first")}
+                append(of_text_trial(run, bits, **more), folder / "language-model.jsonl")
+
+    return write
+
+
 def look(right: float, wrong: float) -> Callable[[str, int], float]:
     return lambda name, distance: right if name == f"K = {distance - 1}" else wrong
 
@@ -276,6 +307,11 @@ CASES: list[tuple[str, Level, Write]] = [
     ("8", YES, timed((2, 2), 2, 2)),
     ("8", PARTLY, timed((2, 0.9), 0.1, 0.1)),
     ("8", NO, timed((0.1, 0.1), 0.1, 0.1)),
+    ("9", YES, read_on(2.15, 2.2)),
+    ("9", PARTLY, read_on(2.15, 2.03)),
+    ("9", PARTLY, read_on(2.15, 2.2, apart=1e-3)),
+    ("9", PARTLY, read_on(2.15, 2.3, echo_longest=2.11)),
+    ("9", NO, read_on(2.09, 2.2)),
     ("11", YES, flowing(0.0, 0.9, 32)),
     ("11", PARTLY, flowing(0.0, 0.1, 32)),
     ("11", NO, flowing(0.3, 0.9, 32)),

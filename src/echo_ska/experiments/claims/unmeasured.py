@@ -22,16 +22,6 @@ def _claim(key: str, title: str, statement: str, source: str, missing: str, cave
     )
 
 
-LANGUAGE = _claim(
-    "9",
-    "A language model of 180M parameters",
-    "180M parameters after 10B tokens of FineWeb-Edu: perplexity 16.48, HellaSwag 44.3, PIQA 70.9, ARC-E 58.8, "
-    "ARC-C 34.2, WinoGrande 55.4, LAMBADA 39.8 (accuracies in %).",
-    "the paper (arXiv 2605.06997)",
-    "a training on 10B tokens, which needs GPUs",
-    ("All of it: perplexity and benchmarks at this size, and twins of equal parameters, tokens and tuned rates.",),
-)
-
 LONG_TEXT = _claim(
     "10",
     "RULER and BABILong",

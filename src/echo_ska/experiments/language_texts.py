@@ -1,0 +1,104 @@
+"""The texts of experiments on language: a folder of the reader's own, known to records by names and checksums alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from echo_ska.training import RunRecord, TextData, TextFile, load_text
+
+TRAIN, VALID, TEST = "train", "valid", "test"
+WHAT_IT_HOLDS = (
+    "a folder with train/ (texts to learn from), valid/ (one more by an author of train/, to choose learning rates by) "
+    "and test/ (texts by authors that train/ does not have), each with *.txt files, and if you like further folders to "
+    "score, such as wikitext2/; novels to make it of are at github.com/computationalstylistics (100_english_novels)"
+)
+ONLY = "test.txt"
+"""Of a further folder that has such a file, no other is read: it is the part of a published data set for tests."""
+
+
+@dataclass(frozen=True)
+class TextFolder:
+    """Texts by part: `TRAIN`, `VALID`, `TEST`, and the names of further folders.
+
+    Attributes:
+        folder: where they are; None where only a record tells of them.
+        described: JSON, by part: `files`, their names; `bytes`, their lengths; `blake2b`, of all of them together.
+    """
+
+    folder: Path | None
+    described: str
+
+    @classmethod
+    def read(cls, folder: Path | None, experiment: str) -> TextFolder:
+        """Look through a folder, reading all of it once.
+
+        Args:
+            folder: what `--text` names.
+            experiment: its name, for the errors.
+
+        Raises:
+            ValueError: there is no folder, a part is missing, or a file is no text; says what to do.
+        """
+        if folder is None:
+            raise ValueError(f"{experiment} learns from texts that are not part of it: give --text {WHAT_IT_HOLDS}.")
+        for part in (TRAIN, VALID, TEST):
+            if not (folder / part).is_dir():
+                raise ValueError(f"{folder} has no folder {part}: --text takes {WHAT_IT_HOLDS}.")
+        further = sorted(
+            path.name
+            for path in folder.iterdir()
+            if path.is_dir() and path.name not in (TRAIN, VALID, TEST) and any(path.glob("*.txt"))
+        )
+        parts = {}
+        for part in (TRAIN, VALID, TEST, *further):
+            data = TextData(files := load_text(_paths(folder, part)), 1, 2, 0).describe()
+            parts[part] = {
+                "files": data["files"],
+                "bytes": [len(file.tokens) for file in files],
+                "blake2b": data["blake2b"],
+            }
+        return cls(folder.absolute(), json.dumps(parts))
+
+    @classmethod
+    def of_record(cls, record: RunRecord) -> TextFolder:
+        """The texts that a record tells of, which are not at hand."""
+        return cls(None, json.dumps(record.configuration["texts"]))
+
+    @property
+    def parts(self) -> dict[str, dict[str, Any]]:
+        """What is known of each part."""
+        found: dict[str, dict[str, Any]] = json.loads(self.described)
+        return found
+
+    @property
+    def scored(self) -> list[str]:
+        """The parts that no training and no choice of a rate has seen: `TEST`, then the further ones."""
+        return [part for part in self.parts if part not in (TRAIN, VALID)]
+
+    def load(self, part: str) -> list[TextFile]:
+        """The texts of a part.
+
+        Raises:
+            ValueError: they are not at hand, or not what was described.
+        """
+        if self.folder is None:
+            raise ValueError(f"The texts of {part} are known by a record alone: give their folder by --text.")
+        files = load_text(_paths(self.folder, part))
+        if TextData(files, 1, 2, 0).describe()["blake2b"] != self.parts[part]["blake2b"]:
+            raise ValueError(f"The texts in {self.folder / part} have changed since this run began: start it again.")
+        return files
+
+    def describe_training(self, batch_size: int, length: int, seed: int) -> dict[str, Any]:
+        """What `TextData.describe` says of the training text, without reading it."""
+        part = self.parts[TRAIN]
+        windows = {"batch_size": batch_size, "length": length, "seed": seed}
+        return {"files": part["files"], "blake2b": part["blake2b"], **windows}
+
+
+def _paths(folder: Path, part: str) -> list[Path]:
+    if part not in (TRAIN, VALID, TEST) and (only := folder / part / ONLY).is_file():
+        return [only]
+    return sorted((folder / part).glob("*.txt")) or [folder / part]  # the folder itself: refused in a sentence

@@ -1,0 +1,90 @@
+"""Trials on text: what is recorded, resumed and found again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from in_process import Silent
+from text_folder import write_texts
+
+from echo_ska.experiments import text_trial
+from echo_ska.experiments import trial as trials
+from echo_ska.experiments.arms import small
+from echo_ska.experiments.language_texts import TextFolder
+from echo_ska.experiments.text_trial import Scoring, TextTrial, learning_curve
+from echo_ska.experiments.trial import run_trial
+from echo_ska.training import RunRecord
+
+TINY = {"hidden_size": 16, "rank": 4, "state_size": 4}
+SCORED = (Scoring("test", (8, 32), 4), Scoring("wikitext2", (8, 32), 2))
+
+
+@pytest.fixture
+def trial(tmp_path, monkeypatch) -> TextTrial:
+    monkeypatch.chdir(tmp_path)
+    texts = TextFolder.read(write_texts(tmp_path / "texts"), "x")
+    return TextTrial("tiny", small("ska", "echo", **TINY), texts, 30, 4, 16, 1e-2, SCORED)
+
+
+def test_it_records_what_it_was_and_what_it_found(trial, tmp_path):
+    record = RunRecord(**run_trial(lambda stage: Silent(), trial=trial))
+    assert record.configuration == trial.configuration() == json.loads(json.dumps(trial.configuration()))
+    assert trial.recorded_run().matches(record)
+    assert str(tmp_path) not in json.dumps(record.configuration)  # checksums say which texts, not paths
+    scores = record.figures["bits_per_byte"]
+    assert {part: list(by_context) for part, by_context in scores.items()} == {
+        "test": ["8", "32"],
+        "wikitext2": ["8", "32"],
+    }
+    assert all(2 < bits < 8 for by_context in scores.values() for bits in by_context.values())
+    assert record.figures["curve"] == [[100, pytest.approx(record.figures["curve"][0][1])]]
+    assert record.figures["state_bytes"] > 0
+    # Known from the record alone, it is the same run.
+    assert replace(trial, texts=TextFolder.of_record(record)).recorded_run().matches(record)
+
+
+def test_a_stopped_trial_goes_on_where_it_was(trial, monkeypatch):
+    whole = run_trial(lambda stage: Silent(), trial=trial)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(text_trial, "bits_by_context", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_trial(lambda stage: Silent(), trial=trial)
+    steps = []
+
+    class Watching(Silent):
+        def update(self, step, total, figures):
+            steps.append((step, total))
+
+    stages = {}
+    resumed = run_trial(lambda stage: stages.setdefault(stage, Watching()), trial=trial)
+    assert resumed["figures"]["bits_per_byte"] == whole["figures"]["bits_per_byte"]
+    assert resumed["figures"]["curve"] == whole["figures"]["curve"]
+    assert min(step for step, total in steps if total == trial.steps) == trial.steps  # nothing was trained again
+    assert list(trials.UNFINISHED.iterdir()) == [trial.folder()]
+
+
+def test_a_divergence_knows_nothing(trial):
+    figures = run_trial(lambda stage: Silent(), trial=replace(trial, learning_rate=1e30))["figures"]
+    assert figures["diverged"]
+    assert {bits for part in figures["bits_per_byte"].values() for bits in part.values()} == {8.0}
+
+
+def test_the_rate_of_fewest_bits_is_best(trial):
+    tried = trial.with_(seed=3, measure=len).to_tune(5, SCORED[:1])
+    assert (tried.seed, tried.steps, tried.scored, tried.measure) == (0, 5, SCORED[:1], None)
+    low, high = (
+        RunRecord(**run_trial(lambda stage: Silent(), trial=tried.with_(learning_rate=r))) for r in (1e-9, 1e-2)
+    )
+    assert TextTrial.merit(high) > TextTrial.merit(low)
+
+
+def test_a_learning_curve_averages_the_log(tmp_path):
+    lines = [{"step": step, "loss": float(step)} for step in (50, 100, 150, 170)] + [{"step": 170, "evaluation": {}}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert learning_curve(tmp_path / "log.jsonl") == [[100, 75.0], [200, 160.0]]
