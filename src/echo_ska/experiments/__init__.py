@@ -115,6 +115,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "scaling": Experiment(
         "The loss on unseen text against the size of the model, and where the line points for echo-1b.",
         "echo_ska.experiments.scaling",
+        reads_text=True,
     ),
     "state-bytes": Experiment(
         "Bytes of the live state from 1k to 1M tokens against the formula and the KV cache; what 77 KB counts.",

@@ -45,7 +45,7 @@ from echo_ska.training import (
     split_by_file,
     train,
 )
-from echo_ska.training.loop import describe_model
+from echo_ska.training.resume import describe_model
 from echo_ska.training.text import VOCAB_SIZE
 
 NAME = "scaling"
