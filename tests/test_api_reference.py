@@ -16,7 +16,19 @@ import echo_ska
 
 CHECKOUT = Path(__file__).parents[1]
 PACKAGE = Path(echo_ska.__file__).parent
-ROOMS = ("ops", "algebra", "nn", "models", "memory", "tasks", "training", "evaluation", "serving", "experiments")
+ROOMS = (
+    "ops",
+    "algebra",
+    "nn",
+    "models",
+    "memory",
+    "tasks",
+    "training",
+    "evaluation",
+    "convert",
+    "serving",
+    "experiments",
+)
 
 
 def module_name(path: Path) -> str:

@@ -71,6 +71,7 @@ def test_help_and_version(run):
         "export",
         "eval",
         "recall-text",
+        "convert",
         "report",
         "tokenizer",
     ):

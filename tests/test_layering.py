@@ -21,9 +21,21 @@ ALLOWED = {
     "tasks": set(),
     "training": {"sealed", "algebra", "ops", "nn", "models", "tasks"},
     "evaluation": {"algebra", "ops", "nn", "models", "tasks", "training"},
+    "convert": {"algebra", "ops", "nn", "models", "tasks", "training"},
     "serving": {"sealed", "algebra", "ops", "nn", "models", "memory", "evaluation"},
     "benchmarks": {"algebra", "ops", "nn", "models", "memory", "training", "evaluation"},
-    "experiments": {"algebra", "ops", "nn", "models", "memory", "tasks", "training", "evaluation", "benchmarks"},
+    "experiments": {
+        "algebra",
+        "ops",
+        "nn",
+        "models",
+        "memory",
+        "tasks",
+        "training",
+        "evaluation",
+        "convert",
+        "benchmarks",
+    },
 }
 TORCH_ONLY = ("algebra", "ops", "tasks")
 

@@ -25,7 +25,19 @@ import pdoc.render
 import echo_ska
 
 CHECKOUT = Path(__file__).parents[2]
-ROOMS = ("ops", "algebra", "nn", "models", "memory", "tasks", "training", "evaluation", "serving", "experiments")
+ROOMS = (
+    "ops",
+    "algebra",
+    "nn",
+    "models",
+    "memory",
+    "tasks",
+    "training",
+    "evaluation",
+    "convert",
+    "serving",
+    "experiments",
+)
 # Modules whose docstrings draw or tabulate what their package's page names alone.
 PAGES = ("models.presets", "tasks.mqar", "tasks.mqar_grid")
 

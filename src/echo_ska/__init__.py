@@ -8,6 +8,7 @@
 - `echo_ska.tasks`: recall tasks.
 - `echo_ska.training`: one training loop, its data and its records.
 - `echo_ska.evaluation`: recall, memory, writing, benchmark questions.
+- `echo_ska.convert`: other models' softmax attention replaced by SKA.
 - `echo_ska.serving`: a model behind OpenAI's HTTP interface.
 - `echo_ska.experiments`: what stands behind the tables and figures.
 """

@@ -12,6 +12,7 @@ import typer
 
 from echo_ska import __version__
 from echo_ska.cli_context import context_app
+from echo_ska.cli_convert import convert
 from echo_ska.cli_inspect import inspect
 from echo_ska.cli_options import JsonFile, ModelFolder, console
 from echo_ska.cli_recall import recall_text
@@ -419,6 +420,7 @@ def serve(
     )
 
 
+app.command("convert")(convert)
 app.command("inspect")(inspect)
 app.command("recall-text")(recall_text)
 app.command("report")(report)

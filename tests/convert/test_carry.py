@@ -61,9 +61,7 @@ def test_products_values_and_output_are_those_of_the_attention(name):
     )
     assert torch.allclose(value, heads(weights.value, weights.value_bias), atol=1e-5)
     assert torch.equal(mixer.o_proj.weight, weights.output)
-    changed = sum(
-        new.numel() for old, new in zip(before, mixer.parameters(), strict=True) if not torch.equal(old, new)
-    )
+    changed = sum(new.numel() for old, new in zip(before, mixer.parameters(), strict=True) if not torch.equal(old, new))
     assert carried == changed
 
 

@@ -80,9 +80,18 @@ def head_weights(attention: nn.Module) -> HeadWeights:
         heads, query_dim = module.num_heads, module.head_dim
         weights, biases = module.c_attn.weight.T.chunk(3), module.c_attn.bias.chunk(3)
         query, key, value = (weight.unflatten(0, (heads, query_dim)).clone() for weight in weights)
-        shifts = [bias.unflatten(0, (heads, query_dim)).clone() for bias in biases]
-        output, output_bias = module.c_proj.weight.T.clone(), module.c_proj.bias.clone()
-        return HeadWeights(query, key, value, output, *shifts, output_bias, module.resid_dropout.p)
+        query_bias, key_bias, value_bias = (bias.unflatten(0, (heads, query_dim)).clone() for bias in biases)
+        return HeadWeights(
+            query,
+            key,
+            value,
+            module.c_proj.weight.T.clone(),
+            query_bias,
+            key_bias,
+            value_bias,
+            module.c_proj.bias.clone(),
+            module.resid_dropout.p,
+        )
     size, groups = module.head_dim, module.num_key_value_groups
     parts: dict[str, Tensor | None] = {}
     for name, repeats in (("q", 1), ("k", groups), ("v", groups)):

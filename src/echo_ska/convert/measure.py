@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echo_ska.models.cache_echo import EchoCacheLayer
+from echo_ska.tasks import accuracy
 from echo_ska.training import DataSource
-from echo_ska.training.data import step_generator
+from echo_ska.training.data import step_generator, step_seed
 
 CACHE_LENGTHS = (1_000, 10_000, 100_000)
 """Tokens at which cache sizes are compared."""
@@ -56,36 +57,50 @@ class TokenWindows:
 
 
 class WithCopying:
-    """Another source's batches, every so many-th with its windows' second half repeating the first.
+    """Another source's batches, but for every so many-th, in which random tokens have to be copied.
 
-    In those, only what repeats counts: the second half but for its first token, which nothing announces.
+    A model trained on text alone for a few minutes has no reason to learn recall, and then none to lose.
 
     Args:
-        source: gives the windows.
+        source: gives all other batches, and the shape of these.
+        vocab_size: tokens to draw from.
         every: which batches copy: number `every` - 1, 2 `every` - 1, ...; at least 2.
+        seed: any integer; other seeds give independent batches.
     """
 
-    def __init__(self, source: DataSource, every: int = 4) -> None:
+    def __init__(self, source: DataSource, vocab_size: int, seed: int, every: int = 4) -> None:
         if every < 2:
             raise ValueError(f"every must be at least 2, got {every}")
-        self.source, self.every = source, every
+        self.source, self.vocab_size, self.every, self.seed = source, vocab_size, every, seed
 
     def batch(self, step: int) -> dict[str, Tensor]:
-        """The batch of step `step`; see `repeated`."""
+        """The batch of step `step`; see `copies`."""
         batch = self.source.batch(step)
-        return repeated(batch["input_ids"]) if step % self.every == self.every - 1 else batch
+        if step % self.every < self.every - 1:
+            return batch
+        rows, length = batch["input_ids"].shape
+        return copies(rows, length, self.vocab_size, torch.Generator().manual_seed(step_seed("copy", self.seed, step)))
 
     def describe(self) -> dict[str, Any]:
-        """The source, and how often it is copied."""
-        return {"source": self.source.describe(), "copied_every": self.every}
+        """The source, and how copying is mixed in."""
+        return {
+            "source": self.source.describe(),
+            "copied_every": self.every,
+            "vocab_size": self.vocab_size,
+            "seed": self.seed,
+        }
 
 
-def repeated(windows: Tensor) -> dict[str, Tensor]:
-    """[B, T] windows whose second half repeats the first, as a batch in which that alone is scored."""
-    half = windows.shape[1] // 2
-    twice = torch.cat([windows[:, :half], windows[:, :half]], dim=1)
+def copies(rows: int, length: int, vocab_size: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Windows of uniformly drawn tokens whose second half repeats the first: `input_ids` and `labels` [rows, length].
+
+    Only what repeats is scored: the second half but for its first token, which nothing announces. Odd lengths lose
+    their last token.
+    """
+    half = torch.randint(vocab_size, (rows, length // 2), generator=generator)
+    twice = torch.cat([half, half], dim=1)
     labels = twice.clone()
-    labels[:, : half + 1] = -100
+    labels[:, : half.shape[1] + 1] = -100
     return {"input_ids": twice, "labels": labels}
 
 
@@ -105,32 +120,27 @@ def held_out_loss(model: nn.Module, tokens: Tensor, length: int, *, windows: int
     """
     losses = []
     for batch in evenly_spaced(tokens, length, windows).split(batch_size):
-        losses.append(_token_losses(model, batch).flatten())
+        losses.append(F.cross_entropy(_logits(model, batch)[:, :-1].mT, batch[:, 1:], reduction="none").flatten())
     return float(torch.cat(losses).double().mean())
 
 
 @torch.no_grad()
-def copying(
-    model: nn.Module, tokens: Tensor, length: int, *, windows: int = 64, batch_size: int = 16
-) -> dict[str, float]:
-    """How well a model repeats what it has just read: windows whose second half is their first once more.
+def copying(model: nn.Module, vocab_size: int, length: int, *, windows: int = 64, seed: int = 0) -> float:
+    """Which fraction of random tokens, read once, a model repeats when it reads them again; see `copies`.
 
-    Args and errors: as `held_out_loss`.
-
-    Returns:
-        `first` and `again`, the mean cross-entropy in nats of a token in either half, and `accuracy`, the fraction of
-        the repeated tokens that are the model's likeliest.
+    Args:
+        model: `model(input_ids=, use_cache=False)` returns `.logits`; in eval mode.
+        vocab_size: tokens to draw from.
+        length: of a window; half of it is copied.
+        windows: sequences.
+        seed: decides the tokens.
     """
-    half, first, again, right = length // 2, [], [], []
-    for batch in evenly_spaced(tokens, length, windows).split(batch_size):
-        twice = repeated(batch)["input_ids"]
-        logits = _logits(model, twice)
-        losses = F.cross_entropy(logits[:, :-1].mT, twice[:, 1:], reduction="none")
-        first.append(losses[:, : half - 1].flatten())
-        again.append(losses[:, half:].flatten())
-        right.append((logits[:, half:-1].argmax(-1) == twice[:, half + 1 :]).float().flatten())
-    mean = {"first": first, "again": again, "accuracy": right}
-    return {name: float(torch.cat(parts).double().mean()) for name, parts in mean.items()}
+    batch = copies(windows, length, vocab_size, torch.Generator().manual_seed(seed))
+    correct = scored = 0
+    for ids, labels in zip(batch["input_ids"].split(16), batch["labels"].split(16), strict=True):
+        right, asked = accuracy(_logits(model, ids), labels)
+        correct, scored = correct + right, scored + asked
+    return correct / scored
 
 
 def evenly_spaced(tokens: Tensor, length: int, windows: int) -> Tensor:
@@ -162,9 +172,3 @@ def _logits(model: nn.Module, windows: Tensor) -> Tensor:
     device = next(model.parameters()).device
     logits: Tensor = model(input_ids=windows.to(device), use_cache=False).logits
     return logits.float().cpu()
-
-
-def _token_losses(model: nn.Module, windows: Tensor) -> Tensor:
-    """[B, T] -> [B, T - 1]."""
-    return F.cross_entropy(_logits(model, windows)[:, :-1].mT, windows[:, 1:], reduction="none")
-

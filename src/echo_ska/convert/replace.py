@@ -158,8 +158,4 @@ def chosen_layers(layers: Iterable[int] | str | None, count: int) -> tuple[int, 
 
 def replaced_attentions(model: nn.Module) -> dict[int, ReplacedAttention]:
     """The SKA layers that stand in the place of attention, by their index."""
-    return {
-        module.layer_idx: module
-        for module in model.modules()
-        if isinstance(module, ReplacedAttention)
-    }
+    return {module.layer_idx: module for module in model.modules() if isinstance(module, ReplacedAttention)}

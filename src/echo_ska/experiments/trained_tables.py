@@ -15,6 +15,7 @@ from echo_ska.experiments import (
     length_generalisation,
     mqar_frontier,
     mqar_grid,
+    replace_attention,
     transfer,
 )
 from echo_ska.experiments.recorded import recorded
@@ -72,6 +73,11 @@ def _cliff() -> Rows | None:
     return rows if len(rows) > 1 else None
 
 
+def _replaced(rows: Callable[[replace_attention.Results], Rows]) -> Rows | None:
+    results = replace_attention.recorded_results(_file(replace_attention.NAME))
+    return rows(results) if len(results) == len(replace_attention.ARMS) + 2 else None
+
+
 ROWS: dict[str, Callable[[], Rows | None]] = {
     "length-generalisation": _compared(
         length_generalisation.NAME, length_generalisation.comparison, length_generalisation.rows
@@ -87,6 +93,11 @@ ROWS: dict[str, Callable[[], Rows | None]] = {
     "length-conditioning": _conditioning,
     "gradient-flow": _gradients,
     "cliff": _cliff,
+    "replace-attention-text": functools.partial(_replaced, replace_attention.rows),
+    "replace-attention-copied": functools.partial(
+        _replaced, functools.partial(replace_attention.rows, quantity="copied")
+    ),
+    "replace-attention-cache": functools.partial(_replaced, replace_attention.cache_rows),
     "mqar-frontier": _compared(mqar_frontier.NAME, mqar_frontier.comparison, mqar_frontier.rows),
 }
 """By the table's name; None while too little is recorded."""

@@ -74,7 +74,9 @@ class OutputMatching(nn.Module):
         self._targets = {str(index): getattr(blocks[index], name) for index in replaced}  # a dict hides the teacher's
         self._teacher = [teacher]  # parameters from torch, and a list the teacher itself
 
-    def forward(self, input_ids: Tensor, labels: Tensor | None = None, attention_mask: Tensor | None = None) -> StageLoss:
+    def forward(
+        self, input_ids: Tensor, labels: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> StageLoss:
         """[B, T] token ids, and the padding mask if there is padding. Labels are not read."""
         teacher = self._teacher[0].to(input_ids.device).eval()
         with torch.no_grad(), _watched(self._targets) as seen:
@@ -113,7 +115,7 @@ class Finetuning(nn.Module):
         self._teacher = [teacher]
 
     def forward(self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None) -> StageLoss:
-        """[B, T] token ids and labels, as Hugging Face aligns them: labels[t] is the token at t, -100 does not count."""
+        """[B, T] token ids and labels, aligned as in Hugging Face: labels[t] is the token at t, -100 none."""
         output = self.student(input_ids=input_ids, labels=labels, attention_mask=attention_mask, use_cache=False)
         loss, teacher = output.loss, self._teacher[0]
         if self.kl_weight and teacher is not None:
