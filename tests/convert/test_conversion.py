@@ -27,7 +27,7 @@ def test_a_measure_is_text_and_copying():
     found = MEASURE(model)
     assert not model.training
     assert found["loss"] == held_out_loss(model, MEASURE.held_out, 12, windows=4)
-    assert found["copied"] == copying(model, VOCABULARY, 12, windows=4)
+    assert found["copied"] == {str(period): copying(model, VOCABULARY, period, windows=4) for period in (2, 6)}
     assert found["bits_per_byte"] == pytest.approx(found["loss"] / math.log(2) / 2)
 
 

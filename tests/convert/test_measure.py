@@ -32,9 +32,8 @@ class Copier(torch.nn.Module):
 
 
 def test_copying_is_perfect_for_who_copies_and_chance_for_who_does_not():
-    assert copying(Copier(10), 50, 20) == 1
-    assert copying(Copier(10), 50, 21) == 1  # without the last token
-    assert copying(Copier(9), 50, 20, windows=300) == pytest.approx(1 / 50, abs=0.01)
+    assert copying(Copier(10), 50, 10) == 1
+    assert copying(Copier(9), 50, 10, windows=300) == pytest.approx(1 / 50, abs=0.01)
 
 
 def test_windows_cover_a_text_evenly():
@@ -59,17 +58,29 @@ def test_batches_are_a_function_of_seed_and_step():
 
 
 def test_every_so_many_batches_copy():
-    source = TokenWindows(torch.arange(1000), 3, 8, seed=1)
+    source = TokenWindows(torch.arange(1000), 3, 40, seed=1)
     data = WithCopying(source, 90, seed=4, every=3)
     assert torch.equal(data.batch(1)["input_ids"], source.batch(1)["input_ids"])
-    for step in (2, 5):
+    periods = set()
+    for step in range(2, 60, 3):
         batch = data.batch(step)
-        assert batch["input_ids"].shape == (3, 8)
-        assert torch.equal(batch["input_ids"][:, :4], batch["input_ids"][:, 4:])
-        assert (batch["labels"][:, :5] == -100).all()
-        assert torch.equal(batch["labels"][:, 5:], batch["input_ids"][:, 5:])
-        assert torch.equal(batch["input_ids"], data.batch(step)["input_ids"])
+        ids, labels = batch["input_ids"], batch["labels"]
+        assert ids.shape == labels.shape == (3, 40)
+        period = int((labels[0] == -100).sum()) - 1
+        periods.add(period)
+        assert torch.equal(ids[:, period:], ids[:, :-period])
+        assert (labels[:, : period + 1] == -100).all()
+        assert torch.equal(labels[:, period + 1 :], ids[:, period + 1 :])
+        assert torch.equal(ids, data.batch(step)["input_ids"])
+    assert periods == {8, 16}
     assert not torch.equal(data.batch(2)["input_ids"], data.batch(5)["input_ids"])
-    assert not torch.equal(data.batch(2)["input_ids"], WithCopying(source, 90, seed=5, every=3).batch(2)["input_ids"])
+    other = WithCopying(source, 90, seed=5, every=3)
+    assert not torch.equal(data.batch(2)["input_ids"], other.batch(2)["input_ids"])
     with pytest.raises(ValueError, match="at least 2"):
         WithCopying(source, 90, seed=0, every=1)
+
+
+def test_windows_too_short_for_a_period_of_eight_copy_their_half():
+    data = WithCopying(TokenWindows(torch.arange(100), 2, 10, seed=0), 90, seed=0, every=2)
+    ids = data.batch(1)["input_ids"]
+    assert torch.equal(ids[:, :5], ids[:, 5:])

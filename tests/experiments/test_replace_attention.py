@@ -26,7 +26,14 @@ def small(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(recorded_runs, "run_jobs", run_jobs)
-    for name, value in {"WIDTH": 16, "LAYERS": 2, "HEADS": 2, "LENGTH": 16, "QUICK_STEPS": (3, 3, 3)}.items():
+    for name, value in {
+        "WIDTH": 16,
+        "LAYERS": 2,
+        "HEADS": 2,
+        "LENGTH": 16,
+        "PERIODS": (2, 8),
+        "QUICK_STEPS": (3, 3, 3),
+    }.items():
         monkeypatch.setattr(experiment, name, value)
     return names
 
@@ -43,9 +50,10 @@ def test_it_resumes_and_shows_what_is_recorded(small, tmp_path):
     assert stem.with_suffix(".png").stat().st_size > 20_000
     results = experiment.recorded_results(stem.with_suffix(".jsonl"), 1, quick=True)
     assert list(results) == [ORIGINAL, CONTROL, *ARMS]
-    table = experiment.rows(results)
-    assert table[1][:3] == [ORIGINAL, "", ""]
-    assert all(all(row) for row in table[3:])
+    for period in (None, 2, 8):
+        table = experiment.rows(results, period)
+        assert table[1][:3] == [ORIGINAL, "", ""]
+        assert all(all(row) for row in table[3:])
     sizes = experiment.cache_rows(results)
     assert sizes[1][2:] == sizes[2][2:]  # of both originals
     assert len(set(sizes[3][2:])) == 1  # a state, at any length

@@ -137,7 +137,9 @@ def start_convert(request: ConvertRequest, json_file: Path | None, console: Cons
 
 def states_table(figures: dict[str, Any], steps: tuple[int, int]) -> Table:
     """What every state scores."""
-    table = Table("model", "bits per byte", "copied", title="What was lost and regained")
+    periods = list(figures["original"]["copied"])
+    headings = (f"copied, {period} tokens" for period in periods)
+    table = Table("model", "bits per byte", *headings, title="What was lost and regained")
     for name, label in (
         ("original", "original"),
         ("control", f"original, {sum(steps):,} steps more"),
@@ -146,7 +148,8 @@ def states_table(figures: dict[str, Any], steps: tuple[int, int]) -> Table:
         ("finetuned", f"after {steps[1]:,} steps of cross-entropy"),
     ):
         if name in figures:
-            table.add_row(label, f"{figures[name]['bits_per_byte']:.3f}", f"{figures[name]['copied']:.1%}")
+            copied = (f"{figures[name]['copied'][period]:.1%}" for period in periods)
+            table.add_row(label, f"{figures[name]['bits_per_byte']:.3f}", *copied)
     return table
 
 

@@ -40,11 +40,19 @@ class Measure:
     bytes_per_token: float = 1.0
     seed: int = 0
 
-    def __call__(self, model: nn.Module) -> dict[str, float]:
-        """`loss` in nats a token, `bits_per_byte`, and `copied`, a fraction; the model is in eval mode afterwards."""
+    @property
+    def periods(self) -> tuple[int, int]:
+        """How many tokens are to be copied: an eighth of a window, and half of it."""
+        return max(2, self.length // 8), self.length // 2
+
+    def __call__(self, model: nn.Module) -> dict[str, Any]:
+        """`loss` in nats a token, `bits_per_byte`, and fractions `copied` by period; leaves the model in eval mode."""
         model.eval()
         loss = held_out_loss(model, self.held_out, self.length, windows=self.windows)
-        copied = copying(model, self.vocab_size, self.length, windows=self.windows, seed=self.seed)
+        copied = {
+            str(period): copying(model, self.vocab_size, period, windows=self.windows, seed=self.seed)
+            for period in self.periods
+        }
         return {"loss": loss, "bits_per_byte": bits(loss) / self.bytes_per_token, "copied": copied}
 
 
@@ -76,11 +84,11 @@ def convert(
     original: nn.Module,
     data: DataSource,
     recipe: Recipe,
-    measure: Callable[[nn.Module], dict[str, float]],
+    measure: Callable[[nn.Module], dict[str, Any]],
     *,
     directory: Path | None = None,
     stage: Stage = lambda name: None,
-) -> tuple[nn.Module, Replacement, dict[str, dict[str, float]]]:
+) -> tuple[nn.Module, Replacement, dict[str, dict[str, Any]]]:
     """Replace, distil and measure.
 
     Args:

@@ -57,15 +57,16 @@ class TokenWindows:
 
 
 class WithCopying:
-    """Another source's batches, but for every so many-th, in which random tokens have to be copied.
+    """Another source's batches, but for every so many-th, in which random tokens come again and again.
 
-    A model trained on text alone for a few minutes has no reason to learn recall, and then none to lose.
+    A model trained on text alone for a few minutes has no reason to learn recall, and then none to lose. The period is
+    drawn for each batch, 8, 16, 32, ... up to half the window: the longer it is, the more has to be held at once.
 
     Args:
         source: gives all other batches, and the shape of these.
         vocab_size: tokens to draw from.
-        every: which batches copy: number `every` - 1, 2 `every` - 1, ...; at least 2.
         seed: any integer; other seeds give independent batches.
+        every: which batches copy: number `every` - 1, 2 `every` - 1, ...; at least 2.
     """
 
     def __init__(self, source: DataSource, vocab_size: int, seed: int, every: int = 4) -> None:
@@ -79,7 +80,10 @@ class WithCopying:
         if step % self.every < self.every - 1:
             return batch
         rows, length = batch["input_ids"].shape
-        return copies(rows, length, self.vocab_size, torch.Generator().manual_seed(step_seed("copy", self.seed, step)))
+        drawn = torch.Generator().manual_seed(step_seed("copy", self.seed, step))
+        periods = [8 << power for power in range(length.bit_length()) if 8 << power <= length // 2] or [length // 2]
+        period = periods[int(torch.randint(len(periods), (), generator=drawn))]
+        return copies(rows, length, period, self.vocab_size, drawn)
 
     def describe(self) -> dict[str, Any]:
         """The source, and how copying is mixed in."""
@@ -91,17 +95,16 @@ class WithCopying:
         }
 
 
-def copies(rows: int, length: int, vocab_size: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Windows of uniformly drawn tokens whose second half repeats the first: `input_ids` and `labels` [rows, length].
+def copies(rows: int, length: int, period: int, vocab_size: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Windows of uniformly drawn tokens that repeat with a period: `input_ids` and `labels` [rows, length].
 
-    Only what repeats is scored: the second half but for its first token, which nothing announces. Odd lengths lose
-    their last token.
+    Only what repeats is scored: all but the first period and the token after it, which nothing announces.
     """
-    half = torch.randint(vocab_size, (rows, length // 2), generator=generator)
-    twice = torch.cat([half, half], dim=1)
-    labels = twice.clone()
-    labels[:, : half.shape[1] + 1] = -100
-    return {"input_ids": twice, "labels": labels}
+    drawn = torch.randint(vocab_size, (rows, period), generator=generator)
+    ids = drawn.repeat(1, -(-length // period))[:, :length].contiguous()
+    labels = ids.clone()
+    labels[:, : period + 1] = -100
+    return {"input_ids": ids, "labels": labels}
 
 
 @torch.no_grad()
@@ -125,17 +128,17 @@ def held_out_loss(model: nn.Module, tokens: Tensor, length: int, *, windows: int
 
 
 @torch.no_grad()
-def copying(model: nn.Module, vocab_size: int, length: int, *, windows: int = 64, seed: int = 0) -> float:
-    """Which fraction of random tokens, read once, a model repeats when it reads them again; see `copies`.
+def copying(model: nn.Module, vocab_size: int, period: int, *, windows: int = 64, seed: int = 0) -> float:
+    """Which fraction of random tokens, read once, a model predicts when it reads them again; see `copies`.
 
     Args:
         model: `model(input_ids=, use_cache=False)` returns `.logits`; in eval mode.
         vocab_size: tokens to draw from.
-        length: of a window; half of it is copied.
+        period: tokens to be held, at least 2; they are read twice.
         windows: sequences.
         seed: decides the tokens.
     """
-    batch = copies(windows, length, vocab_size, torch.Generator().manual_seed(seed))
+    batch = copies(windows, 2 * period, period, vocab_size, torch.Generator().manual_seed(seed))
     correct = scored = 0
     for ids, labels in zip(batch["input_ids"].split(16), batch["labels"].split(16), strict=True):
         right, asked = accuracy(_logits(model, ids), labels)

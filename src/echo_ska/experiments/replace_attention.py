@@ -1,7 +1,7 @@
 """replace-attention: what is lost and gained when a trained model's softmax attention is replaced by SKA?
 
 A byte-level Llama of 0.7M parameters, four layers of width 128 with four heads, learns a novel and, in every fourth
-batch, to copy random bytes (what it has just read, once more: recall, which its text alone would not teach it in this
+batch, to copy random bytes that repeat with a period of 8 to 64 (recall, which text alone would not teach it in this
 budget). Then all of its attention layers, or every second, become SKA: with the projections carried over, or afresh.
 Measured on held-out text and held-out copies: the original, the replaced model without training, after the first
 stage (every layer held to the attention it replaced) and after the second (cross-entropy). The control is the original,
@@ -52,6 +52,8 @@ LENGTH, BATCH_SIZE = 128, 16
 ORIGINAL_STEPS, MATCHING_STEPS, FINETUNING_STEPS = 500, 200, 300
 QUICK_STEPS = (400, 100, 150)
 ORIGINAL_RATE, MATCHING_RATE, FINETUNING_RATE = 3e-3, 1e-2, 3e-3
+PERIODS = (LENGTH // 8, LENGTH // 2)
+"""Bytes that are to be copied when copying is measured."""
 EVALUATION_SEED = 1_000_003
 UNFINISHED = Path("results") / "unfinished" / NAME
 
@@ -215,7 +217,8 @@ def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> l
         shutil.rmtree(one.folder(), ignore_errors=True)
     results = recorded_results(path, count, quick)
     print_rows(console, "Held-out text, bits per byte: mean over seeds (lowest-highest)", rows(results))
-    print_rows(console, "Copied right, %: mean over seeds (lowest-highest)", rows(results, "copied"))
+    for period in PERIODS:
+        print_rows(console, f"{period} random bytes copied right, %", rows(results, period))
     print_rows(console, "Cache of one sequence, bytes", cache_rows(results))
     draw(results, stem.with_suffix(".png"))
     return [record for records in results.values() for record in records]
@@ -240,14 +243,19 @@ def recorded_results(path: Path, seeds: int = SEEDS, quick: bool = False) -> dic
     return results
 
 
-def rows(results: Results, quantity: str = "bits_per_byte") -> list[list[str]]:
-    """A row an arm: the figure without training, after the first stage and after the second."""
+def rows(results: Results, period: int | None = None) -> list[list[str]]:
+    """A row an arm, without training, after the first stage and after the second: bits per byte, or copies in %.
+
+    Args:
+        results: what is shown.
+        period: bytes to be copied; None shows bits per byte.
+    """
     table = [["model", *STATES.values()]]
     for arm, records in results.items():
         cells = []
         for state in STATES:
-            values = [record.figures[state][quantity] for record in records if state in record.figures]
-            cells.append(_cell(values, quantity) if values else "")
+            values = [figure_of(record, state, period) for record in records if state in record.figures]
+            cells.append(_cell(values, "{:.3f}" if period is None else "{:.1f}") if values else "")
         table.append([arm, *cells])
     return table
 
@@ -267,10 +275,13 @@ def cache_rows(results: Results) -> list[list[str]]:
     return table
 
 
-def _cell(values: Sequence[float], quantity: str) -> str:
+def figure_of(record: RunRecord, state: str, period: int | None) -> float:
+    """Bits per byte of a state, or how much it copies, in %."""
+    found = record.figures[state]
+    return float(found["bits_per_byte"] if period is None else 100 * found["copied"][str(period)])
+
+
+def _cell(values: Sequence[float], form: str) -> str:
     """Mean, and behind it lowest and highest where seeds differ."""
-    percent = quantity == "copied"
-    mean, lowest, highest = (
-        f"{100 * value:.1f}" if percent else f"{value:.3f}" for value in (fmean(values), min(values), max(values))
-    )
+    mean, lowest, highest = (form.format(value) for value in (fmean(values), min(values), max(values)))
     return mean if lowest == highest else f"{mean} ({lowest}-{highest})"

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from echo_ska.experiments.figures import save
-from echo_ska.experiments.replace_attention import ARMS, CONTROL, ORIGINAL, STATES, Results
+from echo_ska.experiments.replace_attention import ARMS, CONTROL, ORIGINAL, PERIODS, STATES, Results, figure_of
 
 COLOURS = dict(zip(ARMS, ("#0072B2", "#56B4E9", "#D55E00", "#E69F00"), strict=True))
 MARKERS = dict(zip(ARMS, "osDv", strict=True))
@@ -17,28 +17,29 @@ LEVELS = {ORIGINAL: (0, (4, 3)), CONTROL: (0, (1, 1))}
 
 
 def draw(results: Results, path: Path) -> None:
-    """Two axes: bits per byte and copied bytes, a line an arm over the three states, levels for both originals."""
-    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
-    text, copied = figure.subplots(1, 2)
-    _lines(text, results, "bits_per_byte", 1)
-    _lines(copied, results, "copied", 100)
+    """Bits per byte and copied bytes: a line an arm over the three states, levels for both originals."""
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    text, *copied = figure.subplots(1, 1 + len(PERIODS))
+    _lines(text, results, None)
     text.set_title("Held-out text, bits per byte", loc="left", fontsize=11)
-    copied.set_title("Random bytes copied right, %", loc="left", fontsize=11)
-    copied.set_ylim(-2, 102)
+    for axes, period in zip(copied, PERIODS, strict=True):
+        _lines(axes, results, period)
+        axes.set_title(f"{period} random bytes copied right, %", loc="left", fontsize=11)
+        axes.set_ylim(-2, 102)
     figure.legend(*text.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     save(figure, path)
 
 
-def _lines(axes: Axes, results: Results, quantity: str, factor: float) -> None:
+def _lines(axes: Axes, results: Results, period: int | None) -> None:
     places = range(len(STATES))
     for arm, style in LEVELS.items():
         if arm in results:
-            level = fmean(record.figures["finetuned"][quantity] for record in results[arm])
-            axes.axhline(factor * level, color="black", linewidth=1, linestyle=style, label=arm)
+            level = fmean(figure_of(record, "finetuned", period) for record in results[arm])
+            axes.axhline(level, color="black", linewidth=1, linestyle=style, label=arm)
     for arm in ARMS:
         if arm not in results:
             continue
-        values = [[factor * record.figures[state][quantity] for record in results[arm]] for state in STATES]
+        values = [[figure_of(record, state, period) for record in results[arm]] for state in STATES]
         axes.fill_between(places, [min(v) for v in values], [max(v) for v in values], color=COLOURS[arm], alpha=0.15)
         axes.plot(places, [fmean(v) for v in values], color=COLOURS[arm], marker=MARKERS[arm], linewidth=2, label=arm)
     axes.set_xticks(places, list(STATES.values()))

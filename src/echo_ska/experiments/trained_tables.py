@@ -94,9 +94,12 @@ ROWS: dict[str, Callable[[], Rows | None]] = {
     "gradient-flow": _gradients,
     "cliff": _cliff,
     "replace-attention-text": functools.partial(_replaced, replace_attention.rows),
-    "replace-attention-copied": functools.partial(
-        _replaced, functools.partial(replace_attention.rows, quantity="copied")
-    ),
+    **{
+        f"replace-attention-{period}": functools.partial(
+            _replaced, functools.partial(replace_attention.rows, period=period)
+        )
+        for period in replace_attention.PERIODS
+    },
     "replace-attention-cache": functools.partial(_replaced, replace_attention.cache_rows),
     "mqar-frontier": _compared(mqar_frontier.NAME, mqar_frontier.comparison, mqar_frontier.rows),
 }
