@@ -59,8 +59,9 @@ class TokenWindows:
 class WithCopying:
     """Another source's batches, but for every so many-th, in which random tokens come again and again.
 
-    A model trained on text alone for a few minutes has no reason to learn recall, and then none to lose. The period is
-    drawn for each batch, 8, 16, 32, ... up to half the window: the longer it is, the more has to be held at once.
+    A model trained on text alone for a few minutes has no reason to learn recall, and then none to lose. Every row has
+    a period of its own, from 8 tokens (or half a shorter window) to half the window: attention that always looks
+    equally far back is then no help, as it is where all periods divide one distance.
 
     Args:
         source: gives all other batches, and the shape of these.
@@ -81,9 +82,9 @@ class WithCopying:
             return batch
         rows, length = batch["input_ids"].shape
         drawn = torch.Generator().manual_seed(step_seed("copy", self.seed, step))
-        periods = [8 << power for power in range(length.bit_length()) if 8 << power <= length // 2] or [length // 2]
-        period = periods[int(torch.randint(len(periods), (), generator=drawn))]
-        return copies(rows, length, period, self.vocab_size, drawn)
+        most = length // 2
+        periods = torch.randint(min(8, most), most + 1, (rows,), generator=drawn)
+        return copies(length, periods, self.vocab_size, drawn)
 
     def describe(self) -> dict[str, Any]:
         """The source, and how copying is mixed in."""
@@ -95,16 +96,21 @@ class WithCopying:
         }
 
 
-def copies(rows: int, length: int, period: int, vocab_size: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Windows of uniformly drawn tokens that repeat with a period: `input_ids` and `labels` [rows, length].
+def copies(length: int, periods: Tensor, vocab_size: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Windows of uniformly drawn tokens that repeat: `input_ids` and `labels`, int64 [B, length].
 
     Only what repeats is scored: all but the first period and the token after it, which nothing announces.
+
+    Args:
+        length: tokens in a window.
+        periods: of every row, [B] int64.
+        vocab_size: tokens to draw from.
+        generator: of the tokens.
     """
-    drawn = torch.randint(vocab_size, (rows, period), generator=generator)
-    ids = drawn.repeat(1, -(-length // period))[:, :length].contiguous()
-    labels = ids.clone()
-    labels[:, : period + 1] = -100
-    return {"input_ids": ids, "labels": labels}
+    drawn = torch.randint(vocab_size, (len(periods), int(periods.max())), generator=generator)
+    places = torch.arange(length)
+    ids = drawn.gather(1, places % periods[:, None])
+    return {"input_ids": ids, "labels": ids.masked_fill(places <= periods[:, None], -100)}
 
 
 @torch.no_grad()
@@ -138,7 +144,8 @@ def copying(model: nn.Module, vocab_size: int, period: int, *, windows: int = 64
         windows: sequences.
         seed: decides the tokens.
     """
-    batch = copies(windows, 2 * period, period, vocab_size, torch.Generator().manual_seed(seed))
+    periods = torch.full((windows,), period)
+    batch = copies(2 * period, periods, vocab_size, torch.Generator().manual_seed(seed))
     correct = scored = 0
     for ids, labels in zip(batch["input_ids"].split(16), batch["labels"].split(16), strict=True):
         right, asked = accuracy(_logits(model, ids), labels)
