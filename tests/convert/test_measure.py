@@ -80,6 +80,16 @@ def test_every_so_many_batches_copy():
         WithCopying(source, 90, seed=0, every=1)
 
 
+def test_periods_can_be_named():
+    source = TokenWindows(torch.arange(1000), 3, 40, seed=1)
+    ids = WithCopying(source, 90, seed=4, every=2, periods=(6, 6)).batch(1)["input_ids"]
+    assert torch.equal(ids[:, 6:], ids[:, :-6])
+    assert len(ids[0].unique()) > 3
+    for periods in ((1, 4), (5, 4)):
+        with pytest.raises(ValueError, match="periods must be the shortest"):
+            WithCopying(source, 90, seed=4, periods=periods)
+
+
 def test_windows_too_short_for_a_period_of_eight_copy_their_half():
     data = WithCopying(TokenWindows(torch.arange(100), 2, 10, seed=0), 90, seed=0, every=2)
     ids = data.batch(1)["input_ids"]

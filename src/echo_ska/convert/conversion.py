@@ -31,6 +31,7 @@ class Measure:
         windows: of either.
         bytes_per_token: of the held-out text.
         seed: of the tokens to copy.
+        periods: how many tokens are to be copied; None asks for an eighth of a window, and for half of it.
     """
 
     held_out: Tensor
@@ -39,11 +40,7 @@ class Measure:
     windows: int = 64
     bytes_per_token: float = 1.0
     seed: int = 0
-
-    @property
-    def periods(self) -> tuple[int, int]:
-        """How many tokens are to be copied: an eighth of a window, and half of it."""
-        return max(2, self.length // 8), self.length // 2
+    periods: tuple[int, ...] | None = None
 
     def __call__(self, model: nn.Module) -> dict[str, Any]:
         """`loss` in nats a token, `bits_per_byte`, and fractions `copied` by period; leaves the model in eval mode."""
@@ -51,7 +48,7 @@ class Measure:
         loss = held_out_loss(model, self.held_out, self.length, windows=self.windows)
         copied = {
             str(period): copying(model, self.vocab_size, period, windows=self.windows, seed=self.seed)
-            for period in self.periods
+            for period in self.periods or (max(2, self.length // 8), self.length // 2)
         }
         return {"loss": loss, "bits_per_byte": bits(loss) / self.bytes_per_token, "copied": copied}
 

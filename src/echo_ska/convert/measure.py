@@ -59,21 +59,35 @@ class TokenWindows:
 class WithCopying:
     """Another source's batches, but for every so many-th, in which random tokens come again and again.
 
-    A model trained on text alone for a few minutes has no reason to learn recall, and then none to lose. Every row has
-    a period of its own, from 8 tokens (or half a shorter window) to half the window: attention that always looks
-    equally far back is then no help, as it is where all periods divide one distance.
+    A model trained on text alone for a few minutes has no reason to learn recall, and then none to lose. Every row
+    draws a period of its own: attention that always looks equally far back is then no help.
 
     Args:
         source: gives all other batches, and the shape of these.
         vocab_size: tokens to draw from.
         seed: any integer; other seeds give independent batches.
         every: which batches copy: number `every` - 1, 2 `every` - 1, ...; at least 2.
+        periods: the shortest and the longest; None is from 8 tokens (or half a shorter window) to half the window. With
+            one period alone, looking that far back is enough, which softmax attention with positions learns soonest.
+
+    Raises:
+        ValueError: `every` is below 2, or periods are not ascending from 2.
     """
 
-    def __init__(self, source: DataSource, vocab_size: int, seed: int, every: int = 4) -> None:
+    def __init__(
+        self,
+        source: DataSource,
+        vocab_size: int,
+        seed: int,
+        every: int = 4,
+        periods: tuple[int, int] | None = None,
+    ) -> None:
         if every < 2:
             raise ValueError(f"every must be at least 2, got {every}")
+        if periods is not None and not 2 <= periods[0] <= periods[1]:
+            raise ValueError(f"periods must be the shortest, at least 2, and the longest, got {periods}")
         self.source, self.vocab_size, self.every, self.seed = source, vocab_size, every, seed
+        self.periods = periods
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """The batch of step `step`; see `copies`."""
@@ -82,8 +96,8 @@ class WithCopying:
             return batch
         rows, length = batch["input_ids"].shape
         drawn = torch.Generator().manual_seed(step_seed("copy", self.seed, step))
-        most = length // 2
-        periods = torch.randint(min(8, most), most + 1, (rows,), generator=drawn)
+        shortest, longest = self.periods or (min(8, length // 2), length // 2)
+        periods = torch.randint(shortest, longest + 1, (rows,), generator=drawn)
         return copies(length, periods, self.vocab_size, drawn)
 
     def describe(self) -> dict[str, Any]:
@@ -92,6 +106,7 @@ class WithCopying:
             "source": self.source.describe(),
             "copied_every": self.every,
             "vocab_size": self.vocab_size,
+            "periods": None if self.periods is None else list(self.periods),
             "seed": self.seed,
         }
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from echo_ska.experiments.figures import save
-from echo_ska.experiments.replace_attention import ARMS, CONTROL, ORIGINAL, PERIODS, STATES, Results, figure_of
+from echo_ska.experiments.replace_attention import ARMS, CONTROL, ORIGINAL, PERIOD, STATES, Results, figure_of
 
 COLOURS = dict(zip(ARMS, ("#0072B2", "#56B4E9", "#D55E00", "#E69F00"), strict=True))
 MARKERS = dict(zip(ARMS, "osDv", strict=True))
@@ -18,14 +18,13 @@ LEVELS = {ORIGINAL: (0, (4, 3)), CONTROL: (0, (1, 1))}
 
 def draw(results: Results, path: Path) -> None:
     """Bits per byte and copied bytes: a line an arm over the three states, levels for both originals."""
-    figure = Figure(figsize=(12, 4.2), layout="constrained")
-    text, *copied = figure.subplots(1, 1 + len(PERIODS))
+    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    text, copied = figure.subplots(1, 2)
     _lines(text, results, None)
+    _lines(copied, results, PERIOD)
     text.set_title("Held-out text, bits per byte", loc="left", fontsize=11)
-    for axes, period in zip(copied, PERIODS, strict=True):
-        _lines(axes, results, period)
-        axes.set_title(f"{period} random bytes copied right, %", loc="left", fontsize=11)
-        axes.set_ylim(-2, 102)
+    copied.set_title(f"{PERIOD} random bytes copied right, %", loc="left", fontsize=11)
+    copied.set_ylim(-2, 102)
     figure.legend(*text.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     save(figure, path)
 

@@ -94,12 +94,9 @@ ROWS: dict[str, Callable[[], Rows | None]] = {
     "gradient-flow": _gradients,
     "cliff": _cliff,
     "replace-attention-text": functools.partial(_replaced, replace_attention.rows),
-    **{
-        f"replace-attention-{period}": functools.partial(
-            _replaced, functools.partial(replace_attention.rows, period=period)
-        )
-        for period in replace_attention.PERIODS
-    },
+    "replace-attention-copied": functools.partial(
+        _replaced, functools.partial(replace_attention.rows, period=replace_attention.PERIOD)
+    ),
     "replace-attention-cache": functools.partial(_replaced, replace_attention.cache_rows),
     "mqar-frontier": _compared(mqar_frontier.NAME, mqar_frontier.comparison, mqar_frontier.rows),
 }
