@@ -27,6 +27,7 @@ ROOMS = (
     "training",
     "corpus",
     "evaluation",
+    "convert",
     "serving",
     "experiments",
 )

@@ -72,6 +72,7 @@ def test_help_and_version(run):
         "eval",
         "recall-text",
         "recipe",
+        "convert",
         "report",
         "tokenizer",
         "data",

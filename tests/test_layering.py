@@ -23,6 +23,7 @@ ALLOWED = {
     "training": {"sealed", "algebra", "ops", "nn", "models", "tasks"},
     "corpus": {"sealed", "models", "training"},
     "evaluation": {"algebra", "ops", "nn", "models", "tasks", "training"},
+    "convert": {"algebra", "ops", "nn", "models", "tasks", "training"},
     "serving": {"sealed", "algebra", "ops", "nn", "models", "memory", "evaluation"},
     "benchmarks": {"algebra", "ops", "nn", "models", "memory", "training", "evaluation"},
     "experiments": {
@@ -34,6 +35,7 @@ ALLOWED = {
         "tasks",
         "training",
         "evaluation",
+        "convert",
         "benchmarks",
         "parallel",
     },

@@ -36,6 +36,7 @@ ROOMS = (
     "training",
     "corpus",
     "evaluation",
+    "convert",
     "serving",
     "experiments",
 )

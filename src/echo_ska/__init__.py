@@ -10,6 +10,7 @@
 - `echo_ska.training`: one training loop, its data and its records.
 - `echo_ska.corpus`: text as shards of tokens on disk, and training batches from them.
 - `echo_ska.evaluation`: recall, memory, writing, benchmark questions.
+- `echo_ska.convert`: other models' softmax attention replaced by SKA.
 - `echo_ska.serving`: a model behind OpenAI's HTTP interface.
 - `echo_ska.experiments`: what stands behind the tables and figures.
 """

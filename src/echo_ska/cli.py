@@ -12,6 +12,7 @@ import typer
 
 from echo_ska import __version__
 from echo_ska.cli_context import context_app
+from echo_ska.cli_convert import convert
 from echo_ska.cli_data import data_app
 from echo_ska.cli_inspect import inspect
 from echo_ska.cli_options import JsonFile, ModelFolder, console
@@ -469,6 +470,7 @@ def serve(
     )
 
 
+app.command("convert")(convert)
 app.command("inspect")(inspect)
 app.command("recall-text")(recall_text)
 app.command("report")(report)

@@ -104,6 +104,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Claim 1: the paper's grid of pairs and gaps, by models trained at its shortest gap.",
         "echo_ska.experiments.mqar_grid",
     ),
+    "replace-attention": Experiment(
+        "A trained Llama's attention becomes SKA and is distilled: what is lost and gained, beside the original.",
+        "echo_ska.experiments.replace_attention",
+    ),
     "transfer": Experiment(
         "Claim 3: six tasks asked without training on them, after system prompts and tool traces.",
         "echo_ska.experiments.transfer",

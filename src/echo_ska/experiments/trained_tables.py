@@ -16,6 +16,7 @@ from echo_ska.experiments import (
     length_generalisation,
     mqar_frontier,
     mqar_grid,
+    replace_attention,
     scaling,
     transfer,
     zero_shot,
@@ -93,6 +94,11 @@ def _scaling() -> Rows | None:
     return scaling.rows(found) if (found := scaling.recorded_results(path)) else None
 
 
+def _replaced(rows: Callable[[replace_attention.Results], Rows]) -> Rows | None:
+    results = replace_attention.recorded_results(_file(replace_attention.NAME))
+    return rows(results) if len(results) == len(replace_attention.ARMS) + 2 else None
+
+
 ROWS: dict[str, Callable[[], Rows | None]] = {
     "length-generalisation": _compared(
         length_generalisation.NAME, length_generalisation.comparison, length_generalisation.rows
@@ -113,6 +119,11 @@ ROWS: dict[str, Callable[[], Rows | None]] = {
     "zero-shot": functools.partial(_zero_shot, zero_shot.benchmark_rows),
     "zero-shot-recall": functools.partial(_zero_shot, zero_shot.recall_rows),
     "zero-shot-reading": functools.partial(_zero_shot, zero_shot.reading_rows),
+    "replace-attention-text": functools.partial(_replaced, replace_attention.rows),
+    "replace-attention-copied": functools.partial(
+        _replaced, functools.partial(replace_attention.rows, period=replace_attention.PERIOD)
+    ),
+    "replace-attention-cache": functools.partial(_replaced, replace_attention.cache_rows),
     "mqar-frontier": _compared(mqar_frontier.NAME, mqar_frontier.comparison, mqar_frontier.rows),
     "scaling": _scaling,
 }

@@ -1,0 +1,194 @@
+"""`echo-ska convert`: another model's attention becomes SKA; what was lost and gained is printed and kept."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from echo_ska.commands.goals import say
+from echo_ska.convert.conversion import Measure, Recipe, cache_table, convert, trained_on
+from echo_ska.convert.hosts import decoder_layers
+from echo_ska.convert.measure import TokenWindows, WithCopying
+from echo_ska.evaluation.memory_plot import format_bytes
+from echo_ska.training import (
+    DataSource,
+    Reporter,
+    TextFile,
+    TrainingConfig,
+    console_reporter,
+    load_text,
+    make_record,
+    split_by_file,
+)
+from echo_ska.training.records import append, write_json
+from echo_ska.training.text import VOCAB_SIZE
+
+EVALUATION_SEED = 1_000_003
+
+
+@dataclass(frozen=True)
+class ConvertRequest:
+    """What was asked for; the options of `echo-ska convert`, which documents them."""
+
+    model: Path
+    text: list[str]
+    output: Path
+    layers: str
+    init: Any
+    rank: int | None
+    length: int
+    batch_size: int
+    steps: tuple[int, int]
+    rates: tuple[float, float]
+    kl_weight: float
+    copy_every: int
+    control: bool
+    seed: int
+    device: str
+
+    def recipe(self) -> Recipe:
+        """As `convert` takes it."""
+        both = TrainingConfig(steps=1, seed=self.seed, device=self.device, checkpoint_every=100)
+        first, second = zip(self.steps, self.rates, strict=True)
+        return Recipe(
+            layers=self.layers,
+            init=self.init,
+            rank=self.rank,
+            settings={"output_norm": False},
+            matching=dataclasses.replace(both, steps=first[0], learning_rate=first[1], weight_decay=0.0),
+            finetuning=dataclasses.replace(both, steps=second[0], learning_rate=second[1]),
+            kl_weight=self.kl_weight,
+        )
+
+
+def start_convert(request: ConvertRequest, json_file: Path | None, console: Console) -> None:
+    """Convert, distil, report and keep.
+
+    Raises:
+        ValueError: the model, the text, the settings or the output folder do not fit; nothing was overwritten.
+        KeyboardInterrupt: Ctrl-C; the message says how to go on.
+    """
+    kept = request.output / "model"
+    if kept.exists():
+        raise ValueError(f"{kept} exists: name another --output, nothing is overwritten.")
+    original, tokenizer = load_host(request.model)
+    decoder_layers(original)  # raises for models that are not supported
+    split = split_by_file(load_text(request.text))
+    training, held_out = encoded(split.training, tokenizer), encoded(split.held_out, tokenizer)
+    vocab_size = original.config.vocab_size
+    data: DataSource = TokenWindows(training, request.batch_size, request.length, request.seed)
+    if request.copy_every:
+        data = WithCopying(data, vocab_size, request.seed, request.copy_every)
+    characters = sum(len(file.tokens) for file in split.held_out)
+    measure = Measure(
+        held_out, vocab_size, request.length, bytes_per_token=characters / len(held_out), seed=EVALUATION_SEED
+    )
+    recipe = request.recipe()
+    say(console, f"{request.model}: {original.num_parameters():,} parameters. {split.description}")
+    started = time.perf_counter()
+    original.to(torch.device("cuda" if request.device != "cpu" and torch.cuda.is_available() else "cpu"))
+    try:
+        with contextlib.ExitStack() as stack:
+
+            def stage(name: str) -> Reporter:
+                return stack.enter_context(console_reporter(name, console))
+
+            student, replacement, states = convert(
+                original, data, recipe, measure, directory=request.output, stage=stage
+            )
+            figures: dict[str, Any] = {"original": measure(original), **states}
+            if request.control:
+                control = trained_on(original, data, recipe, directory=request.output, reporter=stage("control"))
+                figures["control"] = measure(control)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"Stopped; give the same command again to go on from {request.output}.") from None
+    figures |= {"replacement": dataclasses.asdict(replacement), "cache_bytes": cache_table(replacement)}
+    console.print(states_table(figures, request.steps))
+    console.print(cache_shown(figures["cache_bytes"]))
+    say(
+        console,
+        f"{len(replacement.layers)} layers are SKA now: {replacement.carried:,} parameters carried over, "
+        f"{replacement.new:,} new. Their states take {format_bytes(replacement.state_bytes)}, less than their keys and "
+        f"values from {replacement.break_even:,} tokens on.",
+    )
+    logging.disable_progress_bar()
+    assert isinstance(student, PreTrainedModel)
+    student.save_pretrained(kept)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(kept)
+    configuration = {"model": str(request.model), "data": data.describe(), "recipe": dataclasses.asdict(recipe)}
+    record = make_record("convert", configuration, figures, seed=request.seed, seconds=time.perf_counter() - started)
+    append(record, request.output / "records.jsonl")
+    say(console, f"Kept in {request.output}: model, checkpoints, records.jsonl.")
+    write_json(json_file, dataclasses.asdict(record))
+
+
+def states_table(figures: dict[str, Any], steps: tuple[int, int]) -> Table:
+    """What every state scores."""
+    periods = list(figures["original"]["copied"])
+    headings = (f"copied, {period} tokens" for period in periods)
+    table = Table("model", "bits per byte", *headings, title="What was lost and regained")
+    for name, label in (
+        ("original", "original"),
+        ("control", f"original, {sum(steps):,} steps more"),
+        ("replaced", "replaced, untrained"),
+        ("matched", f"after {steps[0]:,} steps of matching"),
+        ("finetuned", f"after {steps[1]:,} steps of cross-entropy"),
+    ):
+        if name in figures:
+            copied = (f"{figures[name]['copied'][period]:.1%}" for period in periods)
+            table.add_row(label, f"{figures[name]['bits_per_byte']:.3f}", *copied)
+    return table
+
+
+def cache_shown(sizes: dict[str, dict[str, int]]) -> Table:
+    """Bytes of one sequence's cache by tokens."""
+    table = Table("tokens", "original", "converted", title="Cache of one sequence")
+    for tokens, found in sizes.items():
+        table.add_row(f"{int(tokens):,}", format_bytes(found["before"]), format_bytes(found["after"]))
+    return table
+
+
+def load_host(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """A model, and its tokenizer if there is one; without one it has to read bytes.
+
+    Raises:
+        ValueError: `folder` holds no model in safetensors, or one of a vocabulary below 256 without a tokenizer.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is not the folder of a model: it has no config.json.")
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+        raise ValueError(f"The model in {folder} cannot be read: {str(error).strip().splitlines()[0]}") from None
+    if (folder / "tokenizer.json").is_file():
+        return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if model.config.vocab_size < VOCAB_SIZE:
+        raise ValueError(
+            f"{folder} has no tokenizer.json, and a vocabulary of {model.config.vocab_size} does not hold the 256 "
+            "bytes: save the model's tokenizer there."
+        )
+    return model.eval(), None
+
+
+def encoded(files: list[TextFile], tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+    """All texts, one behind the other, as tokens [N]: the bytes themselves where there is no tokenizer."""
+    if tokenizer is None:
+        return torch.cat([file.tokens for file in files])
+    ids: list[int] = []
+    for file in files:
+        ids += tokenizer(bytes(file.tokens.tolist()).decode("utf-8"), add_special_tokens=False)["input_ids"]
+    return torch.tensor(ids)

@@ -1,0 +1,161 @@
+"""Replacing the softmax attention of a Hugging Face decoder by SKA, in place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from echo_ska.convert.attention import ReplacedAttention
+from echo_ska.convert.carry import build_mixer, carry_over
+from echo_ska.convert.hosts import cache_bytes_per_token, decoder_layers, head_weights
+
+FIELD = "echo_ska_replaced"
+"""The field of a model's configuration that says what was replaced, by which `load_converted` builds it again."""
+
+CARRIED: dict[str, Any] = {"key_delay": 0}
+"""Settings of SKA that differ from its own defaults where a trained model's projections are carried over.
+
+Its keys stand where its values do: what the answer follows has been moved there by the layers before."""
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What `replace_attention` did.
+
+    Attributes:
+        layers: indices of the layers that are SKA now.
+        rank: width of their keys and queries.
+        carried: parameters started from the attention's.
+        new: parameters that the attention had no counterpart of.
+        removed: parameters that the replaced layers had.
+        state_bytes: of one sequence's states in the replaced layers, whatever the length.
+        kv_bytes_per_token: what the replaced layers kept for each token.
+        kept_bytes_per_token: what the layers that stay keep for each token.
+    """
+
+    layers: tuple[int, ...]
+    rank: int
+    carried: int
+    new: int
+    removed: int
+    state_bytes: int
+    kv_bytes_per_token: int
+    kept_bytes_per_token: int
+
+    def cache_bytes(self, tokens: int) -> tuple[int, int]:
+        """Bytes of one sequence's cache after so many tokens, all layers together: before, and now."""
+        kept = tokens * self.kept_bytes_per_token
+        return kept + tokens * self.kv_bytes_per_token, kept + self.state_bytes
+
+    @property
+    def break_even(self) -> int:
+        """The fewest tokens from which on the states take fewer bytes than the keys and values did."""
+        return self.state_bytes // self.kv_bytes_per_token + 1
+
+
+def replace_attention(
+    model: nn.Module,
+    layers: Iterable[int] | str | None = None,
+    *,
+    init: Literal["carry", "fresh"] = "carry",
+    rank: int | None = None,
+    **settings: Any,
+) -> Replacement:
+    """Put SKA in the place of softmax attention, in place, in a Llama, Mistral, Qwen2, Qwen3 or GPT-2 of Hugging Face.
+
+    Carried over: values and output projections as they are, biases included (grouped-query heads are repeated, as the
+    model itself repeats them), queries and keys by `low_rank_forms`; the short convolutions start as the identity. The
+    write gate, the ridge, the blend and the norm of what is read have no counterpart and start as SKA's do. SKA has no
+    positions: rotary embeddings are left out, so that a query and a key meet as they would at distance 0. Afterwards
+    the model computes another function, which `distil` brings near the old one.
+
+    `generate` works as before with the same `DynamicCache`, which holds a state of constant size for each replaced
+    layer. `save_pretrained` works too; load what it wrote with `load_converted`.
+
+    Args:
+        model: changed in place; its configuration gets the field `echo_ska_replaced`.
+        layers: indices from 0; "all" or None; or "every 2nd", "every 3rd", ...: layers 1, 3, 5, ...
+        init: "carry", or "fresh" for layers that start as untrained SKA does.
+        rank: r; None takes the head's width, at which nothing of a query-key product is lost.
+        settings: further ones of `SpectralKoopmanAttention`. With "carry", key_delay is 0 unless given.
+
+    Returns:
+        What was replaced, and what is kept for it.
+
+    Raises:
+        ValueError: a model that is not supported, layers that do not exist or are SKA already, or settings that do not
+            fit. The model is then as it was.
+    """
+    if init not in ("carry", "fresh"):
+        raise ValueError(f'init must be "carry" or "fresh", got {init!r}')
+    blocks, name = decoder_layers(model)
+    chosen = chosen_layers(layers, len(blocks))
+    if again := [index for index in chosen if isinstance(getattr(blocks[index], name), ReplacedAttention)]:
+        raise ValueError(f"layer {again[0]} is SKA already: choose among the others")
+    settings = {**(CARRIED if init == "carry" else {}), **settings}
+    carried = total = removed = state_bytes = kv_bytes = 0
+    replacements = []
+    for index in chosen:
+        attention = getattr(blocks[index], name)
+        weights = head_weights(attention)
+        width = weights.query.shape[1] if rank is None else rank
+        mixer = build_mixer(weights, width, settings)
+        if init == "carry":
+            carried += carry_over(weights, mixer)
+        else:
+            with torch.no_grad():  # as in Echo: 2 N branches add up to the residual stream
+                mixer.o_proj.weight.mul_((2 * len(blocks)) ** -0.5)
+        total += sum(parameter.numel() for parameter in mixer.parameters())
+        removed += sum(parameter.numel() for parameter in attention.parameters())
+        kv_bytes += cache_bytes_per_token(attention)
+        state_bytes += mixer.state_bytes(1)
+        replacements.append(ReplacedAttention(mixer, index, weights.dropout).train(attention.training))
+    for index, replacement in zip(chosen, replacements, strict=True):  # only now: what raises leaves the model alone
+        setattr(blocks[index], name, replacement)
+    config: Any = model.config
+    done = {"layers": list(chosen), "rank": width, "settings": settings}
+    setattr(config, FIELD, [*(getattr(config, FIELD, None) or ()), done])
+    kept = [getattr(block, name) for block in blocks]
+    return Replacement(
+        layers=chosen,
+        rank=width,
+        carried=carried,
+        new=total - carried,
+        removed=removed,
+        state_bytes=state_bytes,
+        kv_bytes_per_token=kv_bytes,
+        kept_bytes_per_token=sum(cache_bytes_per_token(a) for a in kept if not isinstance(a, ReplacedAttention)),
+    )
+
+
+def chosen_layers(layers: Iterable[int] | str | None, count: int) -> tuple[int, ...]:
+    """Indices of layers, ascending; see `replace_attention`.
+
+    Raises:
+        ValueError: none, one that does not exist, or a text that says nothing of the kind.
+    """
+    if layers is None or layers == "all":
+        return tuple(range(count))
+    if isinstance(layers, str):
+        found = re.fullmatch(r"every (\d+)(?:st|nd|rd|th)?", layers.strip())
+        if found:
+            step = int(found[1])
+            layers = range(step - 1, count, step) if step else ()
+        elif re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", layers):
+            layers = [int(part) for part in layers.split(",")]
+        else:
+            raise ValueError(f'layers must be "all", "every 2nd" or indices as in 1,3, got {layers!r}')
+    chosen = sorted(set(layers))
+    if not chosen or any(not 0 <= index < count for index in chosen):
+        raise ValueError(f"layers must name at least one of 0 to {count - 1}, got {chosen}")
+    return tuple(chosen)
+
+
+def replaced_attentions(model: nn.Module) -> dict[int, ReplacedAttention]:
+    """The SKA layers that stand in the place of attention, by their index."""
+    return {module.layer_idx: module for module in model.modules() if isinstance(module, ReplacedAttention)}

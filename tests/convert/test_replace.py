@@ -1,0 +1,133 @@
+"""Choosing layers, counting parameters, refusing what does not fit, saving and loading."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from host_models import HOSTS, host, tokens
+
+from echo_ska.convert import ReplacedAttention, load_converted, replace_attention
+from echo_ska.convert.replace import FIELD, chosen_layers, replaced_attentions
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted"),
+    [
+        (None, (0, 1, 2, 3, 4)),
+        ("all", (0, 1, 2, 3, 4)),
+        ("every 2nd", (1, 3)),
+        ("every 3rd", (2,)),
+        ("3, 1", (1, 3)),
+        ([4, 0, 4], (0, 4)),
+    ],
+)
+def test_layers_can_be_named_in_several_ways(asked, wanted):
+    assert chosen_layers(asked, 5) == wanted
+
+
+@pytest.mark.parametrize("asked", [[], [5], [-1], "every 9th", "every 0th", "half", "1,5"])
+def test_layers_that_do_not_exist_are_refused(asked):
+    with pytest.raises(ValueError, match="layers must"):
+        chosen_layers(asked, 5)
+
+
+@pytest.mark.parametrize("init", ["carry", "fresh"])
+@pytest.mark.parametrize("name", HOSTS)
+def test_parameters_are_counted(name, init):
+    model = host(name)
+    before = sum(parameter.numel() for parameter in model.parameters())
+    report = replace_attention(model, [0, 2], init=init, rank=5)
+    assert report.layers == (0, 2)
+    assert sum(parameter.numel() for parameter in model.parameters()) == (
+        before - report.removed + report.carried + report.new
+    )
+    assert (report.carried > 0) == (init == "carry")
+    assert list(replaced_attentions(model)) == [0, 2]
+    tokens_needed = report.break_even
+    assert report.state_bytes < tokens_needed * report.kv_bytes_per_token
+    assert report.state_bytes >= (tokens_needed - 1) * report.kv_bytes_per_token
+
+
+def test_what_is_refused_leaves_the_model_as_it_was():
+    model = host("llama")
+    before = copy.deepcopy(model.state_dict())
+    for settings, sentence in (
+        ({"init": "warm"}, "init must be"),
+        ({"layers": [3]}, "layers must name"),
+        ({"rank": 9}, "between 1 and the head's width 8"),
+        ({"causal": False}, "go on from a state"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            replace_attention(model, **settings)
+        assert list(model.state_dict()) == list(before)
+        assert not hasattr(model.config, FIELD)
+    replace_attention(model, [1])
+    with pytest.raises(ValueError, match="layer 1 is SKA already"):
+        replace_attention(model, "all")
+    assert list(replaced_attentions(model)) == [1]
+
+
+@pytest.mark.parametrize("name", HOSTS)
+@torch.no_grad()
+def test_a_saved_model_is_loaded_with_the_same_logits_and_dtypes(name, tmp_path):
+    model = host(name)
+    replace_attention(model, [0], rank=5)
+    replace_attention(model, [2], init="fresh", rank=7, power=0)
+    model.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.bin"))
+    assert [part["layers"] for part in json.loads((tmp_path / "config.json").read_text())[FIELD]] == [[0], [2]]
+    loaded = load_converted(tmp_path)
+    assert type(loaded) is type(model)
+    ids = tokens(2, 15)
+    assert torch.equal(loaded(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
+    assert getattr(loaded.config, FIELD) == getattr(model.config, FIELD)
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    assert (loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight) == tied
+
+
+@torch.no_grad()
+def test_half_precision_and_shards_are_loaded_as_they_were_saved(tmp_path):
+    model = host("llama").to(torch.bfloat16)
+    replace_attention(model)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    loaded = load_converted(tmp_path)
+    for (name, wanted), found in zip(model.named_parameters(), loaded.parameters(), strict=True):
+        assert found.dtype == wanted.dtype, name
+        assert torch.equal(found, wanted), name
+
+
+def test_folders_that_hold_no_converted_model_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="it has no config"):
+        load_converted(tmp_path)
+    model = host("llama")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no attention was replaced"):
+        load_converted(tmp_path)
+    replace_attention(model, [0])
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config[FIELD][0]["layers"] = [1]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="not those of this model"):
+        load_converted(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_converted(tmp_path)
+    weights.unlink()
+    with pytest.raises(ValueError, match="is missing: save the model again"):
+        load_converted(tmp_path)
+
+
+def test_a_replaced_layer_keeps_its_dropout_and_training_state():
+    model = host("gpt2").train()
+    model.transformer.h[1].attn.resid_dropout.p = 0.25
+    replace_attention(model, [1])
+    layer = model.transformer.h[1].attn
+    assert isinstance(layer, ReplacedAttention)
+    assert layer.training
+    assert layer.dropout.p == 0.25
