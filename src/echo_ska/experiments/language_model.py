@@ -147,9 +147,9 @@ def run(
 
 
 def recorded_comparison(path: Path) -> Comparison | None:
-    """The comparison on the texts of the newest record; None where there is none."""
+    """The comparison on the texts that the newest record was trained on; None where there is none."""
     found = records_named(NAME, path)
-    return comparison(TextFolder.of_record(found[-1])) if found else None
+    return comparison(TextFolder.of_records(found)) if found else None
 
 
 def readings(network: EchoForCausalLM, trial: TextTrial) -> dict[str, Any]:

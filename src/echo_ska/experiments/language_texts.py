@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,8 @@ class TextFolder:
 
     Attributes:
         folder: where they are; None where only a record tells of them.
-        described: JSON, by part: `files`, their names; `bytes`, their lengths; `blake2b`, of all of them together.
+        described: JSON, by part: `files`, their names; `bytes`, their lengths; `blake2b`, of all of them together. Of
+            a folder that records alone tell of, the parts that they read, and of `TRAIN` no lengths.
     """
 
     folder: Path | None
@@ -40,7 +43,8 @@ class TextFolder:
             experiment: its name, for the errors.
 
         Raises:
-            ValueError: there is no folder, a part is missing, or a file is no text; says what to do.
+            ValueError: there is no folder, a part is missing, a file is no text, or a text is in two parts: who has
+                learnt it, or chosen a rate by it, is not asked by it; says what to do.
         """
         if folder is None:
             raise ValueError(f"{experiment} learns from texts that are not part of it: give --text {WHAT_IT_HOLDS}.")
@@ -53,8 +57,10 @@ class TextFolder:
             if path.is_dir() and path.name not in (TRAIN, VALID, TEST) and any(path.glob("*.txt"))
         )
         parts = {}
+        places: dict[bytes, str] = {}
         for part in (TRAIN, VALID, TEST, *further):
             data = TextData(files := load_text(_paths(folder, part)), 1, 2, 0).describe()
+            _refuse_copies(part, files, places)
             parts[part] = {
                 "files": data["files"],
                 "bytes": [len(file.tokens) for file in files],
@@ -63,9 +69,24 @@ class TextFolder:
         return cls(folder.absolute(), json.dumps(parts))
 
     @classmethod
-    def of_record(cls, record: RunRecord) -> TextFolder:
-        """The texts that a record tells of, which are not at hand."""
-        return cls(None, json.dumps(record.configuration["texts"]))
+    def of_records(cls, records: Sequence[RunRecord]) -> TextFolder:
+        """The texts that the newest record was trained on, and what runs on these were scored by; none are at hand.
+
+        Args:
+            records: of one experiment, at least one, the oldest first. A run tells of what it read alone, so that a
+                rate's try, which tells of `VALID`, stays valid whatever is scored later: each of `VALID` and what is
+                `scored` is as the newest run has it that read it.
+        """
+        data = records[-1].configuration["data"]
+        alike = [
+            record.configuration for record in records if record.configuration["data"]["blake2b"] == data["blake2b"]
+        ]
+
+        def newest(part: str) -> Mapping[str, Any]:
+            return next((each["texts"] for each in reversed(alike) if part in each["texts"]), {})
+
+        train = {"files": data["files"], "blake2b": data["blake2b"]}
+        return cls(None, json.dumps({TRAIN: train, **newest(VALID), **newest(TEST)}))
 
     @property
     def parts(self) -> dict[str, dict[str, Any]]:
@@ -96,6 +117,18 @@ class TextFolder:
         part = self.parts[TRAIN]
         windows = {"batch_size": batch_size, "length": length, "seed": seed}
         return {"files": part["files"], "blake2b": part["blake2b"], **windows}
+
+
+def _refuse_copies(part: str, files: Sequence[TextFile], places: dict[bytes, str]) -> None:
+    """Add the texts of a part to `places`, by checksum; none may be in another part."""
+    for file in files:
+        digest = hashlib.blake2b(file.tokens.numpy().tobytes(), digest_size=16).digest()
+        name = f"{part}/{file.path.name}"
+        other = places.setdefault(digest, name)
+        if not other.startswith(f"{part}/"):
+            raise ValueError(
+                f"{name} and {other} are the same text, and each part has to be new to those before it: take one away."
+            )
 
 
 def _paths(folder: Path, part: str) -> list[Path]:

@@ -79,8 +79,13 @@ class TextTrial(TrainedRun):
         return self.texts.describe_training(self.batch_size, self.length, self.seed)
 
     def asked(self) -> dict[str, Any]:
-        """The texts, by checksum, and what is scored of them."""
-        return {"texts": self.texts.parts, "scored": {one.part: one.describe() for one in self.scored}}
+        """What is scored, and by checksum of which texts: of no others, so that further ones leave a record as it is."""
+        texts = self.texts.parts
+        return {
+            # None, of a part that no record tells of, matches no record.
+            "texts": {one.part: texts.get(one.part) for one in self.scored},
+            "scored": {one.part: one.describe() for one in self.scored},
+        }
 
     def answers(self, network: EchoForCausalLM, training: RunRecord, stage: Stage) -> dict[str, Any]:
         """The learning curve, bytes of state after the longest context, and bits per byte by part and context."""
