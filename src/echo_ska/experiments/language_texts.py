@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from echo_ska.training import RunRecord, TextData, TextFile, load_text
+from echo_ska.training import RunRecord, TextData, TextFile, book_path, load_text
 
 TRAIN, VALID, TEST = "train", "valid", "test"
 WHAT_IT_HOLDS = (
@@ -56,17 +56,8 @@ class TextFolder:
             for path in folder.iterdir()
             if path.is_dir() and path.name not in (TRAIN, VALID, TEST) and any(path.glob("*.txt"))
         )
-        parts = {}
-        places: dict[bytes, str] = {}
-        for part in (TRAIN, VALID, TEST, *further):
-            data = TextData(files := load_text(_paths(folder, part)), 1, 2, 0).describe()
-            _refuse_copies(part, files, places)
-            parts[part] = {
-                "files": data["files"],
-                "bytes": [len(file.tokens) for file in files],
-                "blake2b": data["blake2b"],
-            }
-        return cls(folder.absolute(), json.dumps(parts))
+        names = (TRAIN, VALID, TEST, *further)
+        return cls(folder.absolute(), _described({part: load_text(_paths(folder, part)) for part in names}))
 
     @classmethod
     def of_records(cls, records: Sequence[RunRecord]) -> TextFolder:
@@ -105,12 +96,20 @@ class TextFolder:
         Raises:
             ValueError: they are not at hand, or not what was described.
         """
+        files = self.files(part)
+        if TextData(files, 1, 2, 0).describe()["blake2b"] != self.parts[part]["blake2b"]:
+            raise ValueError(f"The texts of {part} have changed since this run began: start it again.")
+        return files
+
+    def files(self, part: str) -> list[TextFile]:
+        """The texts of a part as they are now.
+
+        Raises:
+            ValueError: they are not at hand.
+        """
         if self.folder is None:
             raise ValueError(f"The texts of {part} are known by a record alone: give their folder by --text.")
-        files = load_text(_paths(self.folder, part))
-        if TextData(files, 1, 2, 0).describe()["blake2b"] != self.parts[part]["blake2b"]:
-            raise ValueError(f"The texts in {self.folder / part} have changed since this run began: start it again.")
-        return files
+        return load_text(_paths(self.folder, part))
 
     def describe_training(self, batch_size: int, length: int, seed: int) -> dict[str, Any]:
         """What `TextData.describe` says of the training text, without reading it."""
@@ -119,16 +118,44 @@ class TextFolder:
         return {"files": part["files"], "blake2b": part["blake2b"], **windows}
 
 
-def _refuse_copies(part: str, files: Sequence[TextFile], places: dict[bytes, str]) -> None:
-    """Add the texts of a part to `places`, by checksum; none may be in another part."""
-    for file in files:
-        digest = hashlib.blake2b(file.tokens.numpy().tobytes(), digest_size=16).digest()
-        name = f"{part}/{file.path.name}"
-        other = places.setdefault(digest, name)
-        if not other.startswith(f"{part}/"):
-            raise ValueError(
-                f"{name} and {other} are the same text, and each part has to be new to those before it: take one away."
-            )
+class ShippedNovels(TextFolder):
+    """The two novels that the package ships: one to learn, and the halves of another as `VALID` and `TEST`."""
+
+    @classmethod
+    def read_shipped(cls) -> ShippedNovels:
+        """Read both."""
+        return cls(None, _described({part: _shipped(part) for part in (TRAIN, VALID, TEST)}))
+
+    def files(self, part: str) -> list[TextFile]:
+        """See `TextFolder.files`."""
+        return _shipped(part)
+
+
+def _shipped(part: str) -> list[TextFile]:
+    if part == TRAIN:
+        return load_text([book_path("train")])
+    (novel,) = load_text([book_path("unseen")])
+    half = len(novel.tokens) // 2
+    return [TextFile(novel.path, novel.tokens[:half] if part == VALID else novel.tokens[half:])]
+
+
+def _described(parts: Mapping[str, Sequence[TextFile]]) -> str:
+    """`TextFolder.described` of these texts, of which none may be in two parts."""
+    found: dict[str, dict[str, Any]] = {}
+    places: dict[bytes, str] = {}
+    for part, files in parts.items():
+        for file in files:
+            name = f"{part}/{file.path.name}"
+            other = places.setdefault(hashlib.blake2b(file.tokens.numpy().tobytes(), digest_size=16).digest(), name)
+            if not other.startswith(f"{part}/"):
+                raise ValueError(
+                    f"{name} and {other} are the same text, and each part has to be new to those before it: "
+                    "take one away."
+                )
+        data = TextData(files, 1, 2, 0).describe()
+        sizes = [len(file.tokens) for file in files]
+        found[part] = {"files": data["files"], "bytes": sizes, "blake2b": data["blake2b"]}
+    return json.dumps(found)
 
 
 def _paths(folder: Path, part: str) -> list[Path]:
