@@ -138,7 +138,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "echo_ska.experiments.recall_map",
     ),
     "zero-shot": Experiment(
-        "Benchmarks, facts in prose of up to 128k tokens, and a novel byte by byte, by checkpoints/; needs --text.",
+        "Benchmarks, facts in prose of up to 128k tokens, and a novel in any segments, by checkpoints/; needs --text.",
         "echo_ska.experiments.zero_shot",
         reads_text=True,
     ),
