@@ -28,6 +28,7 @@ class TwoProcesses:
         self.folder = folder
         self.one = {model: together.curve(model, evaluated=True) for model in ("echo", "unreached")}
         self.one["kept"] = together.curve(directory=folder / "one")
+        self.one["packed"] = together.curve(data=together.PackedData())
         self.one["bf16"] = together.curve(settings={"precision": "bf16"})
         self.one["dropout"] = together.curve("dropout", accumulate=2)
         done = subprocess.run(**torchrun(together.__file__, folder, *strategies, capture_output=True, text=True))

@@ -111,9 +111,10 @@ def start_processes(device: torch.device, scale: ScaleConfig, plugin: Any = None
         ValueError: the strategy does not fit the number of processes.
     """
     if launched_processes() == 1:
-        if scale.strategy in ("fsdp", "deepspeed"):
+        if scale.strategy in ("fsdp", "deepspeed", "context"):
+            what = "every sequence" if scale.strategy == "context" else "a model"
             raise ValueError(
-                f"strategy {scale.strategy} shares a model among processes and there is one: start several, as in "
+                f"strategy {scale.strategy} shares {what} among processes and there is one: start several, as in "
                 "torchrun --nproc-per-node 2 -m echo_ska train ..., or leave the strategy out."
             )
         # Accelerate places nothing: its device is one for the whole process, ours is one for each call.
