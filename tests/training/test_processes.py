@@ -8,9 +8,9 @@ import time
 import pytest
 import together
 import torch
+from launched import torchrun
 from test_checkpoint import contents
 
-from conftest import torchrun
 from echo_ska.models import EchoForCausalLM
 from echo_ska.training import ScaleConfig
 from echo_ska.training.checkpoint import list_checkpoints
