@@ -7,9 +7,10 @@ import time
 
 import pytest
 import together
+import torch
+from launched import torchrun
 from test_checkpoint import contents
 
-from conftest import torchrun
 from echo_ska.models import EchoForCausalLM
 from echo_ska.training import ScaleConfig
 from echo_ska.training.checkpoint import list_checkpoints
@@ -62,10 +63,19 @@ def test_the_launcher_says_who_is_first(monkeypatch):
 
 
 def test_a_strategy_without_processes_is_refused():
-    import torch
-
     with (
         pytest.raises(ValueError, match="torchrun --nproc-per-node 2"),
         start_processes(torch.device("cpu"), ScaleConfig(strategy="fsdp")),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(("asked", "strategy"), [("FSDP", "auto"), ("FSDP", "fsdp"), ("DEEPSPEED", "ddp")])
+def test_a_configuration_of_accelerate_that_would_shard_behind_our_back_is_refused(asked, strategy, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(f"ACCELERATE_USE_{asked}", "true")
+    with (
+        pytest.raises(ValueError, match=f"configured for {asked}, which is here the strategy {asked.lower()}: start"),
+        start_processes(torch.device("cpu"), ScaleConfig(strategy=strategy)),
     ):
         pass

@@ -40,12 +40,8 @@ class LearnCorpus:
             raise ValueError(f"--score-tokens must be at least 2, got {request.score_tokens}.")
         assert request.data is not None
         self.request = request
-        packed = PackedTokens(
-            request.data,
-            request.batch_size,
-            TEXT_LENGTH if request.length is None else request.length,
-            request.seed,
-        )
+        self.length = TEXT_LENGTH if request.length is None else request.length
+        packed = PackedTokens(request.data, request.batch_size, self.length, request.seed)
         self.data: DataSource = packed
         self.training, self.held_out = packed.stream, TokenStream(request.data, HELD_OUT)
         self.encoding: CorpusTokenizer = packed.stream.index.open_tokenizer(request.data)

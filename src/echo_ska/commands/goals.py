@@ -61,6 +61,8 @@ class TrainRequest:
     precision: str
     device: str
     scale: ScaleConfig
+    tensorboard: bool
+    wandb: str | None
     held_out: list[str] | None
     score_bytes: int
     score_tokens: int
@@ -77,6 +79,8 @@ class Goal(Protocol):
 
     name: str
     data: DataSource
+    length: int
+    """Tokens in a sequence."""
     vocab_size: int
     tokenizer: PreTrainedTokenizerFast | None
     """To be kept beside the model; None where tokens are no text."""
@@ -110,12 +114,8 @@ class LearnText:
         self.request = request
         self.tokenizer: PreTrainedTokenizerFast | None = byte_tokenizer()
         self.split = split_by_file(load_text(request.text), request.held_out)
-        self.data: DataSource = TextData(
-            self.split.training,
-            request.batch_size,
-            TEXT_LENGTH if request.length is None else request.length,
-            request.seed,
-        )
+        self.length = TEXT_LENGTH if request.length is None else request.length
+        self.data: DataSource = TextData(self.split.training, request.batch_size, self.length, request.seed)
 
     def introduce(self, console: Console) -> None:
         """See `Goal`."""
@@ -165,6 +165,7 @@ class LearnRecall:
         assert request.task is not None
         self.task = make_task(request.task, request.length, request.task_settings, request.task_set)
         self.data: DataSource = RecallData(self.task, request.batch_size, request.seed)
+        self.length = self.task.length
         self.vocab_size = self.task.vocab_size
         self.tokenizer: PreTrainedTokenizerFast | None = None
 

@@ -19,16 +19,17 @@ class Parts:
         data: what draws them.
         processes: who takes the others.
         accumulate: how many this process takes, one after the other.
+        whole: every process takes all of `accumulate` parts, and cuts their sequences afterwards.
 
     Raises:
         ValueError: there are several and `data` draws whole batches alone.
     """
 
-    def __init__(self, data: DataSource, processes: Processes, accumulate: int) -> None:
+    def __init__(self, data: DataSource, processes: Processes, accumulate: int, whole: bool = False) -> None:
         self.data = data
         self.processes = processes
-        self.total = processes.size * accumulate
-        self.own = range(processes.rank, self.total, processes.size)
+        self.total = accumulate if whole else processes.size * accumulate
+        self.own = range(accumulate) if whole else range(processes.rank, self.total, processes.size)
         takes = inspect.signature(data.batch).parameters
         several = {"part", "parts"} <= takes.keys() or any(taken.kind is taken.VAR_KEYWORD for taken in takes.values())
         if self.total > 1 and not several:
@@ -43,15 +44,16 @@ def draw_parts(parts: Parts, step: int) -> list[tuple[int, dict[str, Tensor], fl
 
     Returns:
         Triples: the part's number; its batch; its share of the tokens that the whole batch scores, None where the
-        part is the batch. A part without a scored token has share 0, and one label so that its loss is a number.
+        part is the batch. A part without a scored token has share 0, and one label so that its loss is a number. Where
+        every process takes all parts, each has an equal part of their shares: all shares of all processes add up to 1.
     """
-    if parts.total == 1:
+    if parts.total * parts.processes.size == 1:
         return [(0, parts.data.batch(step), None)]
     failure: Exception | None = None
     drawn, scored = [], []
     try:
         for part in parts.own:
-            batch = parts.data.batch(step, part=part, parts=parts.total)
+            batch = parts.data.batch(step, part=part, parts=parts.total) if parts.total > 1 else parts.data.batch(step)
             drawn.append((part, batch))
             scored.append(scored_tokens(batch["labels"]))
     except Exception as error:

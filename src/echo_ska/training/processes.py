@@ -108,17 +108,25 @@ def start_processes(device: torch.device, scale: ScaleConfig, plugin: Any = None
         plugin: Accelerate's `DeepSpeedPlugin`, for that strategy.
 
     Raises:
-        ValueError: the strategy does not fit the number of processes.
+        ValueError: the strategy does not fit the number of processes, or Accelerate is configured for another.
     """
     if launched_processes() == 1:
-        if scale.strategy in ("fsdp", "deepspeed"):
+        if scale.strategy in ("fsdp", "deepspeed", "context"):
+            what = "every sequence" if scale.strategy == "context" else "a model"
             raise ValueError(
-                f"strategy {scale.strategy} shares a model among processes and there is one: start several, as in "
+                f"strategy {scale.strategy} shares {what} among processes and there is one: start several, as in "
                 "torchrun --nproc-per-node 2 -m echo_ska train ..., or leave the strategy out."
             )
         # Accelerate places nothing: its device is one for the whole process, ours is one for each call.
         yield Accelerator(mixed_precision="no", device_placement=False), Processes()
         return
+    for asked, ours in (("FSDP", None), ("DEEPSPEED", "deepspeed")):
+        # Accelerate would shard the model behind the engine's back. (DeepSpeed's plugin sets its variable itself.)
+        if os.environ.get(f"ACCELERATE_USE_{asked}") == "true" and scale.strategy != ours:
+            raise ValueError(
+                f"Accelerate is configured for {asked}, which is here the strategy {asked.lower()}: start with "
+                "torchrun, or accelerate launch --num_processes N without a configuration, and give that strategy."
+            )
     if plugin is not None:
         AcceleratorState._reset_state()  # it takes one plugin in its life, and a process may train several times
     # Without buckets rebuilt after the first step, gradients are summed in one order before and after a resumption;
