@@ -305,9 +305,12 @@ def test_demo_and_reproduce_start_what_they_name(run, refused, tmp_path, monkeyp
             raise JobError("The job failed.")
         return [make_record("juggling", {"balls": 3}, {"drops": 1}, seed=0, seconds=1.0)]
 
-    juggling = types.SimpleNamespace(description="[Balls].", run=start, reads_text=False)
+    juggling = types.SimpleNamespace(description="[Balls].", run=start, text="")
     monkeypatch.setitem(experiments.EXPERIMENTS, "juggling", juggling)
-    assert "juggling: [Balls]." in run("reproduce").stdout
+    listed = {line.partition(":")[0]: line for line in run("reproduce").stdout.splitlines()}
+    assert listed["juggling"] == "juggling: [Balls]."
+    for name, words in {"language-model": "train/", "scaling": "without --text", "zero-shot": "benchmarks'"}.items():
+        assert words in listed[name].partition("--text FOLDER:")[2]
     assert run("reproduce", "juggling", "--seeds=2", "--json", tmp_path / "j.json").exit_code == 0
     assert json.loads((tmp_path / "j.json").read_text())["records"][0]["figures"] == {"drops": 1}
     assert calls[1] == {"seeds": 2, "quick": False, "text": None}

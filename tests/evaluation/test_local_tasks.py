@@ -13,6 +13,7 @@ from echo_ska.evaluation.local_tasks import (
     LOCAL_TASKS,
     arc_rows,
     babi_rows,
+    files_of,
     hellaswag_rows,
     piqa_rows,
     prepare,
@@ -87,6 +88,26 @@ def test_definitions_and_files(tmp_path):
     assert definition["task"] == "hellaswag_local"
     lines = Path(definition["dataset_kwargs"]["data_files"]["test"]).read_text().splitlines()
     assert [json.loads(line)["gold"] for line in lines] == [3, 0]
+
+
+def test_of_several_files_of_one_name_the_one_in_the_form_is_read(tmp_path):
+    for folder, text in {"a": "A novel.\n", "lm": "", "wikitext2": "\n = Title = \n\n It is told . \n"}.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "test.txt").write_text(text)
+    assert files_of("wikitext_local", tmp_path) == [tmp_path / "wikitext2" / "test.txt"]
+    (definition,) = prepare(["wikitext_local"], tmp_path, tmp_path)
+    assert "It is told." in Path(definition["dataset_kwargs"]["data_files"]["test"]).read_text()
+    (tmp_path / "wikitext2" / "test.txt").unlink()
+    with pytest.raises(ValueError, match=r"^none of 2 files of that name in .* will do; .*a/test.txt is not what"):
+        prepare(["wikitext_local"], tmp_path, tmp_path)
+
+
+def test_files_that_belong_together_are_of_one_folder(tmp_path):
+    for folder, label in {"a": "0\n1\n", "b": "1\n"}.items():  # a has labels of other questions
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "piqa_valid-labels.lst").write_text(label)
+    (tmp_path / "b" / "piqa_valid.jsonl").write_text('{"goal": "g", "sol1": "a", "sol2": "b"}\n')
+    assert {path.parent.name for path in files_of("piqa_local", tmp_path)} == {"b"}
 
 
 @pytest.mark.parametrize(

@@ -96,9 +96,16 @@ def test_it_runs_once_prints_its_tables_and_draws(small, quick):
         assert [len(each) for each in found.recorded(stem.with_suffix(".jsonl")).values()] == [1] * len(LAYERS)
 
 
-def test_texts_that_are_too_short_are_refused_at_once(small):
-    (Path("texts") / "test" / "x.txt").write_text("short")
-    with pytest.raises(ValueError, match=r"test/x.txt has 5 bytes, but the longest context has 64"):
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("test/x", "test/x.txt has 5 bytes, but 64 are read to score it at a context of 64"),
+        ("valid/v", "valid/v.txt has 5 bytes, but 40 are read"),  # four blocks of 8, and half a context before them
+    ],
+)
+def test_texts_that_are_too_short_are_refused_at_once(small, path, words):
+    (Path("texts") / f"{path}.txt").write_text("short")
+    with pytest.raises(ValueError, match=words):
         EXPERIMENTS["language-model"].run(Console(), text=Path("texts"))
     assert small == []
 

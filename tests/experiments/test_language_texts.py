@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from made_up import made_up
 from text_folder import write_texts
@@ -24,11 +22,40 @@ def test_parts_files_and_checksums(tmp_path):
     assert parts["test"]["bytes"] == [700, 700]
     assert texts.scored == ["test", "wikitext2"]
     assert texts.describe_training(4, 16, 2) == TextData(texts.load("train"), 4, 16, 2).describe()
-    record = made_up("x", {"texts": json.loads(json.dumps(parts))}, {})
-    known = TextFolder.of_record(record)
-    assert known.parts == parts
+
+
+def test_records_tell_of_their_texts(tmp_path):
+    """A try tells of valid/, a final run of what it scored; together they are the folder."""
+    texts = TextFolder.read(write_texts(tmp_path / "texts"), "x")
+
+    def record(scored, **changed):
+        data = texts.describe_training(4, 16, 2) | changed
+        return made_up("x", {"data": data, "texts": {part: texts.parts[part] for part in scored}}, {})
+
+    tried, final = record(["valid"]), record(["test", "wikitext2"])
+    of_other_texts = record(["test"], blake2b="other")
+    known = TextFolder.of_records([of_other_texts, tried, record(["test"]), final])
+    assert known.scored == texts.scored
+    assert known.describe_training(4, 16, 2) == texts.describe_training(4, 16, 2)
+    assert {part: known.parts[part] for part in known.parts if part != "train"} == {
+        part: texts.parts[part] for part in texts.parts if part != "train"
+    }
+    assert TextFolder.of_records([final, record(["test"])]).scored == ["test"]  # the newest, not all that ever was
+    assert TextFolder.of_records([tried]).scored == []
     with pytest.raises(ValueError, match="give their folder by --text"):
         known.load("test")
+
+
+@pytest.mark.parametrize("copy", ["valid/copy.txt", "test/copy.txt", "more/copy.txt"])
+def test_a_text_in_two_parts_is_refused(tmp_path, copy):
+    folder = write_texts(tmp_path / "texts")
+    (folder / copy).parent.mkdir(exist_ok=True)
+    (folder / copy).write_bytes((folder / "train" / "b.txt").read_bytes())
+    with pytest.raises(ValueError, match=rf"^{copy} and train/b.txt are the same text"):
+        TextFolder.read(folder, "x")
+    (folder / copy).unlink()
+    (folder / "train" / "copy.txt").write_bytes((folder / "train" / "b.txt").read_bytes())
+    TextFolder.read(folder, "x")  # twice in one part is a matter of taste
 
 
 def test_what_is_refused(tmp_path):

@@ -42,7 +42,27 @@ def test_it_records_what_it_was_and_what_it_found(trial, tmp_path):
     assert record.figures["curve"] == [[100, pytest.approx(record.figures["curve"][0][1])]]
     assert record.figures["state_bytes"] > 0
     # Known from the record alone, it is the same run.
-    assert replace(trial, texts=TextFolder.of_record(record)).recorded_run().matches(record)
+    known = replace(trial, texts=TextFolder.of_records([record]))
+    assert known.recorded_run().matches(record)
+    assert not known.to_tune(5, [Scoring("valid", (8,), 1)]).recorded_run().matches(record)
+
+
+def test_a_record_depends_on_what_it_read_alone(trial, tmp_path):
+    tried = trial.to_tune(5, [Scoring("valid", (8,), 1)])
+
+    def now(one):
+        return replace(one, texts=TextFolder.read(tmp_path / "texts", "x")).configuration()
+
+    (tmp_path / "texts" / "more").mkdir()
+    (tmp_path / "texts" / "more" / "m.txt").write_text("one more to score")
+    assert (now(tried), now(trial)) == (tried.configuration(), trial.configuration())
+    (tmp_path / "texts" / "test" / "z.txt").write_text("one more author")
+    assert now(tried) == tried.configuration()
+    assert now(trial) != trial.configuration()
+    (tmp_path / "texts" / "valid" / "w.txt").write_text("one more to choose by")
+    assert now(tried) != tried.configuration()
+    (tmp_path / "texts" / "train" / "c.txt").write_text("one more to learn")
+    assert now(trial)["data"] != trial.configuration()["data"]
 
 
 def test_a_stopped_trial_goes_on_where_it_was(trial, monkeypatch):

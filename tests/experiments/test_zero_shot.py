@@ -16,6 +16,7 @@ from text_folder import write_texts
 from echo_ska.experiments import EXPERIMENTS, trained_tables, zero_shot
 from echo_ska.experiments.zero_shot import MODEL, asked, benchmark_rows, recall_rows, verdict
 from echo_ska.models import EchoConfig, EchoForCausalLM, byte_tokenizer
+from echo_ska.training.records import append
 
 HARNESS = importlib.util.find_spec("lm_eval") is not None
 
@@ -31,7 +32,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(zero_shot, "LENGTHS", (1024, 1500))
     monkeypatch.setattr(zero_shot, "SAMPLES", 2)
     monkeypatch.setattr(zero_shot, "RECALLED", ("single", "qa1"))
-    monkeypatch.setattr(zero_shot, "SEGMENTS", (1, 64, 1000))
+    monkeypatch.setattr(zero_shot, "SEGMENTS", (64, 1000))
+    monkeypatch.setattr(zero_shot, "STEPPED_BYTES", 100)
     monkeypatch.setattr(zero_shot, "QUESTIONS", {"arc_easy_local": 2})
     data = write_texts(tmp_path / "data")
     monkeypatch.setattr(trained_tables, "RESULTS", data)
@@ -43,20 +45,47 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_recall_and_reading_run_once_and_fill_their_tables(folder, monkeypatch):
     jobs = [one for one in asked(folder) if one.kind != "benchmark"]
     assert [one.kind for one in jobs] == ["reading", "recall", "recall"]
-    assert jobs[0].task in ("a.txt", "b.txt")  # of train/
+    assert [path.parent.name for path in jobs[0].files()] == ["train"]
     records = run_twice("zero-shot", [one.recorded_run("print") for one in jobs], folder, monkeypatch)
     assert str(folder) not in json.dumps([record.configuration for record in records])
-    reading = records[0].figures
-    assert reading["bytes"] == 700
-    bits = [row["bits_per_byte"] for row in reading["by_segment"].values()]
-    assert max(bits) - min(bits) < 1e-4
-    assert len({row["state_bytes"] for row in reading["by_segment"].values()}) == 1
+    first, whole = records[0].figures["first"], records[0].figures["whole"]
+    assert (first["bytes"], list(first["by_segment"])) == (100, ["1", "64", "1000"])
+    assert (whole["bytes"], list(whole["by_segment"])) == (700, ["64", "1000"])
+    for read in (first, whole):
+        bits = [row["bits_per_byte"] for row in read["by_segment"].values()]
+        assert max(bits) - min(bits) < 1e-4
+    assert len({row["state_bytes"] for read in (first, whole) for row in read["by_segment"].values()}) == 1
     for record in records[1:]:
         assert [row["length"] for row in record.figures["by_length"]] == [1024, 1500]
         assert len({row["state_bytes"] for row in record.figures["by_length"]}) == 1
-    assert [row[0] for row in written_table("zero-shot-reading")[1:]] == ["1", "64", "1,000"]
+    assert [row[:2] for row in written_table("zero-shot-reading")[1:]] == [
+        *(["100", segment] for segment in ("1", "64", "1,000")),
+        *(["700", segment] for segment in ("64", "1,000")),
+    ]
     assert [row[0] for row in written_table("zero-shot-recall")[1:]] == ["single", "qa1"]
-    assert zero_shot.recorded_results(folder / "zero-shot.jsonl")
+
+
+def test_records_are_of_one_model_and_of_the_very_files(folder):
+    jobs = asked(folder)
+    before = [one.recorded_run("print").configuration for one in jobs]
+    assert [list(configuration["files"]) for configuration in before[1:]] == [
+        ["Conrad_Almayer_1895.txt"],
+        ["Conrad_Almayer_1895.txt", *(path.name for path in jobs[2].files()[1:])],
+        ["arc_easy_test.jsonl"],
+    ]
+    (folder / "arc_easy_test.jsonl").write_text(json.dumps({"query": "Who?", "choices": ["a", "b"], "gold": 0}) + "\n")
+    jobs[0].files()[0].write_text("another novel")
+    after = [one.recorded_run("print").configuration for one in asked(folder)]
+    assert [one == other for one, other in zip(before, after, strict=True)] == [False, True, True, False]
+
+    path = folder / "zero-shot.jsonl"
+    for fingerprint, task in (("old", jobs[0]), ("new", jobs[2]), ("old", jobs[1]), ("new", jobs[2])):
+        append(made_up("zero-shot", task.recorded_run(fingerprint).configuration, {}), path)
+    found = zero_shot.recorded_results(path)
+    assert [record.configuration["task"] for record in found] == ["qa1"]  # no reading of another model
+    without = jobs[3].configuration("new")
+    append(made_up("zero-shot", without, {}), path)  # which does not say what it was asked from
+    assert zero_shot.recorded_results(path) == found
 
 
 @pytest.mark.skipif(not HARNESS, reason="lm-evaluation-harness is not installed (the extra `eval`)")

@@ -24,7 +24,8 @@ def start_experiment(
     """Run an experiment, or list them all for None; ValueError if it is unknown."""
     if name is None:
         for known, experiment in EXPERIMENTS.items():
-            console.print(Text(f"{known}: {experiment.description}"), soft_wrap=True)
+            reads = f" --text FOLDER: {experiment.text}." if experiment.text else ""
+            console.print(Text(f"{known}: {experiment.description}{reads}"), soft_wrap=True)
         return
     if name not in EXPERIMENTS:
         raise ValueError(f"There is no experiment {name!r}: choose from {', '.join(EXPERIMENTS)}.")

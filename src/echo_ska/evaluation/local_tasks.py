@@ -131,20 +131,22 @@ def prepare(names: Sequence[str], data: Path, work: Path) -> list[dict[str, Any]
     return [_prepared(name, data, work) for name in names]
 
 
+def files_of(name: str, data: Path) -> list[Path]:
+    """The files that a task's questions are read from: of several of one name, the first in the task's form.
+
+    Args:
+        name: of `LOCAL_TASKS`.
+        data: the folder that holds them, subfolders included.
+
+    Raises:
+        ValueError: a file is missing, or none of its name is in its form; says which and where.
+    """
+    return _read(name, data)[0]
+
+
 def _prepared(name: str, data: Path, work: Path) -> dict[str, Any]:
-    task = LOCAL_TASKS[name]
-    paths = [_find(file, data, name) for file in task.files]
-    path = work / f"{name}.jsonl"
-    count = 0
-    try:
-        with path.open("w", encoding="utf-8") as file:
-            for row in task.rows(*map(_text_of, paths)):
-                file.write(json.dumps(row) + "\n")
-                count += 1
-    except ValueError as error:
-        raise ValueError(f"{paths[0]} is not what {name} reads: {error}") from None
-    if count == 0:
-        raise ValueError(f"{paths[0]} holds no question for {name}")
+    task, path = LOCAL_TASKS[name], work / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in _read(name, data)[1]), encoding="utf-8")
     definition: dict[str, Any] = yaml.safe_load((DEFINITIONS / f"{name}.yaml").read_text(encoding="utf-8"))
     if task.process_results is not None:
         definition["process_results"] = task.process_results
@@ -171,13 +173,34 @@ def chance_of(definition: dict[str, Any], questions: int) -> float | None:
     return fmean(1 / (2 if "sol1" in row else len(row["choices"])) for row in rows)
 
 
-def _find(file: str, data: Path, task: str) -> Path:
+def _read(name: str, data: Path) -> tuple[list[Path], list[Row]]:
+    """A task's files and rows. Files may have names as common as test.txt, and others of that name stand beside them:
+    each is tried in turn, with those that belong to it from its own folder where they are there."""
+    task = LOCAL_TASKS[name]
+    first, *others = (_named(file, data, name) for file in task.files)
+    refused = []
+    for path in first:
+        paths = [path, *(min(found, key=lambda other: other.parent != path.parent) for found in others)]
+        try:
+            rows = list(task.rows(*map(_text_of, paths)))
+        except ValueError as error:
+            refused.append(f"{path} is not what {name} reads: {error}")
+            continue
+        if rows:
+            return paths, rows
+        refused.append(f"{path} holds no question for {name}")
+    several = "" if len(refused) == 1 else f"none of {len(refused)} files of that name in {data} will do; "
+    raise ValueError(several + refused[0])
+
+
+def _named(file: str, data: Path, task: str) -> list[Path]:
+    """The files of a name, compressed ones included, sorted."""
     if not data.is_dir():
         raise ValueError(f"--data {data} is not a folder: name the one that holds {file}")
     found = sorted([*data.rglob(file), *data.rglob(f"{file}.bz2")])
     if not found:
         raise ValueError(f"{task} reads {file} (or {file}.bz2), which is not in {data}")
-    return found[0]
+    return found
 
 
 def _text_of(path: Path) -> str:

@@ -21,12 +21,13 @@ class Experiment:
         description: one sentence.
         module: whose `run` runs it. Imported only then: models and matplotlib are slow to import, and a reader of
             descriptions needs neither.
-        reads_text: whether it is about the reader's own texts: its `run` then takes their folder as `text`.
+        text: what is in the folder of the reader's own texts, which its `run` then takes as `text`; "" where it reads
+            none.
     """
 
     description: str
     module: str
-    reads_text: bool = False
+    text: str = ""
 
     def run(
         self, console: Console, *, seeds: int | None = None, quick: bool = False, text: Path | None = None
@@ -42,10 +43,10 @@ class Experiment:
         Raises:
             ValueError: there is a `text` for an experiment that reads none, or what the experiment itself refuses.
         """
-        if text is not None and not self.reads_text:
-            readers = ", ".join(name for name, experiment in EXPERIMENTS.items() if experiment.reads_text)
+        if text is not None and not self.text:
+            readers = ", ".join(name for name, experiment in EXPERIMENTS.items() if experiment.text)
             raise ValueError(f"This experiment reads no text of yours: leave out --text, which is for {readers}.")
-        options: dict[str, Any] = {"text": text} if self.reads_text else {}
+        options: dict[str, Any] = {"text": text} if self.text else {}
         records: list[RunRecord] = import_module(self.module).run(console, seeds=seeds, quick=quick, **options)
         return records
 
@@ -86,7 +87,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "language-model": Experiment(
         "Claim 9: Echo beside seven language models of its size, in bits per byte on unseen authors; needs --text.",
         "echo_ska.experiments.language_model",
-        reads_text=True,
+        text="train/, valid/ and test/ with *.txt files, and further folders to score",
     ),
     "length-conditioning": Experiment(
         "Claim 5: accuracy, margin and the Gram matrix's smallest eigenvalue as the sequence grows.",
@@ -119,7 +120,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "scaling": Experiment(
         "The loss on unseen text against the size of the model, and where the line points for echo-1b.",
         "echo_ska.experiments.scaling",
-        reads_text=True,
+        text="train/, valid/ and test/ with *.txt files; without --text, the novels that the package ships",
     ),
     "state-bytes": Experiment(
         "Bytes of the live state from 1k to 1M tokens against the formula and the KV cache; what 77 KB counts.",
@@ -138,9 +139,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         "echo_ska.experiments.recall_map",
     ),
     "zero-shot": Experiment(
-        "Benchmarks, facts in prose of up to 128k tokens, and a novel byte by byte, by checkpoints/; needs --text.",
+        "Benchmarks, facts in prose of up to 128k tokens, and a novel in any segments, by checkpoints/; needs --text.",
         "echo_ska.experiments.zero_shot",
-        reads_text=True,
+        text="the benchmarks' files (docs/commands.md) and train/ with novels, at any depth",
     ),
 }
 """By the name that the command line and the files in results/ use."""

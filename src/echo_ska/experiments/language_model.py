@@ -97,12 +97,16 @@ def arms() -> list[Arm]:
 
 def trials(texts: TextFolder, quick: bool = False) -> list[TextTrial]:
     """A trial an arm; `quick` takes fewer steps and shorter contexts."""
-    contexts, steps = (QUICK_CONTEXTS, QUICK_STEPS) if quick else (CONTEXTS, STEPS)
-    scored = tuple(Scoring(part, contexts, BLOCKS) for part in texts.scored)
+    steps, scored = QUICK_STEPS if quick else STEPS, scorings(texts, quick)
     return [
         TextTrial(NAME, arm, texts, steps, BATCH_SIZE, LENGTH, RATES[1], scored, measure=None if quick else readings)
         for arm in arms()
     ]
+
+
+def scorings(texts: TextFolder, quick: bool = False) -> tuple[Scoring, ...]:
+    """What trained models are scored on."""
+    return tuple(Scoring(part, QUICK_CONTEXTS if quick else CONTEXTS, BLOCKS) for part in texts.scored)
 
 
 def comparison(texts: TextFolder, quick: bool = False) -> Comparison:
@@ -130,16 +134,12 @@ def run(
     from echo_ska.experiments.language_figure import draw  # matplotlib, which jobs do without
 
     texts = TextFolder.read(text, NAME)
-    longest = max(QUICK_CONTEXTS if quick else CONTEXTS)
-    for part in texts.scored:
-        for name, length in zip(texts.parts[part]["files"], texts.parts[part]["bytes"], strict=True):
-            if length < longest:
-                raise ValueError(
-                    f"{part}/{name} has {length:,} bytes, but the longest context has {longest:,}: give longer texts."
-                )
+    asked = comparison(texts, quick)
+    for scoring in (*TUNED_ON, *scorings(texts, quick)):
+        scoring.refuse_short(texts)
     stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
     count = seeds or (1 if quick else SEEDS)
-    results = comparison(texts, quick).run(console, count, stem.with_suffix(".jsonl"))
+    results = asked.run(console, count, stem.with_suffix(".jsonl"))
     print_rows(console, "Bits per byte, mean over seeds", rows(results))
     print_rows(console, f"Bits per byte of {label(TEST)} by context", context_rows(results))
     draw(results, stem.with_suffix(".png"))
@@ -147,9 +147,9 @@ def run(
 
 
 def recorded_comparison(path: Path) -> Comparison | None:
-    """The comparison on the texts of the newest record; None where there is none."""
+    """The comparison on the texts that the newest record was trained on; None where there is none."""
     found = records_named(NAME, path)
-    return comparison(TextFolder.of_record(found[-1])) if found else None
+    return comparison(TextFolder.of_records(found)) if found else None
 
 
 def readings(network: EchoForCausalLM, trial: TextTrial) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from echo_ska.training import RunRecord, TextData, TextFile, load_text
+from echo_ska.training import RunRecord, TextData, TextFile, book_path, load_text
 
 TRAIN, VALID, TEST = "train", "valid", "test"
 WHAT_IT_HOLDS = (
@@ -25,7 +27,8 @@ class TextFolder:
 
     Attributes:
         folder: where they are; None where only a record tells of them.
-        described: JSON, by part: `files`, their names; `bytes`, their lengths; `blake2b`, of all of them together.
+        described: JSON, by part: `files`, their names; `bytes`, their lengths; `blake2b`, of all of them together. Of
+            a folder that records alone tell of, the parts that they read, and of `TRAIN` no lengths.
     """
 
     folder: Path | None
@@ -40,7 +43,8 @@ class TextFolder:
             experiment: its name, for the errors.
 
         Raises:
-            ValueError: there is no folder, a part is missing, or a file is no text; says what to do.
+            ValueError: there is no folder, a part is missing, a file is no text, or a text is in two parts: who has
+                learnt it, or chosen a rate by it, is not asked by it; says what to do.
         """
         if folder is None:
             raise ValueError(f"{experiment} learns from texts that are not part of it: give --text {WHAT_IT_HOLDS}.")
@@ -52,20 +56,28 @@ class TextFolder:
             for path in folder.iterdir()
             if path.is_dir() and path.name not in (TRAIN, VALID, TEST) and any(path.glob("*.txt"))
         )
-        parts = {}
-        for part in (TRAIN, VALID, TEST, *further):
-            data = TextData(files := load_text(_paths(folder, part)), 1, 2, 0).describe()
-            parts[part] = {
-                "files": data["files"],
-                "bytes": [len(file.tokens) for file in files],
-                "blake2b": data["blake2b"],
-            }
-        return cls(folder.absolute(), json.dumps(parts))
+        names = (TRAIN, VALID, TEST, *further)
+        return cls(folder.absolute(), _described({part: load_text(_paths(folder, part)) for part in names}))
 
     @classmethod
-    def of_record(cls, record: RunRecord) -> TextFolder:
-        """The texts that a record tells of, which are not at hand."""
-        return cls(None, json.dumps(record.configuration["texts"]))
+    def of_records(cls, records: Sequence[RunRecord]) -> TextFolder:
+        """The texts that the newest record was trained on, and what runs on these were scored by; none are at hand.
+
+        Args:
+            records: of one experiment, at least one, the oldest first. A run tells of what it read alone, so that a
+                rate's try, which tells of `VALID`, stays valid whatever is scored later: each of `VALID` and what is
+                `scored` is as the newest run has it that read it.
+        """
+        data = records[-1].configuration["data"]
+        alike = [
+            record.configuration for record in records if record.configuration["data"]["blake2b"] == data["blake2b"]
+        ]
+
+        def newest(part: str) -> Mapping[str, Any]:
+            return next((each["texts"] for each in reversed(alike) if part in each["texts"]), {})
+
+        train = {"files": data["files"], "blake2b": data["blake2b"]}
+        return cls(None, json.dumps({TRAIN: train, **newest(VALID), **newest(TEST)}))
 
     @property
     def parts(self) -> dict[str, dict[str, Any]]:
@@ -84,18 +96,66 @@ class TextFolder:
         Raises:
             ValueError: they are not at hand, or not what was described.
         """
+        files = self.files(part)
+        if TextData(files, 1, 2, 0).describe()["blake2b"] != self.parts[part]["blake2b"]:
+            raise ValueError(f"The texts of {part} have changed since this run began: start it again.")
+        return files
+
+    def files(self, part: str) -> list[TextFile]:
+        """The texts of a part as they are now.
+
+        Raises:
+            ValueError: they are not at hand.
+        """
         if self.folder is None:
             raise ValueError(f"The texts of {part} are known by a record alone: give their folder by --text.")
-        files = load_text(_paths(self.folder, part))
-        if TextData(files, 1, 2, 0).describe()["blake2b"] != self.parts[part]["blake2b"]:
-            raise ValueError(f"The texts in {self.folder / part} have changed since this run began: start it again.")
-        return files
+        return load_text(_paths(self.folder, part))
 
     def describe_training(self, batch_size: int, length: int, seed: int) -> dict[str, Any]:
         """What `TextData.describe` says of the training text, without reading it."""
         part = self.parts[TRAIN]
         windows = {"batch_size": batch_size, "length": length, "seed": seed}
         return {"files": part["files"], "blake2b": part["blake2b"], **windows}
+
+
+class ShippedNovels(TextFolder):
+    """The two novels that the package ships: one to learn, and the halves of another as `VALID` and `TEST`."""
+
+    @classmethod
+    def read_shipped(cls) -> ShippedNovels:
+        """Read both."""
+        return cls(None, _described({part: _shipped(part) for part in (TRAIN, VALID, TEST)}))
+
+    def files(self, part: str) -> list[TextFile]:
+        """See `TextFolder.files`."""
+        return _shipped(part)
+
+
+def _shipped(part: str) -> list[TextFile]:
+    if part == TRAIN:
+        return load_text([book_path("train")])
+    (novel,) = load_text([book_path("unseen")])
+    half = len(novel.tokens) // 2
+    return [TextFile(novel.path, novel.tokens[:half] if part == VALID else novel.tokens[half:])]
+
+
+def _described(parts: Mapping[str, Sequence[TextFile]]) -> str:
+    """`TextFolder.described` of these texts, of which none may be in two parts."""
+    found: dict[str, dict[str, Any]] = {}
+    places: dict[bytes, str] = {}
+    for part, files in parts.items():
+        for file in files:
+            name = f"{part}/{file.path.name}"
+            other = places.setdefault(hashlib.blake2b(file.tokens.numpy().tobytes(), digest_size=16).digest(), name)
+            if not other.startswith(f"{part}/"):
+                raise ValueError(
+                    f"{name} and {other} are the same text, and each part has to be new to those before it: "
+                    "take one away."
+                )
+        data = TextData(files, 1, 2, 0).describe()
+        sizes = [len(file.tokens) for file in files]
+        found[part] = {"files": data["files"], "bytes": sizes, "blake2b": data["blake2b"]}
+    return json.dumps(found)
 
 
 def _paths(folder: Path, part: str) -> list[Path]:

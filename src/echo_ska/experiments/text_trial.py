@@ -42,6 +42,22 @@ class Scoring:
         """For a record's configuration."""
         return {"contexts": list(self.contexts), "blocks": self.blocks}
 
+    def blocks_a_text(self, texts: int) -> int:
+        """Blocks of each of so many texts."""
+        return max(1, self.blocks // texts)
+
+    def refuse_short(self, texts: TextFolder) -> None:
+        """Raise ValueError if a text has not all blocks that this scores of it: before anything is trained."""
+        part = texts.parts[self.part]
+        longest = max(self.contexts)
+        needed = longest // 2 * (self.blocks_a_text(len(part["files"])) + 1)
+        for name, length in zip(part["files"], part["bytes"], strict=True):
+            if length < needed:
+                raise ValueError(
+                    f"{self.part}/{name} has {length:,} bytes, but {needed:,} are read to score it at a context of "
+                    f"{longest:,}: give longer texts."
+                )
+
 
 @dataclass(frozen=True)
 class TextTrial(TrainedRun):
@@ -79,8 +95,13 @@ class TextTrial(TrainedRun):
         return self.texts.describe_training(self.batch_size, self.length, self.seed)
 
     def asked(self) -> dict[str, Any]:
-        """The texts, by checksum, and what is scored of them."""
-        return {"texts": self.texts.parts, "scored": {one.part: one.describe() for one in self.scored}}
+        """What is scored, and by checksum of which texts; further ones leave a record as it is."""
+        texts = self.texts.parts
+        return {
+            # None, of a part that no record tells of, matches no record.
+            "texts": {one.part: texts.get(one.part) for one in self.scored},
+            "scored": {one.part: one.describe() for one in self.scored},
+        }
 
     def answers(self, network: EchoForCausalLM, training: RunRecord, stage: Stage) -> dict[str, Any]:
         """The learning curve, bytes of state after the longest context, and bits per byte by part and context."""
@@ -94,7 +115,7 @@ class TextTrial(TrainedRun):
                 rate = done / (time.perf_counter() - started)
                 reporter.update(done, len(self.scored) * total, {"tokens_per_second": rate})
 
-            bits = bits_by_context(network, texts, one.contexts, max(1, one.blocks // len(texts)), progress=show)
+            bits = bits_by_context(network, texts, one.contexts, one.blocks_a_text(len(texts)), progress=show)
             scores[one.part] = {str(context): value for context, value in bits.items()}
         longest = max(max(one.contexts) for one in self.scored)
         return {

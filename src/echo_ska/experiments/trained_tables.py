@@ -91,7 +91,7 @@ def _cliff() -> Rows | None:
 
 def _scaling() -> Rows | None:
     path = _file(scaling.NAME)
-    return scaling.rows(found) if (found := scaling.recorded_results(path)) else None
+    return scaling.rows(results) if (results := scaling.recorded_results(path)) else None
 
 
 def _replaced(rows: Callable[[replace_attention.Results], Rows]) -> Rows | None:

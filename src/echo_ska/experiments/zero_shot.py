@@ -3,15 +3,16 @@
 `checkpoints/echo-books`, 1M parameters that have read novels byte by byte: the first 500 questions of HellaSwag, PIQA,
 ARC and LAMBADA and the first 20 articles of WikiText-2, by lm-evaluation-harness from local files; needles (RULER) and
 bAbI's facts (BABILong) hidden in a novel it has not read, at 1k to 128k tokens, with the bytes it keeps and the most
-memory that its process has taken; and a novel of a million bytes, read byte by byte and in segments of several lengths.
-A model of this size is expected to answer by chance: the point is that every task works, and that tables call chance
-what is chance. About an hour of one core, most of it for the novel byte by byte.
+memory that its process has taken; and a novel of a million bytes, read in segments of several lengths, its first 65,536
+bytes also one by one. A model of this size is expected to answer by chance: the point is that every task works, and
+that tables call chance what is chance. About half an hour of one core, by estimate.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import math
@@ -23,19 +24,20 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from echo_ska.evaluation.babilong import load_babi
+from echo_ska.evaluation.babilong import load_babi, sample_folder
 from echo_ska.evaluation.harness import Harness, require_harness
 from echo_ska.evaluation.hidden_text import Prose, TextTask
-from echo_ska.evaluation.local_tasks import chance_of, prepare
+from echo_ska.evaluation.local_tasks import chance_of, files_of, prepare
 from echo_ska.evaluation.needle import needle_tasks
 from echo_ska.evaluation.text_recall import text_recall, token_counter
 from echo_ska.experiments.comparison import print_rows
 from echo_ska.experiments.figures import short_bytes, short_number
 from echo_ska.experiments.pool import Job, Stage
-from echo_ska.experiments.recorded import RecordedRun, recorded, records_named, run_missing
+from echo_ska.experiments.recorded import RecordedRun, records_named, run_missing
 from echo_ska.memory import model_fingerprint
 from echo_ska.models import EchoForCausalLM
 from echo_ska.training import RunRecord, bits_per_byte, book_path, load_text, make_record
@@ -54,7 +56,9 @@ QUESTIONS = {
 RECALLED = ("single", "multi-key", "qa1", "qa2")
 LENGTHS = (1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 17)
 SAMPLES = 20
-SEGMENTS = (1, 512, 4096, 16_384)
+SEGMENTS = (512, 4096, 16_384)
+STEPPED_BYTES = 65_536
+"""Of the novel that are also read one by one: all of it would take 40 minutes and show the same."""
 MOST_BYTES = 1 << 20
 """Of the novel that is read in several ways: the longest text in a folder called train within it."""
 SHOWN_EVERY = 4096
@@ -68,8 +72,8 @@ class Asked:
 
     Attributes:
         kind: "benchmark", "recall" or "reading".
-        task: a name in `QUESTIONS` or `RECALLED`; of a reading, the text's file name.
-        folder: of the reader's texts; where it is does not matter to the record.
+        task: a name in `QUESTIONS` or `RECALLED`; "novel" of a reading.
+        folder: of the reader's texts; where it is does not matter to the record. None where records alone are at hand.
         settings: further things that decide the figures, JSON.
     """
 
@@ -78,19 +82,42 @@ class Asked:
     folder: Path | None
     settings: str
 
+    def files(self) -> list[Path]:
+        """What is asked from.
+
+        Raises:
+            ValueError: a file is missing or not in its form.
+        """
+        assert self.folder is not None
+        if self.kind == "benchmark":
+            return files_of(self.task, self.folder)
+        if self.kind == "reading":
+            return [path for path in (_novel(self.folder),) if path is not None]
+        stories = sorted(sample_folder().rglob(f"{self.task}_*.txt")) if self.task.startswith("qa") else []
+        return [book_path("unseen"), *stories]
+
+    def configuration(self, fingerprint: str) -> dict[str, Any]:
+        """A record's, without its `files`."""
+        return {"kind": self.kind, "task": self.task, "model": fingerprint, **json.loads(self.settings)}
+
     def recorded_run(self, fingerprint: str) -> RecordedRun:
-        """As a job whose record can be found again."""
-        configuration = {"kind": self.kind, "task": self.task, "model": fingerprint, **json.loads(self.settings)}
+        """As a job whose record can be found again: by the model, and by what is asked, down to its last byte."""
+        files = {path.name: hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() for path in self.files()}
+        configuration = self.configuration(fingerprint) | {"files": files}
         job = Job(f"{self.kind}, {self.task}", run_asked, {"asked": self, "configuration": configuration})
         return RecordedRun(job, 0, configuration)
 
+    def is_of(self, record: RunRecord, fingerprint: str) -> bool:
+        """Whether a record is of this job and model, whichever files it was asked from."""
+        described = {key: value for key, value in record.configuration.items() if key != "files"}
+        return "files" in record.configuration and described == self.configuration(fingerprint)
+
 
 def asked(folder: Path | None, quick: bool = False) -> list[Asked]:
-    """All jobs, the longest first; without a folder the same but for the reading, whose text it tells."""
+    """All jobs, the longest first; of a folder without a novel, the same but for the reading."""
     found = []
-    reading = _novel(folder)
-    if reading is not None and not quick:
-        found.append(Asked("reading", reading, folder, json.dumps({"segments": SEGMENTS})))
+    if not quick and (folder is None or _novel(folder) is not None):
+        found.append(Asked("reading", "novel", folder, json.dumps({"segments": SEGMENTS, "stepped": STEPPED_BYTES})))
     lengths, samples = (LENGTHS[:2], 5) if quick else (LENGTHS, SAMPLES)
     found += [
         Asked("recall", task, folder, json.dumps({"lengths": lengths, "samples": samples, "seed": 0}))
@@ -185,12 +212,21 @@ def _recall(stage: Stage, model: EchoForCausalLM, tokenizer: PreTrainedTokenizer
 
 
 def _read(stage: Stage, model: EchoForCausalLM, tokenizer: PreTrainedTokenizerBase, asked: Asked) -> dict[str, Any]:
-    """By segment length: `bits_per_byte`, `state_bytes` at the end, compact, and `seconds`; and the `bytes` read."""
-    assert asked.folder is not None
-    text = load_text(sorted(asked.folder.rglob(f"train/{asked.task}"))[:1])[0].tokens
+    """`whole` and `first`, its beginning: `bytes` that were read, and `by_segment`, by bytes of a segment
+    `bits_per_byte`, `state_bytes` at the end, compact, and `seconds`."""
+    settings = json.loads(asked.settings)
+    text = load_text(asked.files())[0].tokens
+    beginning = text[: settings["stepped"]]
+    return {
+        "first": _in_segments(stage, model, beginning, (1, *settings["segments"])),
+        "whole": _in_segments(stage, model, text, settings["segments"]),
+    }
+
+
+def _in_segments(stage: Stage, model: EchoForCausalLM, text: Tensor, segments: Sequence[int]) -> dict[str, Any]:
     found = {}
-    for segment in json.loads(asked.settings)["segments"]:
-        reporter, started = stage(f"reading, {segment} at a time"), time.perf_counter()
+    for segment in segments:
+        reporter, started = stage(f"reading {len(text):,} bytes, {segment} at a time"), time.perf_counter()
 
         def show(read: int, total: int, reporter: Any = reporter) -> None:
             if read % SHOWN_EVERY == 0 or read == total:
@@ -212,25 +248,20 @@ def _load() -> EchoForCausalLM:
     return model.eval()
 
 
-def _novel(folder: Path | None) -> str | None:
-    """The name of the longest text in a folder called train within `MOST_BYTES`."""
-    if folder is None:
-        return None
-    sizes = sorted((path.stat().st_size, path.name) for path in folder.rglob("train/*.txt"))
-    within = [name for size, name in sizes if 1 < size <= MOST_BYTES]
-    return within[-1] if within else None
+def _novel(folder: Path) -> Path | None:
+    """The longest text in a folder called train within `MOST_BYTES`."""
+    within = [path for path in folder.rglob("train/*.txt") if 1 < path.stat().st_size <= MOST_BYTES]
+    return max(within, key=lambda path: (path.stat().st_size, path.name), default=None)
 
 
 def recorded_results(path: Path) -> list[RunRecord]:
     """The newest record of each job of the newest model in a file, as far as there are any."""
-    everything = records_named(NAME, path)
-    if not everything:
+    newest_first = records_named(NAME, path)[::-1]
+    if not newest_first:
         return []
-    fingerprint = everything[-1].configuration["model"]
-    jobs = [one.recorded_run(fingerprint) for one in asked(None)]
-    found = [record for record in recorded(NAME, jobs, path) if record is not None]
-    readings = [record for record in everything if record.configuration["kind"] == "reading"]
-    return [*readings[-1:], *found]
+    fingerprint = newest_first[0].configuration["model"]
+    found = (next((r for r in newest_first if one.is_of(r, fingerprint)), None) for one in asked(None))
+    return [record for record in found if record is not None]
 
 
 def _of(records: Sequence[RunRecord], kind: str) -> dict[str, Mapping[str, Any]]:
@@ -291,10 +322,11 @@ def recall_rows(records: Sequence[RunRecord]) -> list[list[str]]:
 
 
 def reading_rows(records: Sequence[RunRecord]) -> list[list[str]]:
-    """A row a segment length: bits per byte of the novel, and the state after it, compact."""
-    table = [["bytes at a time", "bits per byte", "state after it", "seconds"]]
+    """A row a segment length, of the novel's beginning and of all of it: bits per byte, and the state after it."""
+    table = [["bytes read", "at a time", "bits per byte", "state after them, bytes", "seconds"]]
     for figures in _of(records, "reading").values():
-        for segment, row in figures["by_segment"].items():
-            cells = [f"{row['bits_per_byte']:.6f}", f"{row['state_bytes']:,}", f"{row['seconds']:,.0f}"]
-            table.append([f"{int(segment):,}", *cells])
+        for read in (figures["first"], figures["whole"]):
+            for segment, row in read["by_segment"].items():
+                cells = [f"{row['bits_per_byte']:.6f}", f"{row['state_bytes']:,}", f"{row['seconds']:,.0f}"]
+                table.append([f"{read['bytes']:,}", f"{int(segment):,}", *cells])
     return table

@@ -31,8 +31,8 @@ from echo_ska.training.text import VOCAB_SIZE
 ACCELERATE_FILES = ("deepspeed-zero1", "fsdp2")
 """Configurations in `echo_ska/data/accelerate`, for `accelerate launch --config_file`."""
 
-CORPUS, RUN = "corpus", "run"
-"""Folders that the printed commands write to, behind the recipe's name."""
+CORPORA, RUNS = "corpora", "runs"
+"""Folders that the printed commands write to, each into one of the recipe's name."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Recipe:
         learnt: list[str] = []
         prepare: list[list[str]] = []
         if self.corpus:
-            folder = f"{CORPUS}/{self.name}"
+            folder = f"{CORPORA}/{self.name}"
             prepare = [["echo-ska", "data", "prepare", self.corpus, "--tokenizer", tokenizer, "--output", folder]]
             learnt = ["--data", folder]
         for option, paths in (("--text", self.text), ("--held-out", self.held_out)):
@@ -145,7 +145,7 @@ class Recipe:
             if self.processes == 1
             else ["torchrun", "--standalone", f"--nproc-per-node={self.processes}", "--no-python"]
         )
-        train = [*launcher, "echo-ska", "train", *learnt, *options, "--output", f"{RUN}/{self.name}"]
+        train = [*launcher, "echo-ska", "train", *learnt, *options, "--output", f"{RUNS}/{self.name}"]
         return [*prepare, train]
 
 
