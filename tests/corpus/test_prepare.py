@@ -212,9 +212,7 @@ def test_a_second_preparation_is_refused_while_the_first_goes_on(rows, tmp_path,
 def test_shards_whose_index_was_lost_are_left_alone(bytes_corpus, rows):
     (bytes_corpus / "index.json").unlink()
     before = contents(bytes_corpus)
-    with pytest.raises(
-        ValueError, match=r"holds shards \(training/shard-00000.bin\) and not the index.json that"
-    ):
+    with pytest.raises(ValueError, match=r"holds shards \(training/shard-00000.bin\) and not the index.json that"):
         prepare_corpus([str(rows)], bytes_corpus, SETTINGS)
     assert contents(bytes_corpus) == before
 

@@ -78,6 +78,8 @@ class Goal(Protocol):
     name: str
     data: DataSource
     vocab_size: int
+    scored: bool
+    """Whether there is anything to score the model on."""
     tokenizer: PreTrainedTokenizerFast | None
     """To be kept beside the model; None where tokens are no text."""
 
@@ -101,6 +103,7 @@ class LearnText:
 
     name = "train-text"
     vocab_size = VOCAB_SIZE
+    scored = True
 
     def __init__(self, request: TrainRequest) -> None:
         refuse_task_settings(request, "text")

@@ -32,7 +32,7 @@ def train_command(request: TrainRequest, json_file: Path | None, console: Consol
     if not is_first_process():
         console = Console(quiet=True)
     if [bool(request.text), request.data is not None, bool(request.task)].count(True) != 1:
-        raise ValueError("Say what to learn: either --text PATH, or --task NAME (as in mqar-grid), or --data DIR.")
+        raise ValueError("Give one of --text PATH, --task NAME (as in mqar-grid) and --data DIR: what is to be learnt.")
     config = TrainingConfig(
         steps=request.steps,
         learning_rate=request.learning_rate,
@@ -65,7 +65,7 @@ def train_command(request: TrainRequest, json_file: Path | None, console: Consol
                 goal.data,
                 config,
                 scale=request.scale,
-                evaluate=goal.evaluate,
+                evaluate=goal.evaluate if goal.scored else None,
                 directory=request.output,
                 reporter=reporter,
                 name=goal.name,
