@@ -130,7 +130,9 @@ def reproduce(
     text: Annotated[
         Path | None,
         typer.Option(
-            "--text", metavar="FOLDER", help="Your texts, in the form that the list names for an experiment on language."
+            "--text",
+            metavar="FOLDER",
+            help="Your texts, in the form that the list names for an experiment on language.",
         ),
     ] = None,
     json_file: JsonFile = None,

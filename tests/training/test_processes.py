@@ -10,11 +10,12 @@ import together
 import torch
 from launched import torchrun
 from test_checkpoint import contents
+from torch.distributed.constants import default_pg_timeout
 
 from echo_ska.models import EchoForCausalLM
 from echo_ska.training import ScaleConfig
 from echo_ska.training.checkpoint import list_checkpoints
-from echo_ska.training.processes import Processes, is_first_process, start_processes
+from echo_ska.training.processes import PATIENCE, Processes, is_first_process, start_processes
 from echo_ska.training.records import read
 
 
@@ -59,7 +60,23 @@ def test_one_process_agrees_with_itself():
 def test_the_launcher_says_who_is_first(monkeypatch):
     assert is_first_process()
     monkeypatch.setenv("RANK", "1")
+    assert is_first_process()  # of one process, which is no run of several whatever its environment holds
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert is_first_process()
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert not is_first_process()
+
+
+def test_only_what_is_agreed_upon_is_waited_for_patiently(two_processes):
+    for result in two_processes.results:
+        assert result["limits"] == {"default": default_pg_timeout.total_seconds(), "control": PATIENCE.total_seconds()}
+
+
+def test_what_all_meet_is_told_once(tmp_path):
+    command = "-m echo_ska train --task mqar --steps 2 --batch-size 4 --length 32 --vocab-size 64 --accumulate 3"
+    done = subprocess.run(**torchrun(*command.split()), capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.count("cannot be divided into 6 equal parts") == 1, done.stderr
 
 
 def test_a_strategy_without_processes_is_refused():

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from tiny_model import CountingData, build, config
 from torch import Tensor, nn
 
 from echo_ska.models import EchoConfig, EchoForCausalLM
 from echo_ska.training import ScaleConfig, train
 from echo_ska.training.data import rows_of_part
+from echo_ska.training.processes import start_processes
 
 STEPS = 8
 RANK = int(os.environ.get("RANK", "0"))
@@ -296,6 +298,16 @@ def restarted(folder: Path) -> None:
     curve(data=SlowData(), directory=folder / "run", steps=40)
 
 
+def limits() -> dict[str, float]:
+    """Seconds that each group of processes waits."""
+    with start_processes(torch.device("cpu"), ScaleConfig()) as (_, processes):
+        groups = {"default": dist.group.WORLD, "control": processes._control}
+        return {
+            name: group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+            for name, group in groups.items()
+        }
+
+
 OTHER = {"ddp": "fsdp", "fsdp": "ddp", "deepspeed": "deepspeed"}
 
 
@@ -308,6 +320,7 @@ def main(folder: Path, strategies: list[str]) -> None:
         results["context"] = context(folder)
     results["whole batches"] = failed(model="tiny", strategy=strategies[0], data=WholeBatches())
     if "ddp" in strategies:
+        results["limits"] = limits()
         curve(data=SlowData(), directory=folder / "undisturbed", steps=40)
     (folder / f"results-{RANK}.json").write_text(json.dumps(results))
 

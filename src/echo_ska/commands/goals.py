@@ -82,6 +82,8 @@ class Goal(Protocol):
     length: int
     """Tokens in a sequence."""
     vocab_size: int
+    scored: bool
+    """Whether there is anything to score the model on."""
     tokenizer: PreTrainedTokenizerFast | None
     """To be kept beside the model; None where tokens are no text."""
 
@@ -105,6 +107,7 @@ class LearnText:
 
     name = "train-text"
     vocab_size = VOCAB_SIZE
+    scored = True
 
     def __init__(self, request: TrainRequest) -> None:
         refuse_task_settings(request, "text")

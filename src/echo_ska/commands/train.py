@@ -47,7 +47,7 @@ def train_command(request: TrainRequest, json_file: Path | None, console: Consol
     if request.output is None and (request.tensorboard or request.wandb is not None):
         raise ValueError("--tensorboard and --wandb keep their files in the folder of the run: give --output DIR.")
     if [bool(request.text), request.data is not None, bool(request.task)].count(True) != 1:
-        raise ValueError("Say what to learn: either --text PATH, or --task NAME (as in mqar-grid), or --data DIR.")
+        raise ValueError("Give one of --text PATH, --task NAME (as in mqar-grid) and --data DIR: what is to be learnt.")
     config = TrainingConfig(
         steps=request.steps,
         learning_rate=request.learning_rate,
@@ -84,7 +84,7 @@ def train_command(request: TrainRequest, json_file: Path | None, console: Consol
                 goal.data,
                 config,
                 scale=request.scale,
-                evaluate=goal.evaluate,
+                evaluate=goal.evaluate if goal.scored else None,
                 directory=request.output,
                 reporter=reporter,
                 observers=observers,

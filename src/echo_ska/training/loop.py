@@ -35,7 +35,7 @@ from echo_ska.training.processes import launched_processes, start_processes
 from echo_ska.training.progress import Progress
 from echo_ska.training.records import RunRecord, make_record
 from echo_ska.training.reporter import Reporter
-from echo_ska.training.resume import checkpoint_to_resume, describe_model
+from echo_ska.training.resume import checkpoint_to_resume, describe_model, own_folder
 from echo_ska.training.scale import ScaleConfig
 from echo_ska.training.zero import ZeroEngine, deepspeed_plugin
 
@@ -92,8 +92,9 @@ def train(
         too. Nothing is written by it: see `records.append`.
 
     Raises:
-        ValueError: if a checkpoint is damaged or of another configuration or model, naming what differs; or a
-            precision, device, strategy or division of the batch cannot be had. Nothing is overwritten.
+        ValueError: if a checkpoint is damaged or of another configuration or model, naming what differs; another
+            process trains in `directory`; or a precision, device, strategy or division of the batch cannot be had.
+            Nothing is overwritten.
         FloatingPointError: for a loss or gradient that is not finite, or a spike; the weights stay as the step
             before left them.
         OSError: if a checkpoint or the log cannot be written.
@@ -111,6 +112,7 @@ def train(
     with (
         start_processes(device, scale, plugin) as (accelerator, processes),
         _checkpointing(model, scale),
+        own_folder(folder, processes),
         ExitStack() as at_the_end,
     ):
         parts = Parts(data, processes, scale.accumulate, whole=scale.strategy == "context")

@@ -7,7 +7,7 @@ import inspect
 from torch import Tensor
 
 from echo_ska.training.data import DataSource
-from echo_ska.training.processes import Processes
+from echo_ska.training.processes import Processes, shared
 
 UNSCORED = -100
 
@@ -46,9 +46,15 @@ def draw_parts(parts: Parts, step: int) -> list[tuple[int, dict[str, Tensor], fl
         Triples: the part's number; its batch; its share of the tokens that the whole batch scores, None where the
         part is the batch. A part without a scored token has share 0, and one label so that its loss is a number. Where
         every process takes all parts, each has an equal part of their shares: all shares of all processes add up to 1.
+
+    Raises:
+        ValueError: the whole batch, of tokens, has no scored one.
     """
     if parts.total * parts.processes.size == 1:
-        return [(0, parts.data.batch(step), None)]
+        batch = parts.data.batch(step)
+        if "input_ids" in batch and not scored_tokens(batch["labels"]):
+            raise _unscored(step)
+        return [(0, batch, None)]
     failure: Exception | None = None
     drawn, scored = [], []
     try:
@@ -61,14 +67,13 @@ def draw_parts(parts: Parts, step: int) -> list[tuple[int, dict[str, Tensor], fl
     total, failed = parts.processes.sum([sum(scored), failure is not None])
     if failed:
         parts.processes.together(lambda: _raise(failure))
+    if not total:
+        raise _unscored(step)
     for (_, batch), count in zip(drawn, scored, strict=True):
-        if count == 0 and total:
+        if count == 0:
             batch["labels"] = batch["labels"].clone()
             batch["labels"][:, 1:2] = 0
-    return [
-        (part, batch, count / total if total else float("nan"))
-        for (part, batch), count in zip(drawn, scored, strict=True)
-    ]
+    return [(part, batch, count / total) for (part, batch), count in zip(drawn, scored, strict=True)]
 
 
 def scored_tokens(labels: Tensor) -> int:
@@ -76,6 +81,15 @@ def scored_tokens(labels: Tensor) -> int:
     if labels.is_floating_point():
         return labels.numel()
     return int((labels[:, 1:] != UNSCORED).sum())
+
+
+def _unscored(step: int) -> ValueError:
+    return shared(
+        ValueError(
+            f"The batch of step {step} has no scored label (all are {UNSCORED}, or stand first in a row): give labels to "
+            "some of its tokens, or longer rows."
+        )
+    )
 
 
 def _raise(error: Exception | None) -> None:

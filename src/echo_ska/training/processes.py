@@ -10,15 +10,17 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 
 from echo_ska.training.scale import ScaleConfig
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 PATIENCE = timedelta(hours=6)
-"""How long processes wait for one that evaluates or writes. One that died ends the waiting at once."""
+"""How long processes wait for one that evaluates or writes. One that died ends the waiting at once. Starting, and the
+sums of gradients, have torch's own limits."""
 
 SHARED_ERRORS = (ValueError, OSError, FloatingPointError, ArithmeticError, MemoryError)
 
@@ -56,11 +58,11 @@ class Processes:
         mine = None if raised is None else (_kind(raised), str(raised))
         dist.all_gather_object(told, mine, group=self._control)
         if raised is not None:
-            raise raised
+            raise shared(raised)
         for other in told:
             if other is not None:
                 kinds = {kind.__name__: kind for kind in SHARED_ERRORS}
-                raise kinds.get(other[0], RuntimeError)(other[1])
+                raise shared(kinds.get(other[0], RuntimeError)(other[1]))
         return result  # type: ignore[return-value]
 
     def on_first(self, action: Callable[[], T]) -> T:
@@ -93,9 +95,25 @@ def launched_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def launched_rank() -> int:
+    """Which of them this one is, from 0; 0 where there is one, whatever RANK says (some systems set it for all)."""
+    return int(os.environ.get("RANK", "0")) if launched_processes() > 1 else 0
+
+
 def is_first_process() -> bool:
     """Whether this is the one process, or the first of those that a launcher started."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return launched_rank() == 0
+
+
+def shared(error: E) -> E:
+    """The error, marked as one that all processes raise: the first tells of it."""
+    error.__dict__["echo_ska_shared"] = True
+    return error
+
+
+def is_shared(error: BaseException) -> bool:
+    """Whether all processes raise this error."""
+    return "echo_ska_shared" in error.__dict__
 
 
 @contextlib.contextmanager
@@ -131,7 +149,7 @@ def start_processes(device: torch.device, scale: ScaleConfig, plugin: Any = None
         AcceleratorState._reset_state()  # it takes one plugin in its life, and a process may train several times
     # Without buckets rebuilt after the first step, gradients are summed in one order before and after a resumption;
     # and a parameter that a batch does not reach is no error.
-    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True), InitProcessGroupKwargs(timeout=PATIENCE)]
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
     accelerator = Accelerator(
         mixed_precision="no",
         device_placement=False,
@@ -141,7 +159,7 @@ def start_processes(device: torch.device, scale: ScaleConfig, plugin: Any = None
     )
     control = dist.new_group(backend="gloo", timeout=PATIENCE)
     try:
-        yield accelerator, Processes(dist.get_rank(), dist.get_world_size(), control)
+        yield accelerator, Processes(launched_rank(), launched_processes(), control)
     finally:
         dist.destroy_process_group(control)
 
