@@ -27,7 +27,7 @@ def test_a_killed_worker_is_restarted_and_changes_no_bit(tmp_path, two_processes
     while launched.poll() is None and len(list_checkpoints(tmp_path / "run")) < 2:
         time.sleep(0.01)
     os.kill(int(victim.read_text()), signal.SIGKILL)
-    _, said = launched.communicate()
+    _, said = launched.communicate(timeout=240)
     assert launched.returncode == 0, said[-4000:]
     assert (tmp_path / "pid-1-1").exists()  # it was restarted
     assert contents(tmp_path / "run") == contents(two_processes.folder / "undisturbed")

@@ -147,6 +147,7 @@ def start_processes(device: torch.device, scale: ScaleConfig, plugin: Any = None
             )
     if plugin is not None:
         AcceleratorState._reset_state()  # it takes one plugin in its life, and a process may train several times
+    _join_anew(device)
     # Without buckets rebuilt after the first step, gradients are summed in one order before and after a resumption;
     # and a parameter that a batch does not reach is no error.
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
@@ -162,6 +163,26 @@ def start_processes(device: torch.device, scale: ScaleConfig, plugin: Any = None
         yield accelerator, Processes(launched_rank(), launched_processes(), control)
     finally:
         dist.destroy_process_group(control)
+
+
+def _join_anew(device: torch.device) -> None:
+    """Form the process group of workers that torchrun has started again, on one machine.
+
+    torchrun hands them the store of the workers before, in which their addresses still stand: without keys of their
+    own some wait for processes that are dead (PyTorch 2.13 with gloo: 5 runs of 14). Machines count their
+    restarts apart, so that several are left to PyTorch.
+    """
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if restarts == 0 or os.environ.get("GROUP_WORLD_SIZE") != "1" or dist.is_initialized():
+        return
+    store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+    dist.init_process_group(
+        "gloo" if device.type == "cpu" else "nccl",
+        store=dist.PrefixStore(f"restart-{restarts}", store),
+        rank=rank,
+        world_size=size,
+        timeout=PATIENCE,
+    )
 
 
 def _kind(error: Exception) -> str:
