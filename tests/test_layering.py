@@ -20,7 +20,7 @@ ALLOWED = {
     "memory": {"sealed", "algebra", "ops", "nn", "models"},
     "parallel": {"algebra", "ops", "nn", "models"},
     "tasks": set(),
-    "training": {"sealed", "algebra", "ops", "nn", "models", "tasks"},
+    "training": {"sealed", "algebra", "ops", "nn", "models", "parallel", "tasks"},
     "corpus": {"sealed", "models", "training"},
     "evaluation": {"algebra", "ops", "nn", "models", "tasks", "training"},
     "convert": {"algebra", "ops", "nn", "models", "tasks", "training"},

@@ -88,15 +88,30 @@ def test_a_stopped_run_goes_on_and_another_corpus_is_refused(run, corpus, corpus
     assert weights[0] == weights[1]
 
 
+def test_a_corpus_that_holds_nothing_out_is_learnt_unscored(run, texts, tmp_path):
+    assert run("data", "prepare", texts, "-o", tmp_path / "all", "--held-out=0").exit_code == 0
+    result = run("train", "--data", tmp_path / "all", *SHORT, "--output", tmp_path / "run", "--json", tmp_path / "f")
+    assert result.exit_code == 0, result.output
+    assert "none is held out, so the model is not scored." in " ".join(result.stdout.split())
+    figures = json.loads((tmp_path / "f").read_text())["figures"]
+    assert "loss" in figures
+    assert "bits_per_byte" not in figures
+    assert (tmp_path / "run" / "model" / "tokenizer.json").exists()
+
+
 def test_what_is_refused(run, refused, corpus, texts, tmp_path):
-    refused("either --text PATH, or --task NAME", "train", "--data", corpus, "--task=mqar")
+    refused(
+        "Give one of --text PATH, --task NAME (as in mqar-grid) and --data DIR",
+        "train",
+        "--data",
+        corpus,
+        "--task=mqar",
+    )
     refused("--pairs is for --task: a corpus has no such setting", "train", "--data", corpus, "--pairs=2")
     refused("--held-out is for --text", "train", "--data", corpus, "--held-out=x")
     refused("--score-tokens must be at least 2", "train", "--data", corpus, "--score-tokens=1")
     refused("less than one window of 100000", "train", "--data", corpus, "--length=100000")
     refused("name one that `echo-ska data prepare` wrote", "train", "--data", tmp_path / "absent")
-    assert run("data", "prepare", texts, "-o", tmp_path / "all", "--held-out=0").exit_code == 0
-    refused("has no held-out split", "train", "--data", tmp_path / "all")
     shard = corpus / "training" / "shard-00000.bin"
     shard.write_bytes(shard.read_bytes()[:-1])
     refused("shard-00000.bin has ", "train", "--data", corpus)

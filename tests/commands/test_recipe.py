@@ -10,7 +10,11 @@ import typer
 
 from echo_ska.benchmarks.cost import PEAKS
 from echo_ska.cli import app
+from echo_ska.commands.recipe import recipe_options
+from echo_ska.training import ScaleConfig
 from echo_ska.training.recipes import RECIPES
+
+SCALE = ("strategy", "accumulate", "checkpoint_activations", "compile", "spike_factor")
 
 
 def test_all_recipes_are_listed(run, tmp_path):
@@ -49,14 +53,39 @@ def test_hours_follow_the_assumption(run, tmp_path):
     assert hours[0] == pytest.approx(2 * hours[1])
 
 
-@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.text])
+def understood(command):
+    """What the command line makes of the words of a command, by the names of its parameters."""
+    words = command[command.index("echo-ska") + 1 :]
+    parser = typer.main.get_command(app)
+    for place, word in enumerate(words):
+        parser = parser.commands[word]
+        if not hasattr(parser, "commands"):
+            return parser.make_context(word, list(words[place + 1 :])).params
+    raise AssertionError(f"no command in {words}")
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_printed_command_is_one_that_the_command_line_takes(name):
-    (command,) = RECIPES[name].commands()
-    parser = typer.main.get_command(app).commands["train"]
-    context = parser.make_context("train", list(command[2:]))
-    given = context.params
-    assert {option: given[option] for option in RECIPES[name].train_options()} == RECIPES[name].train_options()
-    assert tuple(given["text"]) == RECIPES[name].text
+    recipe = RECIPES[name]
+    *prepare, train = recipe.commands("tokenizers/mine")
+    given = understood(train)
+    options = recipe.train_options() | recipe.scale_options()
+    assert {option: given[option] for option in options} == options
+    assert ScaleConfig(**{option: given[option] for option in SCALE}).strategy == recipe.strategy
+    assert tuple(given["text"] or ()) == recipe.text
+    assert (given["data"] is not None) == bool(recipe.corpus)
+    for command in prepare:
+        prepared = understood(command)
+        assert list(prepared["sources"]) == [recipe.corpus]
+        assert (prepared["tokenizer"], prepared["output"]) == ("tokenizers/mine", given["data"])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_train_takes_from_a_recipe_what_is_not_given(name):
+    recipe = RECIPES[name]
+    options = recipe_options(name, {"data", "steps", "compile"})
+    expected = recipe.train_options() | recipe.scale_options()
+    assert options == {option: value for option, value in expected.items() if option not in ("steps", "compile")}
 
 
 def test_what_cannot_be_is_one_sentence(refused):

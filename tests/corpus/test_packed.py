@@ -91,8 +91,10 @@ def test_the_parts_together_are_the_batch(bytes_corpus):
             assert int(batch["cu_seqlens"][-1]) == 240 // parts
     scored = sum((data.batch(9, part, 3)["labels"] >= 0).sum() for part in range(3))
     assert scored == (data.batch(9)["labels"] >= 0).sum()
-    for part, parts in ((0, 4), (2, 2), (-1, 2), (0, 0)):
-        with pytest.raises(ValueError, match=f"6 windows has no part {part} of {parts}: the number of parts must div"):
+    with pytest.raises(ValueError, match=r"A batch of 6 cannot be divided into 4 equal parts.* multiple of 4\."):
+        data.batch(0, 0, 4)
+    for part, parts in ((2, 2), (-1, 2), (0, 0)):
+        with pytest.raises(ValueError, match=f"part must be at least 0 and below parts, got {part} of {parts}"):
             data.batch(0, part, parts)
 
 

@@ -194,6 +194,49 @@ def test_a_folder_of_something_else_is_refused(rows, tmp_path):
     assert contents(tmp_path / "mine") == {"notes.txt": b"precious"}
 
 
+def test_a_second_preparation_is_refused_while_the_first_goes_on(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_module, "ENCODED_AT_ONCE", 1)
+    prepare_corpus([str(rows)], tmp_path / "whole", SETTINGS)
+    refusals = []
+
+    def second(progress):
+        with pytest.raises(ValueError, match=f"another process is preparing {tmp_path / 'c'}: wait for its end, or"):
+            prepare_corpus([str(rows)], tmp_path / "c", SETTINGS)
+        refusals.append(progress.documents)
+
+    prepare_corpus([str(rows)], tmp_path / "c", SETTINGS, second)
+    assert len(refusals) > 10
+    assert contents(tmp_path / "c") == contents(tmp_path / "whole")
+
+
+def test_shards_whose_index_was_lost_are_left_alone(bytes_corpus, rows):
+    (bytes_corpus / "index.json").unlink()
+    before = contents(bytes_corpus)
+    with pytest.raises(ValueError, match=r"holds shards \(training/shard-00000.bin\) and not the index.json that"):
+        prepare_corpus([str(rows)], bytes_corpus, SETTINGS)
+    assert contents(bytes_corpus) == before
+
+
+def test_killed_before_the_first_shard_counts_it_begins_anew_with_any_settings(rows, tmp_path, monkeypatch):
+    prepare_corpus([str(rows)], tmp_path / "whole", SETTINGS)
+    real, written = prepare_module.write_index, []
+
+    def killed(directory, index):  # after the shards have their names, before the index names them
+        written.append(index)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        real(directory, index)
+
+    monkeypatch.setattr(prepare_module, "write_index", killed)
+    monkeypatch.setattr(prepare_module._Run, "discard", lambda run: None)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_corpus([str(rows)], tmp_path / "c", CorpusSettings(held_out=0.5, shard_tokens=300))
+    monkeypatch.undo()
+    assert list((tmp_path / "c").glob("training/shard-*"))
+    assert prepare_corpus([str(rows)], tmp_path / "c", SETTINGS).complete
+    assert contents(tmp_path / "c") == contents(tmp_path / "whole")
+
+
 def test_an_empty_split_is_refused_and_leaves_nothing_behind(tmp_path):
     (tmp_path / "a.txt").write_text("one text")
     (tmp_path / "empty.txt").touch()

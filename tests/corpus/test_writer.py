@@ -56,5 +56,5 @@ def test_discarding(tmp_path):
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "s").write_text("a file")
     writer = ShardWriter(tmp_path / "s", np.dtype("<u1"), 0)
-    with pytest.raises(OSError, match=r"shard-00000.bin could not be written \(.*\): make room"):
+    with pytest.raises(OSError, match=r"shard-00000.bin could not be written \(File exists\): mend that and give the"):
         writer.append(np.array([2]), 0, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,20 @@ def multiply(stage: Stage, *, number: int) -> dict[str, int]:
     for step in range(3):
         reporter.update(step + 1, 3, {"loss": 1.0})
     return {"product": 6 * number, "threads": torch.get_num_threads()}
+
+
+def allocator(stage: Stage) -> dict[str, Any]:
+    """The allocator's settings, and numbers that are computed under them in blocks that it treats apart."""
+    entries = Path("/proc/self/environ").read_text().split("\0")  # as the system started the process
+    name = "GLIBC_TUNABLES="
+    drawn = torch.randn(300, 300, generator=torch.Generator().manual_seed(0))
+    for _ in range(3):
+        drawn = torch.softmax(drawn @ drawn.T, dim=-1)
+    return {
+        "settings": os.environ.get("GLIBC_TUNABLES"),
+        "started with": [entry.removeprefix(name) for entry in entries if entry.startswith(name)],
+        "numbers": drawn.flatten().tolist(),
+    }
 
 
 def fail(stage: Stage, *, after: Path) -> None:

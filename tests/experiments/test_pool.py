@@ -14,7 +14,7 @@ import pool_jobs
 import pytest
 from rich.console import Console
 
-from echo_ska.experiments.pool import Job, JobError, run_jobs, usable_cores
+from echo_ska.experiments.pool import ALLOCATOR, Job, JobError, run_jobs, usable_cores
 
 
 def test_results_come_back_by_name_and_progress_is_shown() -> None:
@@ -81,6 +81,23 @@ def test_jobs_end_with_their_parent(number: signal.Signals, tmp_path: Path) -> N
         parent.kill()
     _wait(lambda: not _alive(int(pid_file.read_text())), 10)
     assert errors.count("Traceback") <= 1  # the parent's own; its jobs are quiet
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's settings")
+def test_a_job_keeps_its_memory_unless_somebody_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = []
+    for outside, inside in ((None, ALLOCATOR), ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0")):
+        monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+        if outside is not None:
+            monkeypatch.setenv("GLIBC_TUNABLES", outside)
+        found = run_jobs([Job("job", pool_jobs.allocator)], Console(file=io.StringIO()), cores=1)["job"]
+        assert os.environ.get("GLIBC_TUNABLES") == outside
+        assert found["settings"] == inside
+        (started_with,) = found["started with"]  # glibc has cut it at the colons
+        assert started_with
+        assert inside.startswith(started_with)
+        numbers.append(found["numbers"])
+    assert numbers[0] == numbers[1]
 
 
 def test_two_jobs_of_one_name_are_refused() -> None:

@@ -1,4 +1,4 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `cases`, which other processes import too
+sys.path.insert(0, str(Path(__file__).parent))  # for `parallel_cases`, which other processes import too

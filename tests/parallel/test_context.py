@@ -6,19 +6,19 @@ import itertools
 import math
 from typing import Any
 
-import cases
+import parallel_cases
 import pytest
 import torch
 
 from echo_ska.parallel import ContextParallel, run_processes
 
-RUNS = [(world, rank) for world in cases.WORLDS for rank in range(world)]
+RUNS = [(world, rank) for world in parallel_cases.WORLDS for rank in range(world)]
 
 
 @pytest.fixture(scope="module")
 def found() -> list[dict[str, dict[int, Any]]]:
     """By rank, case and world: what the processes found. They are started once, the smaller groups are of the first."""
-    return run_processes(cases.run_all, max(cases.WORLDS))
+    return run_processes(parallel_cases.run_all, max(parallel_cases.WORLDS))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_reading_by_all_ends_in_the_states_of_one_process(found, case) -> None:
 
 
 def test_bytes_and_messages_of_a_layer_do_not_depend_on_the_length(found) -> None:
-    small = cases.model(torch.float32)
+    small = parallel_cases.model(torch.float32)
     for world, rank in RUNS:
         run = found[rank]["volume"][world]
         assert run["lengths"][256] == run["lengths"][1024]
@@ -88,7 +88,7 @@ def test_bytes_and_messages_of_a_layer_do_not_depend_on_the_length(found) -> Non
 
 
 def test_a_backward_pass_sends_as_much_as_a_forward_pass(found) -> None:
-    for world in cases.WORLDS:
+    for world in parallel_cases.WORLDS:
         runs = [found[rank]["volume"][world]["lengths"][1024] for rank in range(world)]
         totals = [sum(sent for run in runs for _, sent in run[phase].values()) for phase in ("forward", "backward")]
         assert totals[0] == totals[1] > 0
@@ -121,4 +121,4 @@ def test_what_cannot_be_split_is_refused_in_every_process(found) -> None:
 
 def test_without_a_process_group_a_sentence_says_what_to_call() -> None:
     with pytest.raises(ValueError, match="init_process_group"):
-        ContextParallel(cases.model())
+        ContextParallel(parallel_cases.model())

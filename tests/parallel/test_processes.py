@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import cases
+import parallel_cases
 import pytest
 from torch.multiprocessing.spawn import ProcessRaisedException
 
@@ -11,9 +11,9 @@ from echo_ska.parallel import run_processes
 
 def test_the_error_of_a_process_arrives() -> None:
     with pytest.raises(ProcessRaisedException, match="a process fails on purpose, with 3"):
-        run_processes(cases.failing, 1, 3)
+        run_processes(parallel_cases.failing, 1, 3)
 
 
 def test_no_process_is_refused() -> None:
     with pytest.raises(ValueError, match="world must be at least 1, got 0"):
-        run_processes(cases.failing, 0)
+        run_processes(parallel_cases.failing, 0)

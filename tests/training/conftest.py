@@ -1,41 +1,15 @@
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `tiny_model` and `together`, which other processes run too
-
-
-def torchrun(*arguments, **settings):
-    """The command of two processes, and its environment."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    return {
-        "args": [str(argument) for argument in command],
-        "env": {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        **settings,
-    }
-
-
-class TwoProcesses:
-    """What two processes found: `results[rank][strategy][what]`; and the same of one process, `one[what]`."""
-
-    def __init__(self, folder, *strategies):
-        import together
-
-        self.folder = folder
-        self.one = {model: together.curve(model, evaluated=True) for model in ("echo", "unreached")}
-        self.one["kept"] = together.curve(directory=folder / "one")
-        self.one["bf16"] = together.curve(settings={"precision": "bf16"})
-        self.one["dropout"] = together.curve("dropout", accumulate=2)
-        done = subprocess.run(**torchrun(together.__file__, folder, *strategies, capture_output=True, text=True))
-        assert done.returncode == 0, done.stderr[-4000:]
-        self.results = [json.loads((folder / f"results-{rank}.json").read_text()) for rank in range(2)]
+# For `tiny_model` and `together`, which other processes run too, and `launched`.
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")
 def two_processes(tmp_path_factory):
     """DDP and FSDP in two processes on this CPU, all of it in one launch, for launching is slow."""
+    from launched import TwoProcesses
+
     return TwoProcesses(tmp_path_factory.mktemp("two"), "ddp", "fsdp")

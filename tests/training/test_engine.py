@@ -7,11 +7,25 @@ import together
 import torch
 from torch._dynamo.utils import counters
 
+from echo_ska.models import EchoConfig, EchoForCausalLM
+from echo_ska.training import ScaleConfig
 from echo_ska.training.checkpoint import list_checkpoints
+from echo_ska.training.engine import skips_logits
+from echo_ska.training.scale import SKIP_LOGITS_FROM
 from echo_ska.training.stored import open_tensors
 
 WITHIN = 2e-6  # of numbers of order 1, after 8 steps in float32
-SAME = ("echo", "unreached", "accumulate", "checkpoint activations", "kept", "resumed", "from one", "to other")
+SAME = (
+    "echo",
+    "unreached",
+    "accumulate",
+    "skip logits",
+    "checkpoint activations",
+    "kept",
+    "resumed",
+    "from one",
+    "to other",
+)
 
 
 def assert_close(curve, reference):
@@ -102,6 +116,30 @@ def test_a_source_of_whole_batches_is_refused(two_processes):
     assert len(losses) == together.STEPS
 
 
+def test_a_loss_without_logits_is_the_loss(two_processes):
+    reference = two_processes.one["kept"]
+    fused = together.curve(skip_logits=True)
+    assert_close(fused, reference)
+    assert fused["accuracies"] == reference["accuracies"]
+    assert fused["weights"] != reference["weights"]  # rounded otherwise: it was another way
+    assert together.curve(skip_logits=False)["weights"] == reference["weights"]
+    assert_close(together.curve(skip_logits=True, accumulate=4), reference)
+    with pytest.raises(ValueError, match="skip_logits: TinyModel cannot give its loss without logits"):
+        together.curve("tiny", skip_logits=True)
+
+
+def test_large_vocabularies_go_without_logits():
+    def large(vocab_size):
+        return EchoForCausalLM(EchoConfig(vocab_size=vocab_size, hidden_size=16, num_heads=2, rank=4, head_dim=8))
+
+    assert skips_logits(large(SKIP_LOGITS_FROM), ScaleConfig())
+    assert not skips_logits(large(SKIP_LOGITS_FROM), ScaleConfig(skip_logits=False))
+    assert not skips_logits(large(8192), ScaleConfig())  # the records of MQAR stay as they are
+    model = large(SKIP_LOGITS_FROM)
+    model.lm_head = torch.nn.Linear(16, SKIP_LOGITS_FROM, bias=True)
+    assert not skips_logits(model, ScaleConfig())
+
+
 def test_pieces_accumulated_by_one_process_equal_the_batch(two_processes):
     for pieces in (2, 4):
         assert_close(together.curve(accumulate=pieces), two_processes.one["kept"])
@@ -137,7 +175,7 @@ def test_a_compiled_model_learns_the_same():
     assert_close(compiled, together.curve("plain"))
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed"])
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed", "context"])
 def test_one_process_has_nothing_to_share(strategy):
-    with pytest.raises(ValueError, match=f"strategy {strategy} shares a model among processes and there is one"):
+    with pytest.raises(ValueError, match=f"strategy {strategy} shares .* among processes and there is one"):
         together.curve(strategy=strategy)

@@ -28,13 +28,15 @@ def test_a_whole_batch_is_drawn_as_ever():
     assert torch.equal(batch["input_ids"], CountingData().batch(3)["input_ids"])
 
 
-def test_a_batch_without_labels_has_no_loss():
+def test_a_batch_without_labels_is_refused_as_such():
     class Nothing(UnevenData):
         def batch(self, step, part=0, parts=1):
             batch = super().batch(step, part, parts)
             return batch | {"labels": torch.full_like(batch["labels"], -100)}
 
-    assert all(share != share for _, _, share in draw_parts(Parts(Nothing(), Processes(), 2), 0))
+    for accumulate in (1, 2):
+        with pytest.raises(ValueError, match="The batch of step 3 has no scored label"):
+            draw_parts(Parts(Nothing(), Processes(), accumulate), 3)
 
 
 def test_real_numbers_all_count():

@@ -7,13 +7,15 @@ import time
 
 import pytest
 import together
+import torch
+from launched import torchrun
 from test_checkpoint import contents
+from torch.distributed.constants import default_pg_timeout
 
-from conftest import torchrun
 from echo_ska.models import EchoForCausalLM
 from echo_ska.training import ScaleConfig
 from echo_ska.training.checkpoint import list_checkpoints
-from echo_ska.training.processes import Processes, is_first_process, start_processes
+from echo_ska.training.processes import PATIENCE, Processes, is_first_process, start_processes
 from echo_ska.training.records import read
 
 
@@ -25,7 +27,7 @@ def test_a_killed_worker_is_restarted_and_changes_no_bit(tmp_path, two_processes
     while launched.poll() is None and len(list_checkpoints(tmp_path / "run")) < 2:
         time.sleep(0.01)
     os.kill(int(victim.read_text()), signal.SIGKILL)
-    _, said = launched.communicate()
+    _, said = launched.communicate(timeout=240)
     assert launched.returncode == 0, said[-4000:]
     assert (tmp_path / "pid-1-1").exists()  # it was restarted
     assert contents(tmp_path / "run") == contents(two_processes.folder / "undisturbed")
@@ -58,14 +60,39 @@ def test_one_process_agrees_with_itself():
 def test_the_launcher_says_who_is_first(monkeypatch):
     assert is_first_process()
     monkeypatch.setenv("RANK", "1")
+    assert is_first_process()  # of one process, which is no run of several whatever its environment holds
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert is_first_process()
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert not is_first_process()
 
 
-def test_a_strategy_without_processes_is_refused():
-    import torch
+def test_only_what_is_agreed_upon_is_waited_for_patiently(two_processes):
+    for result in two_processes.results:
+        assert result["limits"] == {"default": default_pg_timeout.total_seconds(), "control": PATIENCE.total_seconds()}
 
+
+def test_what_all_meet_is_told_once(tmp_path):
+    command = "-m echo_ska train --task mqar --steps 2 --batch-size 4 --length 32 --vocab-size 64 --accumulate 3"
+    done = subprocess.run(**torchrun(*command.split()), capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.count("cannot be divided into 6 equal parts") == 1, done.stderr
+
+
+def test_a_strategy_without_processes_is_refused():
     with (
         pytest.raises(ValueError, match="torchrun --nproc-per-node 2"),
         start_processes(torch.device("cpu"), ScaleConfig(strategy="fsdp")),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(("asked", "strategy"), [("FSDP", "auto"), ("FSDP", "fsdp"), ("DEEPSPEED", "ddp")])
+def test_a_configuration_of_accelerate_that_would_shard_behind_our_back_is_refused(asked, strategy, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(f"ACCELERATE_USE_{asked}", "true")
+    with (
+        pytest.raises(ValueError, match=f"configured for {asked}, which is here the strategy {asked.lower()}: start"),
+        start_processes(torch.device("cpu"), ScaleConfig(strategy=strategy)),
     ):
         pass

@@ -6,7 +6,7 @@ from echo_ska.training import ScaleConfig
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"strategy": "zero"}, "strategy must be one of auto, ddp, fsdp, deepspeed, got 'zero'"),
+        ({"strategy": "zero"}, "strategy must be one of auto, ddp, fsdp, deepspeed, context, got 'zero'"),
         ({"accumulate": 0}, "accumulate must be a whole number of at least 1"),
         ({"accumulate": 2.0}, "accumulate must be a whole number of at least 1"),
         ({"spike_window": 0}, "spike_window must be a whole number of at least 1"),

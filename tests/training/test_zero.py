@@ -4,10 +4,10 @@ import importlib.util
 import os
 
 import pytest
+from launched import TwoProcesses
 from test_engine import SAME, assert_close, check, check_bfloat16, check_exactness, check_sentences
 from tiny_model import config
 
-from conftest import TwoProcesses
 from echo_ska.training.zero import deepspeed_configuration, deepspeed_plugin
 
 INSTALLED = importlib.util.find_spec("deepspeed") is not None

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from tiny_model import CountingData, build, config
 from torch import Tensor, nn
 
 from echo_ska.models import EchoConfig, EchoForCausalLM
 from echo_ska.training import ScaleConfig, train
 from echo_ska.training.data import rows_of_part
+from echo_ska.training.processes import start_processes
 
 STEPS = 8
 RANK = int(os.environ.get("RANK", "0"))
@@ -110,6 +112,7 @@ class Kept:
     def __init__(self) -> None:
         self.losses: list[float] = []
         self.norms: list[float] = []
+        self.accuracies: list[float] = []
         self.evaluations: list[Any] = []
 
     def log(self, entry: dict[str, Any]) -> None:
@@ -118,6 +121,7 @@ class Kept:
         else:
             self.losses.append(entry["loss"])
             self.norms.append(entry["gradient_norm"])
+            self.accuracies.append(entry["accuracy"])
 
 
 def weights(model: nn.Module) -> Tensor:
@@ -155,6 +159,7 @@ def curve(
     return {
         "losses": kept.losses,
         "norms": kept.norms,
+        "accuracies": kept.accuracies,
         "evaluations": kept.evaluations,
         "weights": weights(trained).tolist(),
     }
@@ -212,6 +217,7 @@ def compare(strategy: str, other: str, folder: Path) -> dict[str, Any]:
         results[model] = curve(model, strategy, evaluated=True)
     results["accumulate"] = curve(strategy=strategy, accumulate=2)
     results["checkpoint activations"] = curve(strategy=strategy, checkpoint_activations=True)
+    results["skip logits"] = curve(strategy=strategy, skip_logits=True, evaluated=True)
     results["bf16"] = curve(strategy=strategy, settings={"precision": "bf16"}, directory=folder / f"{strategy}-bf16")
     kept = folder / strategy
     results["kept"] = curve(strategy=strategy, directory=kept)
@@ -231,6 +237,53 @@ def compare(strategy: str, other: str, folder: Path) -> dict[str, Any]:
     return results
 
 
+class PackedData(UnevenData):
+    """The rows of `UnevenData` behind one another, each a sequence of its own, and cut once more at its fifth token."""
+
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
+        rows = super().batch(step, part, parts)
+        cuts = sorted([*range(0, rows["labels"].numel(), 12), *range(5, rows["labels"].numel(), 12)])
+        labels = rows["labels"].flatten()
+        labels[cuts] = -100
+        return {
+            "input_ids": rows["input_ids"].flatten()[None],
+            "labels": labels[None],
+            "cu_seqlens": torch.tensor([*cuts, len(labels)]),
+        }
+
+
+def context(folder: Path) -> dict[str, Any]:
+    """What processes do that have a part of every sequence each."""
+    results: dict[str, Any] = {}
+    kept = folder / "context"
+    results["echo"] = curve(strategy="context", directory=kept, evaluated=True)
+    results["resumed"] = curve(
+        strategy="context", directory=stopped_half_way(kept, folder / "context-again"), evaluated=True
+    )
+    results["from one"] = curve(strategy="context", directory=stopped_half_way(folder / "one", folder / "one-context"))
+    results["to ddp"] = curve(directory=stopped_half_way(kept, folder / "context-ddp"))
+    results["accumulate"] = curve(strategy="context", accumulate=2)
+    results["packed"] = curve(strategy="context", data=PackedData())
+    results["skip logits"] = curve(strategy="context", skip_logits=True)
+    results["checkpoint activations"] = curve(strategy="context", checkpoint_activations=True)
+    results["another model"] = failed(model="tiny", strategy="context")
+    results["short"] = failed(strategy="context", data=ShortData())
+    trained = echo()
+    MODELS["mine"] = lambda: trained
+    results["spike"] = failed(
+        model="mine", strategy="context", spike_factor=1.0001, spike_window=1, settings={"learning_rate": 3.0}
+    )
+    results["given back"] = all(mixer.exchange is None for mixer in trained.model.mixers)
+    return results
+
+
+class ShortData(UnevenData):
+    """Sequences too short to be cut."""
+
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
+        return {key: value[:, -4:] for key, value in super().batch(step, part, parts).items()}
+
+
 class SlowData(UnevenData):
     """So slow that a process can be killed in the middle."""
 
@@ -245,6 +298,16 @@ def restarted(folder: Path) -> None:
     curve(data=SlowData(), directory=folder / "run", steps=40)
 
 
+def limits() -> dict[str, float]:
+    """Seconds that each group of processes waits."""
+    with start_processes(torch.device("cpu"), ScaleConfig()) as (_, processes):
+        groups = {"default": dist.group.WORLD, "control": processes._control}
+        return {
+            name: group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+            for name, group in groups.items()
+        }
+
+
 OTHER = {"ddp": "fsdp", "fsdp": "ddp", "deepspeed": "deepspeed"}
 
 
@@ -253,8 +316,11 @@ def main(folder: Path, strategies: list[str]) -> None:
     for strategy in strategies:
         results[strategy] = compare(strategy, OTHER[strategy], folder)
     results["dropout"] = curve("dropout", strategies[0])
+    if "ddp" in strategies:
+        results["context"] = context(folder)
     results["whole batches"] = failed(model="tiny", strategy=strategies[0], data=WholeBatches())
     if "ddp" in strategies:
+        results["limits"] = limits()
         curve(data=SlowData(), directory=folder / "undisturbed", steps=40)
     (folder / f"results-{RANK}.json").write_text(json.dumps(results))
 

@@ -22,6 +22,7 @@ from echo_ska.convert.conversion import Measure, Recipe, cache_table, convert, t
 from echo_ska.convert.hosts import decoder_layers
 from echo_ska.convert.measure import TokenWindows, WithCopying
 from echo_ska.evaluation.memory_plot import format_bytes
+from echo_ska.models.own_code import OWN_CODE_IS_NOT_RUN, refusing_own_code
 from echo_ska.training import (
     DataSource,
     Reporter,
@@ -171,11 +172,13 @@ def load_host(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | 
         raise ValueError(f"{folder} is not the folder of a model: it has no config.json.")
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        with refusing_own_code(folder):
+            model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **OWN_CODE_IS_NOT_RUN)
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise ValueError(f"The model in {folder} cannot be read: {str(error).strip().splitlines()[0]}") from None
     if (folder / "tokenizer.json").is_file():
-        return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        with refusing_own_code(folder):
+            return model.eval(), AutoTokenizer.from_pretrained(folder, **OWN_CODE_IS_NOT_RUN)
     if model.config.vocab_size < VOCAB_SIZE:
         raise ValueError(
             f"{folder} has no tokenizer.json, and a vocabulary of {model.config.vocab_size} does not hold the 256 "

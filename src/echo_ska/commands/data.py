@@ -53,12 +53,12 @@ def prepare_data(request: PrepareRequest, json_file: Path | None, console: Conso
 
             def tell(done: Progress) -> None:
                 nonlocal before
-                if before is not None:  # only now: a command of other settings was refused
+                if before is not None and _shards(before):  # only now: a command of other settings was refused
                     say(
                         console,
                         f"Going on after {before.documents_read:,} documents in {_shards(before)} whole shards.",
                     )
-                    before = None
+                before = None
                 show(done)
 
             index = prepare_corpus(request.sources, request.output, settings, tell)

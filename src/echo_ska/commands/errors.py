@@ -34,10 +34,10 @@ class OneSentenceErrors(TyperGroup):
         except EXPECTED as error:
             if os.environ.get("ECHO_SKA_DEBUG") == "1":
                 raise
-            _say(sentence(error), "red")
+            _say(sentence(error), "red", error)
             raise typer.Exit(1) from None
         except KeyboardInterrupt as interrupt:
-            _say(str(interrupt) or "Stopped.", "yellow")
+            _say(str(interrupt) or "Stopped.", "yellow", None)
             raise typer.Exit(INTERRUPTED) from None
 
 
@@ -54,9 +54,15 @@ def sentence(error: BaseException) -> str:
     return text if text.endswith((".", "!", "?")) else text + "."
 
 
-def _say(text: str, colour: str) -> None:
-    if int(os.environ.get("RANK", "0")) > 0:
-        return  # one of several processes of `torchrun`: they share their errors, and the first tells of them
+def _say(text: str, colour: str, error: Exception | None) -> None:
+    """Print it; of several processes of `torchrun`, what all of them meet is told by the first alone."""
+    if "RANK" in os.environ:
+        from echo_ska.training.processes import is_shared, launched_rank
+
+        if rank := launched_rank():
+            if error is None or is_shared(error):
+                return
+            text = f"process {rank}: {text}"
     from rich.console import Console
     from rich.text import Text
 

@@ -23,10 +23,10 @@ PROMPT_TOKENS = PROMPT_BYTES
 
 
 class LearnCorpus:
-    """Packed documents, each read from an empty state; a goal as `Goal` says.
+    """Packed documents, each read from an empty state; a goal as `Goal` says. Without held-out ones, nothing is scored.
 
     Raises:
-        ValueError: settings do not fit, or the corpus is missing, damaged, not complete or without a held-out split.
+        ValueError: settings do not fit, or the corpus is missing, damaged or not complete.
     """
 
     name = "train-data"
@@ -40,14 +40,12 @@ class LearnCorpus:
             raise ValueError(f"--score-tokens must be at least 2, got {request.score_tokens}.")
         assert request.data is not None
         self.request = request
-        packed = PackedTokens(
-            request.data,
-            request.batch_size,
-            TEXT_LENGTH if request.length is None else request.length,
-            request.seed,
-        )
+        self.length = TEXT_LENGTH if request.length is None else request.length
+        packed = PackedTokens(request.data, request.batch_size, self.length, request.seed)
         self.data: DataSource = packed
-        self.training, self.held_out = packed.stream, TokenStream(request.data, HELD_OUT)
+        self.training = packed.stream
+        self.scored = bool(packed.stream.index.splits[HELD_OUT])
+        self.held_out = TokenStream(request.data, HELD_OUT) if self.scored else None
         self.encoding: CorpusTokenizer = packed.stream.index.open_tokenizer(request.data)
         self.vocab_size = self.encoding.vocab_size
         self.tokenizer: PreTrainedTokenizerFast | None = self.encoding.tokenizer
@@ -58,17 +56,24 @@ class LearnCorpus:
         say(
             console,
             f"Learning {self.training.tokens:,} {kind} in {self.training.documents:,} documents; "
-            f"{self.held_out.documents:,} documents are held out.",
+            + (
+                "none is held out, so the model is not scored."
+                if self.held_out is None
+                else f"{self.held_out.documents:,} documents are held out."
+            ),
         )
 
     def evaluate(self, model: nn.Module, step: int) -> dict[str, Any]:
         """Nats a token and bits a byte of held-out documents, and the state's bytes after the one that left most."""
+        assert self.held_out is not None
         return score_documents(model, self.held_out, self.encoding, max_tokens=self.request.score_tokens)._asdict()
 
     def report(
         self, model: EchoForCausalLM, untrained: EchoForCausalLM, figures: dict[str, Any], console: Console
     ) -> None:
         """See `Goal`."""
+        if self.held_out is None:
+            return
         request = self.request
         before = self.evaluate(untrained, 0)
         figures |= {f"{name}_before": before[name] for name in ("nats_per_token", "bits_per_byte")}

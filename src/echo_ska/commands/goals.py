@@ -62,6 +62,8 @@ class TrainRequest:
     precision: str
     device: str
     scale: ScaleConfig
+    tensorboard: bool
+    wandb: str | None
     held_out: list[str] | None
     score_bytes: int
     score_tokens: int
@@ -78,7 +80,11 @@ class Goal(Protocol):
 
     name: str
     data: DataSource
+    length: int
+    """Tokens in a sequence."""
     vocab_size: int
+    scored: bool
+    """Whether there is anything to score the model on."""
     tokenizer: PreTrainedTokenizerFast | None
     """To be kept beside the model; None where tokens are no text."""
 
@@ -102,6 +108,7 @@ class LearnText:
 
     name = "train-text"
     vocab_size = VOCAB_SIZE
+    scored = True
 
     def __init__(self, request: TrainRequest) -> None:
         refuse_task_settings(request, "text")
@@ -111,12 +118,8 @@ class LearnText:
         self.request = request
         self.tokenizer: PreTrainedTokenizerFast | None = byte_tokenizer()
         self.split = split_by_file(load_text(request.text), request.held_out)
-        self.data: DataSource = TextData(
-            self.split.training,
-            request.batch_size,
-            TEXT_LENGTH if request.length is None else request.length,
-            request.seed,
-        )
+        self.length = TEXT_LENGTH if request.length is None else request.length
+        self.data: DataSource = TextData(self.split.training, request.batch_size, self.length, request.seed)
 
     def introduce(self, console: Console) -> None:
         """See `Goal`."""
@@ -159,6 +162,8 @@ class LearnText:
 class LearnRecall:
     """A recall task, asked at several lengths afterwards."""
 
+    scored = True
+
     def __init__(self, request: TrainRequest) -> None:
         if request.held_out:
             raise ValueError("--held-out is for --text: a task draws new sequences to ask.")
@@ -166,6 +171,7 @@ class LearnRecall:
         assert request.task is not None
         self.task = make_task(request.task, request.length, request.task_settings, request.task_set)
         self.data: DataSource = RecallData(self.task, request.batch_size, request.seed)
+        self.length = self.task.length
         self.vocab_size = self.task.vocab_size
         self.tokenizer: PreTrainedTokenizerFast | None = None
 

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from echo_ska.models import EchoConfig, EchoForCausalLM
+from echo_ska.models.own_code import OWN_CODE_IS_NOT_RUN, refusing_own_code
 
 
 def require_model_folder(folder: Path) -> None:
@@ -77,7 +78,8 @@ def load_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerBase:
             "tokenizer.save_pretrained(...); echo_ska.models.byte_tokenizer() is that of models that learnt bytes."
         )
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        with refusing_own_code(folder):
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **OWN_CODE_IS_NOT_RUN)
     except Exception as error:  # `tokenizers` raises bare Exceptions
         raise ValueError(f"The tokenizer in {folder} cannot be read: {str(error).splitlines()[0]}") from None
     if len(tokenizer) > vocab_size:

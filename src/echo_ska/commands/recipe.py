@@ -96,6 +96,34 @@ def show_recipe(name: str, utilisation: float, tokenizer: str, json_file: Path |
     write_json(json_file, described(recipe, cost) | {"utilisation_assumed": utilisation, "hours_on_one": hours})
 
 
+def recipe_options(name: str, given: set[str]) -> dict[str, Any]:
+    """What `echo-ska train --recipe` takes from a recipe, by the names of its options in Python.
+
+    Args:
+        name: of the recipe.
+        given: the options that somebody has given, which go before the recipe's.
+
+    Raises:
+        ValueError: no recipe has that name, or what it learns has to be given.
+    """
+    recipe = find_recipe(name)
+    options = recipe.train_options() | recipe.scale_options()
+    if not given & {"text", "more_text", "data", "task"}:
+        if recipe.corpus:
+            prepare = shlex.join(recipe.commands()[0])
+            raise ValueError(
+                f"The recipe {name} learns a corpus: give --data DIR, which `{prepare}` prepares (TOKENIZER: the "
+                f"folder of a tokenizer of {recipe.vocab_size:,} tokens)."
+            )
+        if absent := [path for path in recipe.text if not Path(path).exists()]:
+            raise ValueError(
+                f"The recipe {name} learns texts of your own, and there is no {' and no '.join(absent)} here: give "
+                "--text PATH and --held-out PATH."
+            )
+        options |= {"text": list(recipe.text), "held_out": list(recipe.held_out) or None}
+    return {option: value for option, value in options.items() if option not in given}
+
+
 def cost_of(recipe: Recipe) -> Cost:
     """Its cost, counted."""
     return training_cost(recipe.model_config(), recipe.length, recipe.tokens)

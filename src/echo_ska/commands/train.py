@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,25 @@ import torch
 from rich.console import Console
 from transformers.utils import logging
 
+from echo_ska.benchmarks.cost import device_peak, training_cost
 from echo_ska.commands.goal_corpus import LearnCorpus
 from echo_ska.commands.goals import Goal, LearnRecall, LearnText, TrainRequest, say
 from echo_ska.models import EchoConfig, EchoForCausalLM
 from echo_ska.models.presets import preset
-from echo_ska.training import RunRecord, TrainingConfig, console_reporter, train
+from echo_ska.training import (
+    Observer,
+    RunRecord,
+    Throughput,
+    TrainingConfig,
+    console_reporter,
+    open_observers,
+    train,
+)
 from echo_ska.training.checkpoint import list_checkpoints
-from echo_ska.training.processes import is_first_process
+from echo_ska.training.device import training_device, uses_bfloat16
+from echo_ska.training.processes import is_first_process, launched_processes
 from echo_ska.training.records import append, read, write_json
+from echo_ska.training.resume import describe_model
 
 
 def train_command(request: TrainRequest, json_file: Path | None, console: Console) -> None:
@@ -31,8 +44,10 @@ def train_command(request: TrainRequest, json_file: Path | None, console: Consol
     """
     if not is_first_process():
         console = Console(quiet=True)
+    if request.output is None and (request.tensorboard or request.wandb is not None):
+        raise ValueError("--tensorboard and --wandb keep their files in the folder of the run: give --output DIR.")
     if [bool(request.text), request.data is not None, bool(request.task)].count(True) != 1:
-        raise ValueError("Say what to learn: either --text PATH, or --task NAME (as in mqar-grid), or --data DIR.")
+        raise ValueError("Give one of --text PATH, --task NAME (as in mqar-grid) and --data DIR: what is to be learnt.")
     config = TrainingConfig(
         steps=request.steps,
         learning_rate=request.learning_rate,
@@ -58,16 +73,21 @@ def train_command(request: TrainRequest, json_file: Path | None, console: Consol
     )
     if request.output is not None and (found := list_checkpoints(request.output)):
         say(console, f"Going on from {found[-1]}.")
+    throughput = _throughput(config, model_config, goal)
     try:
-        with console_reporter("training", console) as reporter:
+        with (
+            _observers(request, config, model, goal, throughput) as observers,
+            console_reporter("training", console, throughput) as reporter,
+        ):
             record = train(
                 model,
                 goal.data,
                 config,
                 scale=request.scale,
-                evaluate=goal.evaluate,
+                evaluate=goal.evaluate if goal.scored else None,
                 directory=request.output,
                 reporter=reporter,
+                observers=observers,
                 name=goal.name,
             )
         if not is_first_process():
@@ -110,6 +130,42 @@ def _untrained(config: EchoConfig, seed: int) -> EchoForCausalLM:
         return EchoForCausalLM(config)
     except RuntimeError as error:  # torch's own words for a size that no memory holds run over several lines
         raise ValueError(f"A model of these sizes cannot be built here: {str(error).splitlines()[0]}") from None
+
+
+def _throughput(config: TrainingConfig, model_config: EchoConfig, goal: Goal) -> Throughput:
+    """Peak memory, and the MFU where the peak of the device is known and the model's operations are counted."""
+    device = training_device(config)
+    peak = device_peak(device, uses_bfloat16(config, device))
+    if peak is None:
+        return Throughput(None, None, device)
+    try:
+        flops = training_cost(model_config, goal.length, tokens=1).flops_per_token
+    except ValueError:  # nobody has counted the operations of one of its layers
+        flops = None
+    return Throughput(flops, peak * launched_processes(), device)
+
+
+@contextmanager
+def _observers(
+    request: TrainRequest, config: TrainingConfig, model: EchoForCausalLM, goal: Goal, throughput: Throughput
+) -> Iterator[list[Observer]]:
+    """Those that were asked for, in the first process alone."""
+    if request.output is None or not is_first_process():
+        yield []
+        return
+    configuration = {
+        "training": dataclasses.asdict(config),
+        "data": goal.data.describe(),
+        "model": describe_model(model),
+    }
+    with open_observers(
+        request.output,
+        tensorboard=request.tensorboard,
+        wandb_project=request.wandb,
+        configuration=configuration,
+        throughput=throughput,
+    ) as observers:
+        yield [observers]
 
 
 def _require_own_folder(output: Path | None) -> None:

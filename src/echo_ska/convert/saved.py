@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from echo_ska.convert.replace import FIELD, replace_attention
+from echo_ska.models.own_code import OWN_CODE_IS_NOT_RUN, refusing_own_code
 
 
 def load_converted(folder: str | Path) -> PreTrainedModel:
@@ -31,13 +32,14 @@ def load_converted(folder: str | Path) -> PreTrainedModel:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not the folder of a model: it has no config.json")
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with refusing_own_code(folder):
+        config = AutoConfig.from_pretrained(folder, **OWN_CODE_IS_NOT_RUN)
     replaced = getattr(config, FIELD, None)
     if not replaced:
         raise ValueError(f"no attention was replaced in the model in {folder}: load it with AutoModelForCausalLM")
     weights = _weights(folder)
     delattr(config, FIELD)  # written anew as the layers are replaced again
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     for part in replaced:
         replace_attention(model, part["layers"], init="fresh", rank=part["rank"], **part["settings"])
     tied = set(model.all_tied_weights_keys)

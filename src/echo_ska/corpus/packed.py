@@ -12,7 +12,7 @@ from torch import Tensor
 from echo_ska.corpus.index import TRAINING
 from echo_ska.corpus.permutation import permuted
 from echo_ska.corpus.stream import TokenStream
-from echo_ska.training.data import step_seed
+from echo_ska.training.data import require_part, step_seed
 
 
 class PackedTokens:
@@ -82,11 +82,7 @@ class PackedTokens:
         Raises:
             ValueError: parts do not divide the batch, or there is no such part.
         """
-        if parts < 1 or self.batch_size % parts or not 0 <= part < parts:
-            raise ValueError(
-                f"A batch of {self.batch_size} windows has no part {part} of {parts}: the number of parts must "
-                "divide it."
-            )
+        require_part(self.batch_size, part, parts)
         ids, bounds = [], []
         for place, row in enumerate(range(part, self.batch_size, parts)):
             start = self._start(step * self.batch_size + row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +23,8 @@ from echo_ska.corpus.index import (
 )
 from echo_ska.corpus.sources import open_source
 from echo_ska.corpus.tokenizer import BYTES, CorpusTokenizer
-from echo_ska.corpus.writer import ShardWriter
-from echo_ska.sealed import PARTIAL
+from echo_ska.corpus.writer import OWN, ShardWriter
+from echo_ska.sealed import PARTIAL, locked_folder
 
 ENCODED_AT_ONCE = 1 << 20  # characters, about
 EMPTY, NOT_TEXT = "empty", "not text"
@@ -90,7 +91,8 @@ def prepare_corpus(
 
     Raises:
         ValueError: one sentence: a source, the tokenizer or a setting is not as it must be, `directory` holds something
-            else, the sources are not what they were, or a split is empty.
+            else or shards whose index was lost, another process is preparing it, the sources are not what they were,
+            or a split is empty.
         OSError: something cannot be read, or a shard cannot be written. The shards before it stay.
     """
     directory, settings = Path(directory), settings or CorpusSettings()
@@ -105,14 +107,16 @@ def prepare_corpus(
         "shard_tokens": settings.shard_tokens,
         "max_tokens": settings.max_tokens,
     }
-    index = _begun(directory, asked, tokenizer)
-    if index.complete:
-        return index
-    run = _Run(directory, index, tokenizer, settings, progress)
-    try:
-        return run.finish(_documents(opened))
-    finally:
-        run.discard()
+    directory.mkdir(parents=True, exist_ok=True)
+    with _alone(directory):
+        index = _begun(directory, asked, tokenizer)
+        if index.complete:
+            return index
+        run = _Run(directory, index, tokenizer, settings, progress)
+        try:
+            return run.finish(_documents(opened))
+        finally:
+            run.discard()
 
 
 class _Run:
@@ -156,6 +160,8 @@ class _Run:
         """Delete what belongs to no whole shard."""
         for writer in self.writers.values():
             writer.discard()
+        if not any(self.index.splits.values()):
+            (self.directory / f"{KIND}.json").unlink(missing_ok=True)
 
     def _pass_over(self, documents: Iterator[Document]) -> None:
         """Read what the shards already hold."""
@@ -196,11 +202,12 @@ class _Run:
     def _commit(self, complete: bool) -> None:
         """Close the shards, then say so in the index: what it does not name does not count."""
         splits = dict(self.index.splits)
+        if self.index.documents_read == 0:
+            self.tokenizer.keep(self.directory / TOKENIZER)
+            write_index(self.directory, self.index)  # so that shards without an index are those of a lost one
         for split, writer in self.writers.items():
             shard = writer.close()
             splits[split] += () if shard is None else (shard,)
-        if self.index.documents_read == 0:
-            self.tokenizer.keep(self.directory / TOKENIZER)
         self.index = dataclasses.replace(
             self.index,
             complete=complete,
@@ -240,16 +247,16 @@ def _begun(directory: Path, asked: dict[str, Any], tokenizer: CorpusTokenizer) -
             path.name not in ours and not path.name.startswith(PARTIAL) for path in directory.iterdir()
         ):
             raise ValueError(f"{directory} is not empty and holds no corpus: name a new folder.")
-        return CorpusIndex(
-            settings=asked,
-            tokenizer=tokenizer.describe(),
-            complete=False,
-            documents_read=0,
-            chain="",
-            skipped={EMPTY: 0, NOT_TEXT: 0},
-            splits=dict.fromkeys(SPLITS, ()),
-        )
+        for found in (path for split in SPLITS for path in sorted((directory / split).glob("shard-*"))):
+            if OWN.fullmatch(found.name):
+                raise ValueError(
+                    f"{directory} holds shards ({found.relative_to(directory)}) and not the {KIND}.json that names "
+                    "them: put that back, or name a new folder."
+                )
+        return _empty(asked, tokenizer)
     index = read_index(directory)
+    if not any(index.splits.values()):  # the first shard was never finished: nothing binds to its settings
+        return _empty(asked, tokenizer)
     differing = [name for name in asked if index.settings.get(name) != asked[name]]
     if index.tokenizer != tokenizer.describe():
         differing.append("tokenizer")
@@ -260,6 +267,31 @@ def _begun(directory: Path, asked: dict[str, Any], tokenizer: CorpusTokenizer) -
             "same settings to go on with it, or prepare in another directory."
         )
     return index
+
+
+def _empty(asked: dict[str, Any], tokenizer: CorpusTokenizer) -> CorpusIndex:
+    return CorpusIndex(
+        settings=asked,
+        tokenizer=tokenizer.describe(),
+        complete=False,
+        documents_read=0,
+        chain="",
+        skipped={EMPTY: 0, NOT_TEXT: 0},
+        splits=dict.fromkeys(SPLITS, ()),
+    )
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """The directory, held by this call."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked_folder(directory, wait=False))
+        except BlockingIOError:
+            raise ValueError(
+                f"another process is preparing {directory}: wait for its end, or name another folder."
+            ) from None
+        yield
 
 
 def _documents(sources: Sequence[Source]) -> Iterator[Document]:

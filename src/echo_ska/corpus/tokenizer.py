@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from echo_ska.models import byte_tokenizer
+from echo_ska.models.own_code import OWN_CODE_IS_NOT_RUN, refusing_own_code
 from echo_ska.sealed import digest, flush
 from echo_ska.training.text import END_OF_FILE, VOCAB_SIZE
 
@@ -51,7 +52,8 @@ class CorpusTokenizer:
                 "train` or save_pretrained wrote."
             )
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+            with refusing_own_code(self.folder):
+                self.tokenizer = AutoTokenizer.from_pretrained(self.folder, **OWN_CODE_IS_NOT_RUN)
             ids = self.tokenizer.get_vocab().values()
             # A copy, set to read texts whole and as they are; what is kept beside a model stays as it was.
             self._encoder = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import re
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from echo_ska.corpus.index import DOCUMENT, Shard
 from echo_ska.sealed import PARTIAL, flush
 
 BUFFER_BYTES = 1 << 20
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OWN = re.compile(rf"({re.escape(PARTIAL)})?shard-(\d+)(?:\.documents)?\.bin")
 
 
@@ -114,8 +116,9 @@ class ShardWriter:
         try:
             yield
         except OSError as error:
+            remedy = "make room" if error.errno in NO_ROOM else "mend that"
             raise OSError(
                 error.errno,
-                f"{self.folder / self._name}.bin could not be written ({error.strerror}): make room and give the same "
+                f"{self.folder / self._name}.bin could not be written ({error.strerror}): {remedy} and give the same "
                 "command again, which goes on after the last whole shard",
             ) from error

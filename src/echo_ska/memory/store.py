@@ -23,12 +23,7 @@ from echo_ska.memory.index import ContextIndex, DamagedIndexError, StoredContext
 from echo_ska.memory.token_ids import prefix_hashes, token_ids
 from echo_ska.models import EchoForCausalLM
 from echo_ska.models.segments import SEGMENT_LENGTH
-from echo_ska.sealed import flush, read_description, read_sealed_folder
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from echo_ska.sealed import flush, locked_folder, read_description, read_sealed_folder
 
 logger = logging.getLogger(__name__)
 
@@ -278,17 +273,14 @@ class ContextStore:
     def _working_folder(self) -> Iterator[Path]:
         """A folder to write in, locked for as long as the process lives so that no other sweeps it."""
         path = self.folder / WORK / f"written-{secrets.token_hex(8)}"
-        with self._index.transaction():  # so that nobody sweeps between the two lines
-            path.mkdir()
-            lock = None if fcntl is None else os.open(path, os.O_RDONLY)
-            if lock is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            yield path
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
-            if lock is not None:
-                os.close(lock)
+        with contextlib.ExitStack() as held:
+            with self._index.transaction():  # so that nobody sweeps between the two lines
+                path.mkdir()
+                held.enter_context(locked_folder(path))
+            try:
+                yield path
+            finally:
+                shutil.rmtree(path, ignore_errors=True)
 
     def _mended(self, query: Callable[[], Answer]) -> Answer:
         """What the index answers, made anew first if it is damaged."""
@@ -317,10 +309,7 @@ class ContextStore:
 
     def _replace_index(self, error: DamagedIndexError) -> None:
         """Set a damaged index aside and make another from the folders."""
-        lock = None if fcntl is None else os.open(self.folder, os.O_RDONLY)
-        try:
-            if lock is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked_folder(self.folder):
             try:
                 self._open()  # another process may have done it meanwhile
             except DamagedIndexError:
@@ -329,9 +318,6 @@ class ContextStore:
                     with contextlib.suppress(FileNotFoundError):
                         (self.folder / f"{INDEX}{suffix}").replace(self.folder / f"{INDEX}.damaged{suffix}")
                 self._open()
-        finally:
-            if lock is not None:
-                os.close(lock)
 
 
 def _name(fingerprint: str, tokens: int, token_hash: str) -> str:
@@ -344,15 +330,9 @@ def _is_abandoned(path: Path) -> bool:
     if path.name.startswith("deleted-"):
         return True
     try:
-        if fcntl is None:
-            return time.time() - path.stat().st_mtime > ABANDONED_SECONDS
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        finally:
-            os.close(descriptor)
+        with locked_folder(path, wait=False) as held:
+            return held or time.time() - path.stat().st_mtime > ABANDONED_SECONDS
     except BlockingIOError:
         return False
     except FileNotFoundError:  # its writer has just finished
         return False
-    return True

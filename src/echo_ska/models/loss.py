@@ -25,6 +25,11 @@ class EchoCausalLMOutput(CausalLMOutputWithPast):
     scored: Tensor | None = None
 
 
+def is_plain_head(head: nn.Module) -> bool:
+    """Whether a loss can be computed from the head's weight alone."""
+    return type(head) is nn.Linear and head.bias is None
+
+
 def loss_without_logits(
     head: nn.Module,
     hidden_states: Tensor,
@@ -47,7 +52,7 @@ def loss_without_logits(
     Raises:
         ValueError: the head is no plain linear layer without a bias (an adapter or a quantised one, say).
     """
-    if type(head) is not nn.Linear or head.bias is not None:
+    if not is_plain_head(head):
         raise ValueError(
             f"skip_logits computes the loss from a plain linear head without a bias, not from {type(head).__name__}: "
             "leave it out"

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from echo_ska.models.cache_echo import EchoCache
 from echo_ska.models.configuration_echo import EchoConfig
-from echo_ska.models.loss import EchoCausalLMOutput, loss_without_logits
+from echo_ska.models.loss import EchoCausalLMOutput, is_plain_head, loss_without_logits
 from echo_ska.models.padding import joined, padding_boundaries, scatter
 from echo_ska.models.rollback import RECENT_TOKENS, Rollback
 from echo_ska.models.sealed_weights import SealedWeights
@@ -492,3 +492,8 @@ class EchoForCausalLM(EchoPreTrainedModel, GenerationMixin):
     def has_state(self) -> bool:
         """Whether every layer can go on from a state; without that, there is no cache and no generation."""
         return self.model.has_state
+
+    @property
+    def can_skip_logits(self) -> bool:
+        """Whether the head is what `skip_logits` takes: plain, linear and without a bias."""
+        return is_plain_head(self.lm_head)

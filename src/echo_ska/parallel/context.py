@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Self
 
 import torch
@@ -55,13 +55,17 @@ class ContextParallel:
         self._require_equal_weights()
         for name, mixer in self.mixers.items():
             mixer.exchange = LayerExchange(self.line, name)
-        self._guard = model.model.register_forward_pre_hook(_refuse_padding, with_kwargs=True)
+        self._guard = model.model.register_forward_pre_hook(self._refuse_padding, with_kwargs=True)
 
     def close(self) -> None:
         """Give the model back: from now on it reads whole sequences. Wait with it until the backward pass is done."""
         for mixer in self.mixers.values():
             mixer.exchange = None
         self._guard.remove()
+
+    def whole_sequences(self) -> AbstractContextManager[None]:
+        """While it lasts, the model reads whole sequences, in whichever processes call it."""
+        return whole_sequences(self.mixers)
 
     def __enter__(self) -> Self:
         return self
@@ -179,6 +183,13 @@ class ContextParallel:
                 )
         return sum(scores)
 
+    def _refuse_padding(self, module: nn.Module, positional: Any, named: dict[str, Any]) -> None:
+        if all(mixer.exchange is None for mixer in self.mixers.values()):
+            return  # whole sequences, which may be padded
+        mask = named.get("attention_mask", positional[1] if len(positional) > 1 else None)
+        if mask is not None and not bool((mask == 1).all()):
+            raise ValueError("a padded batch cannot be split over processes: pack its sequences and give cu_seqlens")
+
 
 def mixers_with_summaries(model: nn.Module) -> dict[str, SequenceMixer]:
     """The mixers of a model by name.
@@ -211,12 +222,6 @@ def whole_sequences(mixers: dict[str, SequenceMixer]) -> Iterator[None]:
     finally:
         for name, mixer in mixers.items():
             mixer.exchange = exchanges[name]
-
-
-def _refuse_padding(module: nn.Module, positional: Any, named: dict[str, Any]) -> None:
-    mask = named.get("attention_mask", positional[1] if len(positional) > 1 else None)
-    if mask is not None and not bool((mask == 1).all()):
-        raise ValueError("a padded batch cannot be split over processes: pack its sequences and give cu_seqlens")
 
 
 def _buckets(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

@@ -11,6 +11,7 @@ from echo_ska.sealed.folder import (
     write_sealed_folder,
     write_sums,
 )
+from echo_ska.sealed.lock import locked_folder
 
 __all__ = [
     "PARTIAL",
@@ -18,6 +19,7 @@ __all__ = [
     "broken_sum",
     "digest",
     "flush",
+    "locked_folder",
     "read_description",
     "read_sealed_file",
     "read_sealed_folder",

@@ -98,19 +98,24 @@ def rows_of_part(batch: dict[str, Tensor], part: int, parts: int) -> dict[str, T
     """Rows `part`, `part + parts`, ... of every tensor of a batch, [B / parts, ...].
 
     Raises:
-        ValueError: B cannot be divided by `parts`, or `part` is not one of them.
+        ValueError: see `require_part`.
     """
-    if not 0 <= part < parts:
-        raise ValueError(f"part must be at least 0 and below parts, got {part} of {parts}.")
+    rows = len(next(iter(batch.values())))
+    require_part(rows, part, parts)
     if parts == 1:
         return batch
-    rows = len(next(iter(batch.values())))
+    return {name: tensor[part::parts].contiguous() for name, tensor in batch.items()}
+
+
+def require_part(rows: int, part: int, parts: int) -> None:
+    """Raise ValueError where a batch of `rows` cannot be divided by `parts`, or `part` is not one of them."""
+    if not 0 <= part < parts:
+        raise ValueError(f"part must be at least 0 and below parts, got {part} of {parts}.")
     if rows % parts:
         raise ValueError(
             f"A batch of {rows} cannot be divided into {parts} equal parts, one for each process and each piece that "
             f"it accumulates: take a batch size that is a multiple of {parts}."
         )
-    return {name: tensor[part::parts].contiguous() for name, tensor in batch.items()}
 
 
 def describe_task(task: RecallTask) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from echo_ska.training.checkpoint import Checkpoint, model_tensors, restore, sav
 from echo_ska.training.config import TrainingConfig
 from echo_ska.training.optimizer import build_optimizer
 from echo_ska.training.processes import Processes
-from echo_ska.training.scale import ScaleConfig
+from echo_ska.training.scale import SKIP_LOGITS_FROM, ScaleConfig
 from echo_ska.training.stored import Piece, Stored
 
 
@@ -55,6 +55,7 @@ class Engine:
     ) -> None:
         self.model, self.config, self.scale = model, config, scale
         self.accelerator, self.device, self.processes = accelerator, device, processes
+        self._without_logits: dict[str, Any] = {"skip_logits": True} if skips_logits(model, scale) else {}
         self.prepare(checkpoint)
 
     def prepare(self, checkpoint: Checkpoint | None) -> None:
@@ -75,6 +76,14 @@ class Engine:
         """Around the forward and backward pass of a piece of the batch: gradients are summed over processes at the
         last."""
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self.network)
+
+    def own(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What this process reads of a piece: all of it."""
+        return batch
+
+    def forward(self, batch: dict[str, Tensor]) -> Any:
+        """The model's output for `own` of a piece; without logits where `ScaleConfig.skip_logits` says so."""
+        return self.network(**batch, **self._without_logits)
 
     def backward(self, loss: Tensor) -> None:
         """Add a piece's gradients; processes that share a batch hold the mean over them after the last."""
@@ -100,6 +109,9 @@ class Engine:
 
     def finish(self) -> None:
         """Bring the caller's model up to date, on `device`, in all processes."""
+
+    def close(self) -> None:
+        """Leave nothing behind in the caller's model, however the training ended."""
 
     def save(self, directory: Path, step: int, configuration: dict[str, Any], state: dict[str, Any]) -> None:
         """Write a checkpoint; all processes call it. Raises OSError in all of them if it cannot be written."""
@@ -193,6 +205,23 @@ class ShardedEngine(Engine):
             elif self.processes.first:  # the same in every process
                 pieces.append(Piece(kind, name, tuple(tensor.shape), 0, tensor.detach().reshape(-1)))
         return pieces
+
+
+def skips_logits(model: Any, scale: ScaleConfig) -> bool:
+    """What `ScaleConfig.skip_logits` comes to for this model.
+
+    Raises:
+        ValueError: the model is to do without logits, and cannot.
+    """
+    can = bool(getattr(model, "can_skip_logits", False))
+    if scale.skip_logits and not can:
+        raise ValueError(
+            f"skip_logits: {type(model).__name__} cannot give its loss without logits, or its head is no plain linear "
+            "layer: leave it out."
+        )
+    if scale.skip_logits is None:
+        return can and model.config.vocab_size >= SKIP_LOGITS_FROM
+    return scale.skip_logits
 
 
 def _start(tensor: DTensor) -> int:

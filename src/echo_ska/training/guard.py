@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 from echo_ska.training.checkpoint import list_checkpoints
+from echo_ska.training.processes import shared
 from echo_ska.training.scale import ScaleConfig
 
 
@@ -40,7 +41,7 @@ def check_step(
     if wrong is not None:
         found = [] if directory is None else list_checkpoints(directory)
         where = f"the last good checkpoint is {found[-1]}" if found else "no checkpoint has been written"
-        raise FloatingPointError(f"The {wrong}, so that step was not taken; {where}.")
+        raise shared(FloatingPointError(f"The {wrong}, so that step was not taken; {where}."))  # figures of all
     if scale.spike_factor is not None:
         recent.append(loss)
         del recent[: -scale.spike_window]

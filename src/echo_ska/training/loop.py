@@ -12,30 +12,30 @@ share of the scored tokens, so that any division of a batch gives the loss and t
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from echo_ska.tasks import accuracy
 from echo_ska.training.checkpoint import remove_partial
 from echo_ska.training.config import TrainingConfig
 from echo_ska.training.data import DataSource, step_seed
+from echo_ska.training.device import training_device, uses_bfloat16
 from echo_ska.training.engine import Engine, ShardedEngine
 from echo_ska.training.guard import check_step
 from echo_ska.training.log import Observer, TrainingLog
 from echo_ska.training.optimizer import learning_rate_factor, set_learning_rate
-from echo_ska.training.parts import Parts, draw_parts
+from echo_ska.training.parts import UNSCORED, Parts, draw_parts
 from echo_ska.training.processes import launched_processes, start_processes
 from echo_ska.training.progress import Progress
 from echo_ska.training.records import RunRecord, make_record
 from echo_ska.training.reporter import Reporter
-from echo_ska.training.resume import checkpoint_to_resume, describe_model
+from echo_ska.training.resume import checkpoint_to_resume, describe_model, own_folder
 from echo_ska.training.scale import ScaleConfig
 from echo_ska.training.zero import ZeroEngine, deepspeed_plugin
 
@@ -48,6 +48,7 @@ ENGINES: dict[str, type[Engine]] = {
     "fsdp": ShardedEngine,
     "deepspeed": ZeroEngine,
 }
+"""By strategy; "context" has its own, which is imported with the models alone: see `_engine`."""
 
 
 def train(
@@ -69,9 +70,9 @@ def train(
     evaluates and reports, all end with the same weights, and an error in one is raised in all.
 
     Args:
-        model: `model(input_ids=, labels=)` returns `.loss`, a mean over the scored tokens, and `.logits` [B, T, V];
-            without logits (a regression, say) no accuracy is counted. Built (and seeded) by the caller; a resumed run
-            needs one of the same architecture, whose weights are overwritten.
+        model: `model(input_ids=, labels=)` returns `.loss`, a mean over the scored tokens, and `.logits` [B, T, V], or
+            `.correct` and `.scored`, counted without them; with neither (a regression, say) there is no accuracy. Built
+            (and seeded) by the caller; a resumed run needs one of the same architecture, whose weights are overwritten.
         data: gives the batch of every step.
         config: see `TrainingConfig`.
         scale: see `ScaleConfig`; None takes every batch at once.
@@ -91,15 +92,16 @@ def train(
         too. Nothing is written by it: see `records.append`.
 
     Raises:
-        ValueError: if a checkpoint is damaged or of another configuration or model, naming what differs; or a
-            precision, device, strategy or division of the batch cannot be had. Nothing is overwritten.
+        ValueError: if a checkpoint is damaged or of another configuration or model, naming what differs; another
+            process trains in `directory`; or a precision, device, strategy or division of the batch cannot be had.
+            Nothing is overwritten.
         FloatingPointError: for a loss or gradient that is not finite, or a spike; the weights stay as the step
             before left them.
         OSError: if a checkpoint or the log cannot be written.
     """
     scale = scale or ScaleConfig()
-    device = _device(config)
-    use_bfloat16 = _use_bfloat16(config, device)
+    device = training_device(config)
+    use_bfloat16 = uses_bfloat16(config, device)
     configuration = {
         "training": dataclasses.asdict(config),
         "data": data.describe(),
@@ -107,12 +109,18 @@ def train(
     }
     folder = None if directory is None else Path(directory)
     plugin = deepspeed_plugin(config) if scale.strategy == "deepspeed" and launched_processes() > 1 else None
-    with start_processes(device, scale, plugin) as (accelerator, processes), _checkpointing(model, scale):
-        parts = Parts(data, processes, scale.accumulate)
+    with (
+        start_processes(device, scale, plugin) as (accelerator, processes),
+        _checkpointing(model, scale),
+        own_folder(folder, processes),
+        ExitStack() as at_the_end,
+    ):
+        parts = Parts(data, processes, scale.accumulate, whole=scale.strategy == "context")
         checkpoint = None
         if folder is not None:
             checkpoint = processes.on_first(lambda: checkpoint_to_resume(folder, configuration, resume))
-        engine = ENGINES[scale.strategy](model, config, scale, accelerator, device, processes, checkpoint)
+        engine = _engine(scale.strategy)(model, config, scale, accelerator, device, processes, checkpoint)
+        at_the_end.callback(engine.close)
         first_step = 0 if checkpoint is None else checkpoint.step
         progress = Progress() if checkpoint is None else Progress(**checkpoint.state)
         log = None if folder is None else processes.on_first(lambda: _continue_log(folder, first_step))
@@ -182,17 +190,16 @@ def _gradients(
     for index, (part, batch, share) in enumerate(drawn):
         # One seed a part: processes must not drop the same units, and must not depend on how many of them there are.
         torch.manual_seed(step_seed("model" if parts.total == 1 else f"model/{part}", config.seed, step))
-        batch = {key: value.to(engine.device, non_blocking=True) for key, value in batch.items()}
+        batch = {key: value.to(engine.device, non_blocking=True) for key, value in engine.own(batch).items()}
         with engine.piece(last=index == len(drawn) - 1):
             with torch.autocast(engine.device.type, torch.bfloat16, enabled=use_bfloat16):
-                output = engine.network(**batch)
+                output = engine.forward(batch)
             # Engines take the mean over processes where the sum is due.
             engine.backward(output.loss if share is None else output.loss * (share * parts.processes.size))
         loss = output.loss.detach().float()
         losses.append(loss if share is None else loss * share)
-        logits = getattr(output, "logits", None)
-        if logits is not None and share != 0:
-            correct, scored = accuracy(logits.detach(), batch["labels"])
+        if share != 0:
+            correct, scored = _count(output, batch)
             counted.correct += correct
             counted.scored += scored
         read = batch["input_ids"] if "input_ids" in batch else batch["inputs_embeds"]
@@ -202,6 +209,27 @@ def _gradients(
     counted.loss_sum = sums[0]
     counted.correct, counted.scored, counted.tokens = (round(figure) for figure in sums[1:])
     return counted, norm
+
+
+def _count(output: Any, batch: dict[str, Tensor]) -> tuple[int, int]:
+    """Right answers and scored tokens of a piece; zeros for a model without logits."""
+    if getattr(output, "scored", None) is not None:
+        return int(output.correct), int(output.scored)
+    logits = getattr(output, "logits", None)
+    if logits is None:
+        return 0, 0
+    if "labels" in batch:
+        return accuracy(logits.detach(), batch["labels"])
+    labels = batch["shift_labels"]  # a part of a sequence: each is the label of the next token
+    return int((logits.detach().argmax(dim=-1) == labels).sum()), int((labels != UNSCORED).sum())
+
+
+def _engine(strategy: str) -> type[Engine]:
+    if strategy != "context":
+        return ENGINES[strategy]
+    from echo_ska.training.context import ContextEngine
+
+    return ContextEngine
 
 
 def _continue_log(folder: Path, first_step: int) -> TrainingLog:
@@ -228,22 +256,6 @@ def _checkpointing(model: nn.Module, scale: ScaleConfig) -> Iterator[None]:
         yield
     finally:
         getattr(model, f"{name}_checkpointing_disable")()
-
-
-def _device(config: TrainingConfig) -> torch.device:
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch finds no GPU: use device cpu or auto.")
-    if config.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if launched_processes() > 1 else torch.device("cuda")
-
-
-def _use_bfloat16(config: TrainingConfig, device: torch.device) -> bool:
-    if config.precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    if config.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-        raise ValueError("precision is bf16, but this GPU has no bfloat16 arithmetic: use fp32 or auto.")
-    return config.precision == "bf16"
 
 
 def _evaluate(evaluate: Evaluation, model: nn.Module, step: int) -> dict[str, Any]:

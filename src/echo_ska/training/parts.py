@@ -7,7 +7,7 @@ import inspect
 from torch import Tensor
 
 from echo_ska.training.data import DataSource
-from echo_ska.training.processes import Processes
+from echo_ska.training.processes import Processes, shared
 
 UNSCORED = -100
 
@@ -19,16 +19,17 @@ class Parts:
         data: what draws them.
         processes: who takes the others.
         accumulate: how many this process takes, one after the other.
+        whole: every process takes all of `accumulate` parts, and cuts their sequences afterwards.
 
     Raises:
         ValueError: there are several and `data` draws whole batches alone.
     """
 
-    def __init__(self, data: DataSource, processes: Processes, accumulate: int) -> None:
+    def __init__(self, data: DataSource, processes: Processes, accumulate: int, whole: bool = False) -> None:
         self.data = data
         self.processes = processes
-        self.total = processes.size * accumulate
-        self.own = range(processes.rank, self.total, processes.size)
+        self.total = accumulate if whole else processes.size * accumulate
+        self.own = range(accumulate) if whole else range(processes.rank, self.total, processes.size)
         takes = inspect.signature(data.batch).parameters
         several = {"part", "parts"} <= takes.keys() or any(taken.kind is taken.VAR_KEYWORD for taken in takes.values())
         if self.total > 1 and not several:
@@ -43,15 +44,22 @@ def draw_parts(parts: Parts, step: int) -> list[tuple[int, dict[str, Tensor], fl
 
     Returns:
         Triples: the part's number; its batch; its share of the tokens that the whole batch scores, None where the
-        part is the batch. A part without a scored token has share 0, and one label so that its loss is a number.
+        part is the batch. A part without a scored token has share 0, and one label so that its loss is a number. Where
+        every process takes all parts, each has an equal part of their shares: all shares of all processes add up to 1.
+
+    Raises:
+        ValueError: the whole batch, of tokens, has no scored one.
     """
-    if parts.total == 1:
-        return [(0, parts.data.batch(step), None)]
+    if parts.total * parts.processes.size == 1:
+        batch = parts.data.batch(step)
+        if "input_ids" in batch and not scored_tokens(batch["labels"]):
+            raise _unscored(step)
+        return [(0, batch, None)]
     failure: Exception | None = None
     drawn, scored = [], []
     try:
         for part in parts.own:
-            batch = parts.data.batch(step, part=part, parts=parts.total)
+            batch = parts.data.batch(step, part=part, parts=parts.total) if parts.total > 1 else parts.data.batch(step)
             drawn.append((part, batch))
             scored.append(scored_tokens(batch["labels"]))
     except Exception as error:
@@ -59,14 +67,13 @@ def draw_parts(parts: Parts, step: int) -> list[tuple[int, dict[str, Tensor], fl
     total, failed = parts.processes.sum([sum(scored), failure is not None])
     if failed:
         parts.processes.together(lambda: _raise(failure))
+    if not total:
+        raise _unscored(step)
     for (_, batch), count in zip(drawn, scored, strict=True):
-        if count == 0 and total:
+        if count == 0:
             batch["labels"] = batch["labels"].clone()
             batch["labels"][:, 1:2] = 0
-    return [
-        (part, batch, count / total if total else float("nan"))
-        for (part, batch), count in zip(drawn, scored, strict=True)
-    ]
+    return [(part, batch, count / total) for (part, batch), count in zip(drawn, scored, strict=True)]
 
 
 def scored_tokens(labels: Tensor) -> int:
@@ -74,6 +81,15 @@ def scored_tokens(labels: Tensor) -> int:
     if labels.is_floating_point():
         return labels.numel()
     return int((labels[:, 1:] != UNSCORED).sum())
+
+
+def _unscored(step: int) -> ValueError:
+    return shared(
+        ValueError(
+            f"The batch of step {step} has no scored label (all are {UNSCORED}, or stand first in a row): give labels "
+            "to some of its tokens, or longer rows."
+        )
+    )
 
 
 def _raise(error: Exception | None) -> None:

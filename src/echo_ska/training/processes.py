@@ -10,15 +10,17 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 
 from echo_ska.training.scale import ScaleConfig
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 PATIENCE = timedelta(hours=6)
-"""How long processes wait for one that evaluates or writes. One that died ends the waiting at once."""
+"""How long processes wait for one that evaluates or writes. One that died ends the waiting at once. Starting, and the
+sums of gradients, have torch's own limits."""
 
 SHARED_ERRORS = (ValueError, OSError, FloatingPointError, ArithmeticError, MemoryError)
 
@@ -56,11 +58,11 @@ class Processes:
         mine = None if raised is None else (_kind(raised), str(raised))
         dist.all_gather_object(told, mine, group=self._control)
         if raised is not None:
-            raise raised
+            raise shared(raised)
         for other in told:
             if other is not None:
                 kinds = {kind.__name__: kind for kind in SHARED_ERRORS}
-                raise kinds.get(other[0], RuntimeError)(other[1])
+                raise shared(kinds.get(other[0], RuntimeError)(other[1]))
         return result  # type: ignore[return-value]
 
     def on_first(self, action: Callable[[], T]) -> T:
@@ -93,9 +95,25 @@ def launched_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def launched_rank() -> int:
+    """Which of them this one is, from 0; 0 where there is one, whatever RANK says (some systems set it for all)."""
+    return int(os.environ.get("RANK", "0")) if launched_processes() > 1 else 0
+
+
 def is_first_process() -> bool:
     """Whether this is the one process, or the first of those that a launcher started."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return launched_rank() == 0
+
+
+def shared(error: E) -> E:
+    """The error, marked as one that all processes raise: the first tells of it."""
+    error.__dict__["echo_ska_shared"] = True
+    return error
+
+
+def is_shared(error: BaseException) -> bool:
+    """Whether all processes raise this error."""
+    return "echo_ska_shared" in error.__dict__
 
 
 @contextlib.contextmanager
@@ -108,22 +126,31 @@ def start_processes(device: torch.device, scale: ScaleConfig, plugin: Any = None
         plugin: Accelerate's `DeepSpeedPlugin`, for that strategy.
 
     Raises:
-        ValueError: the strategy does not fit the number of processes.
+        ValueError: the strategy does not fit the number of processes, or Accelerate is configured for another.
     """
     if launched_processes() == 1:
-        if scale.strategy in ("fsdp", "deepspeed"):
+        if scale.strategy in ("fsdp", "deepspeed", "context"):
+            what = "every sequence" if scale.strategy == "context" else "a model"
             raise ValueError(
-                f"strategy {scale.strategy} shares a model among processes and there is one: start several, as in "
+                f"strategy {scale.strategy} shares {what} among processes and there is one: start several, as in "
                 "torchrun --nproc-per-node 2 -m echo_ska train ..., or leave the strategy out."
             )
         # Accelerate places nothing: its device is one for the whole process, ours is one for each call.
         yield Accelerator(mixed_precision="no", device_placement=False), Processes()
         return
+    for asked, ours in (("FSDP", None), ("DEEPSPEED", "deepspeed")):
+        # Accelerate would shard the model behind the engine's back. (DeepSpeed's plugin sets its variable itself.)
+        if os.environ.get(f"ACCELERATE_USE_{asked}") == "true" and scale.strategy != ours:
+            raise ValueError(
+                f"Accelerate is configured for {asked}, which is here the strategy {asked.lower()}: start with "
+                "torchrun, or accelerate launch --num_processes N without a configuration, and give that strategy."
+            )
     if plugin is not None:
         AcceleratorState._reset_state()  # it takes one plugin in its life, and a process may train several times
+    _join_anew(device)
     # Without buckets rebuilt after the first step, gradients are summed in one order before and after a resumption;
     # and a parameter that a batch does not reach is no error.
-    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True), InitProcessGroupKwargs(timeout=PATIENCE)]
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
     accelerator = Accelerator(
         mixed_precision="no",
         device_placement=False,
@@ -133,9 +160,29 @@ def start_processes(device: torch.device, scale: ScaleConfig, plugin: Any = None
     )
     control = dist.new_group(backend="gloo", timeout=PATIENCE)
     try:
-        yield accelerator, Processes(dist.get_rank(), dist.get_world_size(), control)
+        yield accelerator, Processes(launched_rank(), launched_processes(), control)
     finally:
         dist.destroy_process_group(control)
+
+
+def _join_anew(device: torch.device) -> None:
+    """Form the process group of workers that torchrun has started again, on one machine.
+
+    torchrun hands them the store of the workers before, in which their addresses still stand: without keys of their
+    own some wait for processes that are dead (PyTorch 2.13 with gloo: 5 runs of 14). Machines count their
+    restarts apart, so that several are left to PyTorch.
+    """
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if restarts == 0 or os.environ.get("GROUP_WORLD_SIZE") != "1" or dist.is_initialized():
+        return
+    store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+    dist.init_process_group(
+        "gloo" if device.type == "cpu" else "nccl",
+        store=dist.PrefixStore(f"restart-{restarts}", store),
+        rank=rank,
+        world_size=size,
+        timeout=PATIENCE,
+    )
 
 
 def _kind(error: Exception) -> str:

@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from echo_ska.sealed import locked_folder
 from echo_ska.training.checkpoint import Checkpoint, compare_configurations, list_checkpoints, read_checkpoint
+from echo_ska.training.processes import Processes
 
 BOOKKEEPING = {f"training.{name}" for name in ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints")}
 """Settings that may change between a checkpoint and its resumption, for they do not touch the weights."""
+
+
+@contextmanager
+def own_folder(directory: Path | None, processes: Processes) -> Iterator[None]:
+    """Hold the folder of a run, which is made, for these processes alone; the first holds it, None holds nothing.
+
+    Raises:
+        ValueError: in all processes, if another training holds it.
+        OSError: in all processes, if it cannot be made.
+    """
+    with ExitStack() as held:
+
+        def hold() -> None:
+            if directory is None:
+                return
+            directory.mkdir(parents=True, exist_ok=True)
+            try:
+                held.enter_context(locked_folder(directory, wait=False))
+            except BlockingIOError:
+                raise ValueError(
+                    f"another process is training in {directory}: wait for its end, or train in another directory."
+                ) from None
+
+        processes.on_first(hold)
+        yield
 
 
 def checkpoint_to_resume(directory: Path, configuration: dict[str, Any], resume: bool) -> Checkpoint | None:

@@ -1,0 +1,28 @@
+"""Where a training computes, and in what."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from echo_ska.training.config import TrainingConfig
+from echo_ska.training.processes import launched_processes
+
+
+def training_device(config: TrainingConfig) -> torch.device:
+    """The device of this process; ValueError if it is to be a GPU and there is none."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but torch finds no GPU: use device cpu or auto.")
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if launched_processes() > 1 else torch.device("cuda")
+
+
+def uses_bfloat16(config: TrainingConfig, device: torch.device) -> bool:
+    """Whether products run in bfloat16 (autocast); ValueError if they are to and the device cannot."""
+    if config.precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if config.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        raise ValueError("precision is bf16, but this GPU has no bfloat16 arithmetic: use fp32 or auto.")
+    return config.precision == "bf16"

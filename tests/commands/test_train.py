@@ -1,0 +1,107 @@
+"""`echo-ska train`: recipes give way to options, curves are kept beside the run, and records stay as they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from echo_ska.benchmarks.cost import training_cost
+from echo_ska.commands import train as train_module
+from echo_ska.models import EchoConfig
+from echo_ska.training.recipes import RECIPES
+from echo_ska.training.records import read
+
+TINY = [
+    f"--set={field}" for field in ("hidden_size=16", "num_heads=2", "rank=4", "state_size=4", "intermediate_size=16")
+]
+SHORT = ["--steps=10", "--batch-size=2", "--length=16", "--score-bytes=64", "--samples=0"]
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("What is learnt here does not matter [red]. " * 30)
+    return path
+
+
+def curves(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {name: {event.step: event.value for event in events.Scalars(name)} for name in events.Tags()["scalars"]}
+
+
+def test_curves_have_the_log_and_the_use_of_the_hardware(run, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "device_peak", lambda device, bfloat16: 1e12)  # of a CPU no peak is known
+    output = tmp_path / "run"
+    result = run("train", "--text", text, *TINY, *SHORT, "--output", output, "--tensorboard")
+    assert result.exit_code == 0, result.output
+    found, (record,) = curves(output / "tensorboard"), read(output / "records.jsonl")
+    assert found["training/loss"][10] == pytest.approx(record.figures["loss"])
+    assert found["evaluation/bits_per_byte"][10] == pytest.approx(record.figures["bits_per_byte"])
+    assert found["training/peak_memory_bytes"][10] > 1e6
+    model = {name: value for name, value in record.configuration["model"].items() if name != "class"}
+    cost = training_cost(EchoConfig(**model), 16, tokens=1)
+    mfu = record.figures["tokens_per_second"] * cost.flops_per_token / 1e12
+    assert found["training/mfu"][10] == pytest.approx(mfu)
+    assert f"MFU {100 * mfu:.1f} %" in result.stdout
+    assert "GB at most" in result.stdout
+    assert not {"mfu", "peak_memory_bytes"} & record.figures.keys()
+
+
+def test_without_a_known_peak_there_is_no_mfu(run, text, tmp_path):
+    result = run("train", "--text", text, *TINY, *SHORT, "--device=cpu", "--output", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "GB at most" in result.stdout
+    assert "MFU" not in result.stdout
+    assert not (tmp_path / "run" / "tensorboard").exists()
+
+
+@pytest.mark.parametrize("option", [["--tensorboard"], ["--wandb=echo"]])
+def test_curves_need_a_folder(refused, text, option):
+    refused("give --output DIR", "train", "--text", text, *option)
+
+
+def test_weights_and_biases_is_told(text, tmp_path):
+    pytest.importorskip("wandb", reason="pip install 'echo-ska[wandb]'")
+    command = ["train", "--text", text, *TINY, *SHORT, "--output", tmp_path / "run", "--wandb", "echo"]
+    subprocess.run(
+        [sys.executable, "-m", "echo_ska", *map(str, command)],
+        env=os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"},
+        check=True,
+        capture_output=True,
+    )
+    assert json.loads((tmp_path / "run" / "wandb" / "run.json").read_text())["step"] == 10
+    assert list((tmp_path / "run" / "wandb").rglob("*.wandb"))
+
+
+def test_a_recipe_gives_what_is_not_given(run, tmp_path):
+    figures = tmp_path / "figures.json"
+    result = run("train", "--recipe", "echo-novel", *TINY, *SHORT, "--seed=3", "--json", figures)
+    assert result.exit_code == 0, result.output
+    configuration = json.loads(figures.read_text())["configuration"]
+    recipe = RECIPES["echo-novel"]
+    assert configuration["training"]["learning_rate"] == recipe.training.learning_rate == 4e-3
+    assert configuration["training"]["checkpoint_every"] == recipe.training.checkpoint_every
+    assert configuration["training"]["steps"] == 10  # given: the recipe's is 500
+    assert (configuration["data"]["length"], configuration["data"]["batch_size"]) == (16, 2)
+
+
+def test_what_is_given_goes_before_a_recipe_even_where_it_is_the_default(run, text, tmp_path):
+    figures = tmp_path / "figures.json"
+    command = ["train", "--recipe", "echo-novel", "--text", text, *TINY, *SHORT, "--learning-rate=3e-3"]
+    result = run(*command, "--json", figures)
+    assert result.exit_code == 0, result.output
+    assert "Learning 1," in result.stdout  # 1,161 bytes of our text, not a novel
+    assert json.loads(figures.read_text())["configuration"]["training"]["learning_rate"] == 3e-3
+
+
+def test_recipes_that_need_something(refused):
+    refused("learns a corpus: give --data DIR, which `echo-ska data prepare hub:", "train", "--recipe=echo-180m")
+    refused("there is no TRAIN/ and no TEST/ here: give --text PATH", "train", "--recipe=echo-books")
+    refused("no recipe 'nope': choose from echo-novel", "train", "--recipe=nope")

@@ -1,0 +1,71 @@
+"""A run's folder is its own while it goes on, and nobody's once it ended, however it did."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_checkpoint import contents
+from tiny_model import CountingData, build, config
+
+from echo_ska.training import train
+from echo_ska.training.checkpoint import PARTIAL
+
+SLOW = """
+import sys, time
+from tiny_model import CountingData, build, config
+from echo_ska.training import train
+class Slow(CountingData):
+    def batch(self, step):
+        time.sleep(0.0 if step < 6 else 60.0)
+        return super().batch(step)
+train(build(), Slow(), config(), directory=sys.argv[1])
+"""
+
+
+def refused(folder):
+    with pytest.raises(ValueError, match=f"another process is training in {folder}: wait for its end, or train in an"):
+        train(build(), CountingData(), config(), directory=folder)
+
+
+def test_a_second_run_is_refused_and_disturbs_no_bit(tmp_path):
+    class Disturbed(CountingData):
+        def batch(self, step):
+            (tmp_path / "run" / "checkpoints" / f"{PARTIAL}step-{step:06d}").mkdir(parents=True)
+            refused(tmp_path / "run")
+            (tmp_path / "run" / "checkpoints" / f"{PARTIAL}step-{step:06d}").rmdir()  # it was not swept
+            return super().batch(step)
+
+    train(build(), Disturbed(), config(7), directory=tmp_path / "run")
+    train(build(), CountingData(), config(7), directory=tmp_path / "whole")
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+def test_an_error_gives_the_folder_back(tmp_path):
+    class Failing(CountingData):
+        def batch(self, step):
+            raise OSError("no text")
+
+    for _ in range(2):
+        with contextlib.suppress(OSError):
+            train(build(), Failing(), config(), directory=tmp_path)
+    train(build(), CountingData(), config(2), directory=tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL")
+def test_a_killed_run_gives_the_folder_back(tmp_path):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    running = subprocess.Popen([sys.executable, "-c", SLOW, tmp_path], env=environment)
+    try:
+        while not (tmp_path / "checkpoints" / "step-000005").exists():
+            assert running.poll() is None
+            time.sleep(0.02)
+        refused(tmp_path)
+    finally:
+        running.kill()
+        running.wait()
+    train(build(), CountingData(), config(), directory=tmp_path)
