@@ -161,6 +161,8 @@ class LearnText:
 class LearnRecall:
     """A recall task, asked at several lengths afterwards."""
 
+    scored = True
+
     def __init__(self, request: TrainRequest) -> None:
         if request.held_out:
             raise ValueError("--held-out is for --text: a task draws new sequences to ask.")

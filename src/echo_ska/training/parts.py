@@ -84,8 +84,8 @@ def scored_tokens(labels: Tensor) -> int:
 def _unscored(step: int) -> ValueError:
     return shared(
         ValueError(
-            f"The batch of step {step} has no scored label (all are {UNSCORED}, or stand first in a row): give labels to "
-            "some of its tokens, or longer rows."
+            f"The batch of step {step} has no scored label (all are {UNSCORED}, or stand first in a row): give labels "
+            "to some of its tokens, or longer rows."
         )
     )
 
