@@ -218,8 +218,8 @@ def test_a_task_is_learnt_with_settings_of_its_own(run, tmp_path, monkeypatch, t
 @pytest.mark.parametrize(
     ("words", "arguments"),
     [
-        ("either --text PATH, or --task", []),
-        ("either --text PATH, or --task", ["--task=mqar", "--text=x"]),
+        ("Give one of --text PATH, --task NAME", []),
+        ("Give one of --text PATH, --task NAME", ["--task=mqar", "--text=x"]),
         ("no task 'sorting': choose from mqar, mqar-grid", ["--task=sorting"]),
         ("--gap is not a setting of mqar", ["--task=mqar", "--gap=3"]),
         ("--length or --gap", ["--task=mqar-grid", "--gap=3", "--length=64"]),

@@ -33,6 +33,7 @@ from echo_ska.training import (
     load_text,
     split_by_file,
 )
+from echo_ska.training.bits_per_byte import over_texts
 from echo_ska.training.text import VOCAB_SIZE
 
 TEXT_LENGTH = 256
@@ -200,17 +201,15 @@ class LearnRecall:
 
 def _score(model: nn.Module, files: Sequence[TextFile], most: int) -> dict[str, Any]:
     """Bits per byte over all of `files`, each read from its start, and the largest state that was left."""
-    bits, scored, state = 0.0, 0, 0
+    scores: list[tuple[float, int]] = []
+    state = 0
     for file in files:
-        if len(file.tokens) < 2:  # its only byte has nothing before it to be predicted from
-            continue
-        score = bits_per_byte(model, file.tokens, max_bytes=most)
-        bits += score.bits_per_byte * score.bytes_scored
-        scored += score.bytes_scored
-        state = max(state, score.cache.nbytes)
-    if scored == 0:
-        raise ValueError("The held-out texts are of one byte each: there is nothing to score.")
-    return {"bits_per_byte": bits / scored, "bytes_scored": scored, "state_bytes": state}
+        if len(file.tokens) > 1:  # an only byte has nothing before it to be predicted from
+            score = bits_per_byte(model, file.tokens, max_bytes=most)
+            scores.append((score.bits_per_byte, score.bytes_scored))
+            state = max(state, score.cache.nbytes)
+    bits, scored = over_texts(scores)
+    return {"bits_per_byte": bits, "bytes_scored": scored, "state_bytes": state}
 
 
 def refuse_task_settings(request: TrainRequest, what: str) -> None:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from echo_ska.convert.distillation import FINETUNING, MATCHING, Finetuning, distil
-from echo_ska.convert.measure import CACHE_LENGTHS, bits, copying, held_out_loss
+from echo_ska.convert.measure import CACHE_LENGTHS, copying, held_out_loss
 from echo_ska.convert.replace import Replacement, replace_attention
 from echo_ska.training import DataSource, Reporter, TrainingConfig, train
+from echo_ska.training.bits_per_byte import bits
 
 Stage = Callable[[str], Reporter | None]
 """Called with a stage's name, gives what is told how far it is."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echo_ska.models.cache_echo import EchoCacheLayer
 from echo_ska.tasks import accuracy
 from echo_ska.training import DataSource
+from echo_ska.training.bits_per_byte import summed_nats
 from echo_ska.training.data import rows_of_part, step_generator, step_seed
 
 CACHE_LENGTHS = (1_000, 10_000, 100_000)
@@ -143,10 +142,9 @@ def held_out_loss(model: nn.Module, tokens: Tensor, length: int, *, windows: int
     Raises:
         ValueError: there are fewer tokens than a window takes.
     """
-    losses = []
-    for batch in evenly_spaced(tokens, length, windows).split(batch_size):
-        losses.append(F.cross_entropy(_logits(model, batch)[:, :-1].mT, batch[:, 1:], reduction="none").flatten())
-    return float(torch.cat(losses).double().mean())
+    chosen = evenly_spaced(tokens, length, windows)
+    nats = sum(summed_nats(_logits(model, batch)[:, :-1], batch[:, 1:]) for batch in chosen.split(batch_size))
+    return nats / chosen[:, 1:].numel()
 
 
 @torch.no_grad()
@@ -187,11 +185,6 @@ def cache_bytes(cache: Any) -> int:
         elif layer.is_initialized:
             total += layer.keys.nbytes + layer.values.nbytes
     return total
-
-
-def bits(nats: float) -> float:
-    """Nats in bits."""
-    return nats / math.log(2)
 
 
 def _logits(model: nn.Module, windows: Tensor) -> Tensor:

@@ -20,12 +20,12 @@ for each that is scored, at each length.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from echo_ska.training.bits_per_byte import bits, summed_nats
 
 BYTES_AT_ONCE = 16_384
 """Of windows that are read in one call, unless one window is longer."""
@@ -89,13 +89,12 @@ def bits_by_context(
             for windows in _batches(texts, starts, context, longest // 2):  # [B, c]
                 tokens = windows.to(device, torch.int64)
                 half = context // 2
-                logits = model(input_ids=tokens, use_cache=False).logits[:, half - 1 : -1].float()
-                each = F.cross_entropy(logits.flatten(0, 1), tokens[:, half:].flatten(), reduction="none")
-                nats += each.double().sum().item()
+                logits = model(input_ids=tokens, use_cache=False).logits[:, half - 1 : -1]
+                nats += summed_nats(logits, tokens[:, half:])
                 read += tokens.numel()
                 if progress is not None:
                     progress(read, 2 * scored * len(contexts))
-            found[context] = nats / math.log(2) / scored
+            found[context] = bits(nats) / scored
     finally:
         model.train(was_training)
     return found

@@ -33,6 +33,7 @@ from echo_ska.experiments.trial import Arm, as_large_as
 from echo_ska.experiments.tuning import Comparison
 from echo_ska.models import EchoForCausalLM
 from echo_ska.training import RunRecord, bits_per_byte
+from echo_ska.training.bits_per_byte import over_texts
 from echo_ska.training.text import VOCAB_SIZE
 
 NAME = "language-model"
@@ -228,7 +229,7 @@ def read_whole(records: Sequence[RunRecord]) -> list[float]:
     found = [list(record.figures.get("whole", {}).values()) for record in records]
     if not all(found):
         return []
-    return [sum(t["bits_per_byte"] * t["bytes"] for t in each) / sum(t["bytes"] for t in each) for each in found]
+    return [over_texts((text["bits_per_byte"], text["bytes"]) for text in each)[0] for each in found]
 
 
 def spread(of_seeds: Sequence[float]) -> str:
