@@ -11,12 +11,8 @@ import pytest
 from echo_ska.corpus import CorpusSettings, prepare_corpus
 from echo_ska.models import train_bpe
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `fineweb`
-
-
-def sentence(number: int) -> str:
-    """A text of its own length for each number; some characters take several bytes."""
-    return f"Document {number} – é, 🤖. " + "word " * (number * number % 23)
+sys.path.insert(0, str(Path(__file__).parent))  # for `fineweb` and `sentences`
+from sentences import sentence
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from sentences import sentence
 
-from conftest import sentence
 from echo_ska.corpus import PackedTokens, TokenStream
 from echo_ska.models import EchoConfig, EchoForCausalLM
 

@@ -5,8 +5,8 @@ import signal
 import time
 
 import pytest
+from sentences import sentence
 
-from conftest import sentence
 from echo_ska.corpus import CorpusSettings, TokenStream, prepare_corpus, read_index
 from echo_ska.corpus import prepare as prepare_module
 
