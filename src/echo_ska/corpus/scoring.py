@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ from torch import nn
 
 from echo_ska.corpus.stream import TokenStream
 from echo_ska.corpus.tokenizer import CorpusTokenizer
-from echo_ska.training.bits_per_byte import bits_per_byte
+from echo_ska.training.bits_per_byte import bits, read_tokens
 
 LEAST_READ = 4096
 """Tokens of a document that are read at least, where it has them and there is room for them."""
@@ -48,7 +47,7 @@ def score_documents(
     """Score documents one by one, in segments that carry the state; it is empty at the start of each.
 
     Args:
-        model: see `bits_per_byte`.
+        model: see `read_tokens`.
         stream: the documents.
         tokenizer: of the corpus.
         max_tokens: to read in all, at least 2: of each document its first max_tokens / documents, but at least 4,096,
@@ -61,9 +60,11 @@ def score_documents(
     """
     if max_tokens is not None and max_tokens < 2:
         raise ValueError(f"max_tokens must be at least 2, got {max_tokens}.")
+    if segment_length < 1:
+        raise ValueError(f"segment_length must be at least 1, got {segment_length}.")
     left = stream.tokens if max_tokens is None else max_tokens
     most = left if max_tokens is None else max(LEAST_READ, max_tokens // stream.documents)
-    bits, tokens, size, documents, state = 0.0, 0, 0, 0, 0
+    nats, tokens, size, documents, state = 0.0, 0, 0, 0, 0
     for number in range(stream.documents):
         if left < 2:
             break
@@ -71,16 +72,16 @@ def score_documents(
         ids = whole[: min(most, left)]
         if len(ids) < 2:  # the only token has nothing before it to be predicted from
             continue
-        score = bits_per_byte(model, torch.from_numpy(ids), segment_length=segment_length)
-        bits += score.bits_per_byte * score.bytes_scored  # to that function every token is a byte
+        reading = read_tokens(model, torch.from_numpy(ids), segment_length=segment_length)
+        nats += reading.nats
         read = text_bytes if len(ids) == len(whole) else tokenizer.text_bytes(ids)
         size += read - tokenizer.text_bytes(ids[:1])
-        tokens += score.bytes_scored
+        tokens += reading.tokens_scored
         documents += 1
-        state = max(state, score.cache.nbytes)
+        state = max(state, reading.cache.nbytes)
         left -= len(ids)
         if progress is not None:
             progress(tokens + documents)
     if tokens == 0:
         raise ValueError(f"No document of the {stream.split} split has two tokens: there is nothing to score.")
-    return CorpusScore(bits * math.log(2) / tokens, bits / size, tokens, size, documents, state)
+    return CorpusScore(nats / tokens, bits(nats) / size, tokens, size, documents, state)
