@@ -75,11 +75,12 @@ def train(
         typer.Option("--held-out", metavar="PATH", help="Text: hold these out, instead of about a tenth of the files."),
     ] = None,
     score_bytes: Annotated[
-        int, typer.Option(help="Text: read at most so many bytes of each held-out file to score it.")
-    ] = 65_536,
-    score_tokens: Annotated[
-        int, typer.Option(help="Corpus: read about so many tokens of held-out documents to score it.")
-    ] = 131_072,
+        int | None,
+        typer.Option(
+            help="Read at most so many bytes to score: of each held-out file (text: 65,536 unless told), of all "
+            "held-out documents together (corpus: 524,288)."
+        ),
+    ] = None,
     samples: Annotated[int, typer.Option(min=0, help="Text: samples to print at the end.")] = 2,
     sample_bytes: Annotated[int, typer.Option(min=0, help="Text: bytes (corpus: tokens) in a sample.")] = 200,
     temperature: Annotated[float, typer.Option(help="Text: of the samples; 0 takes the likeliest byte.")] = 0.8,
@@ -149,7 +150,6 @@ def train(
         "wandb": wandb,
         "held_out": held_out,
         "score_bytes": score_bytes,
-        "score_tokens": score_tokens,
         "samples": samples,
         "sample_bytes": sample_bytes,
         "temperature": temperature,

@@ -109,7 +109,7 @@ def test_what_is_refused(run, refused, corpus, texts, tmp_path):
     )
     refused("--pairs is for --task: a corpus has no such setting", "train", "--data", corpus, "--pairs=2")
     refused("--held-out is for --text", "train", "--data", corpus, "--held-out=x")
-    refused("--score-tokens must be at least 2", "train", "--data", corpus, "--score-tokens=1")
+    refused("--score-bytes must be at least 2", "train", "--data", corpus, "--score-bytes=1")
     refused("less than one window of 100000", "train", "--data", corpus, "--length=100000")
     refused("name one that `echo-ska data prepare` wrote", "train", "--data", tmp_path / "absent")
     shard = corpus / "training" / "shard-00000.bin"

@@ -251,6 +251,18 @@ def test_an_empty_split_is_refused_and_leaves_nothing_behind(tmp_path):
     assert prepare_corpus([str(tmp_path / "a.txt")], tmp_path / "c", CorpusSettings(held_out=0.0)).complete
 
 
+def test_of_few_documents_it_is_said_which_part_holds_some_out(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(f"text {name}")
+    with pytest.raises(ValueError, match=r"choose a larger part \(0\.\d+ holds some out\), give more") as refused:
+        prepare_corpus([str(tmp_path)], tmp_path / "c", CorpusSettings(held_out=0.001))
+    enough = float(str(refused.value).split("(")[1].split()[0])
+    index = prepare_corpus([str(tmp_path)], tmp_path / "c", CorpusSettings(held_out=enough))
+    assert index.total("held-out", "documents") == 1
+    with pytest.raises(ValueError, match="none was held out"):
+        prepare_corpus([str(tmp_path)], tmp_path / "d", CorpusSettings(held_out=round(enough - 0.01, 2)))
+
+
 def test_an_empty_split_of_many_shards_names_the_way_out(rows, tmp_path):
     with pytest.raises(ValueError, match=r"with 0 \(in another directory, since .* keeps the shards"):
         prepare_corpus([str(rows)], tmp_path / "c", CorpusSettings(held_out=1e-9, shard_tokens=900))

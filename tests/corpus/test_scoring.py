@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from echo_ska.corpus import CorpusSettings, CorpusTokenizer, TokenStream, prepare_corpus, score_documents, scoring
+from echo_ska.corpus.permutation import permuted
 from echo_ska.models import EchoConfig, EchoForCausalLM
 from echo_ska.training import bits_per_byte
+from echo_ska.training.bits_per_byte import read_tokens
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_heads": 2, "rank": 4, "state_size": 4}
 
@@ -63,27 +65,39 @@ def test_a_part_is_read_where_there_is_more(bytes_corpus, monkeypatch):
     monkeypatch.setattr(scoring, "LEAST_READ", 40)
     model, (stream, tokenizer) = model_of(256), held_out(bytes_corpus)
     read = []
-    score = score_documents(model, stream, tokenizer, max_tokens=100, progress=read.append)
+    score = score_documents(model, stream, tokenizer, max_bytes=100, progress=read.append)
     assert score.documents >= 3
     assert score.tokens_scored + score.documents == read[-1] <= 100
-    sizes = [len(stream.document(number)[0]) for number in range(stream.documents)]
-    assert read[0] == min(40, sizes[0])
+    order = [permuted(turn, stream.documents, scoring.ORDER) for turn in range(stream.documents)]
+    assert sorted(order) == list(range(stream.documents)) != order
+    first = len(stream.document(order[0])[0])
+    assert read[0] == min(40, first)
     monkeypatch.setattr(scoring, "LEAST_READ", 4096)
-    assert score_documents(model, stream, tokenizer, max_tokens=sizes[0]).documents == 1
-    with pytest.raises(ValueError, match="max_tokens must be at least 2, got 1"):
-        score_documents(model, stream, tokenizer, max_tokens=1)
+    assert score_documents(model, stream, tokenizer, max_bytes=first).documents == 1
+    with pytest.raises(ValueError, match="max_bytes must be at least 2, got 1"):
+        score_documents(model, stream, tokenizer, max_bytes=1)
 
 
-def test_a_cut_document_counts_the_bytes_that_were_read(bpe_corpus, monkeypatch):
-    monkeypatch.setattr(scoring, "LEAST_READ", 3)
-    model, (stream, tokenizer) = model_of(300), held_out(bpe_corpus)
-    score = score_documents(model, stream, tokenizer, max_tokens=3 * stream.documents)
-    read = [stream.document(number)[0][:3].tolist() for number in range(stream.documents)]
-    assert score.tokens_scored == 2 * stream.documents
-    assert score.bytes_scored == sum(
-        len(tokenizer.tokenizer.decode(ids).encode()) - len(tokenizer.tokenizer.decode(ids[:1]).encode())
-        for ids in read
-    )
+def test_models_of_other_tokenizers_are_scored_on_the_same_text(bytes_corpus, bpe_corpus, monkeypatch):
+    monkeypatch.setattr(scoring, "LEAST_READ", 30)
+    read = {}
+    for folder, vocab_size in ((bytes_corpus, 256), (bpe_corpus, 300)):
+        stream, tokenizer = held_out(folder)
+        texts = read.setdefault(vocab_size, [])
+
+        def keep(model, ids, texts=texts, tokenizer=tokenizer, **settings):
+            texts.append(tokenizer.tokenizer.decode(ids.tolist()))
+            return read_tokens(model, ids, **settings)
+
+        monkeypatch.setattr(scoring, "read_tokens", keep)
+        score = score_documents(model_of(vocab_size), stream, tokenizer, max_bytes=100)
+        firsts = sum(tokenizer.text_bytes(tokenizer.encode([text])[0][:1]) for text in texts)
+        assert score.bytes_scored == sum(len(text.encode()) for text in texts) - firsts
+    assert len(read[256]) == len(read[300]) >= 3
+    longest = max(len(piece) for piece in tokenizer.tokenizer.get_vocab())
+    for whole, shorter in zip(read[256], read[300], strict=True):
+        assert whole.startswith(shorter)
+        assert len(whole.encode()) - len(shorter.encode()) < longest
 
 
 def test_nothing_to_score(tmp_path):

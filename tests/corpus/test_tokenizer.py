@@ -1,8 +1,11 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
-from transformers import AutoTokenizer
+from sentences import sentence
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from echo_ska.corpus import CorpusTokenizer
 
@@ -28,6 +31,40 @@ def test_a_folder(tokenizer_folder, tmp_path):
     assert tokenizer.text_bytes(encoded[0]) == len(TEXT.encode())
     tokenizer.keep(tmp_path / "kept")
     assert CorpusTokenizer(str(tmp_path / "kept")).describe() == tokenizer.describe()
+
+
+def wordpiece(folder):
+    """A tokenizer that is not of bytes: words of one text, and their ends."""
+    inner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=120, special_tokens=["[UNK]", "[SEP]"], show_progress=False)
+    inner.train_from_iterator([sentence(number) for number in range(60)], trainer)
+    PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="[SEP]").save_pretrained(folder)
+    return folder
+
+
+def test_tokens_within_so_many_bytes(tokenizer_folder, tmp_path):
+    for name in ("bytes", str(tokenizer_folder), str(wordpiece(tmp_path / "words"))):
+        tokenizer = CorpusTokenizer(name)
+        [ids] = tokenizer.encode([" ".join(map(sentence, range(3)))])
+        sizes = [tokenizer.text_bytes(ids[:count]) for count in range(len(ids) + 1)]
+        for count, size in enumerate(sizes):
+            text = tokenizer.tokenizer.decode(ids[:count].tolist(), clean_up_tokenization_spaces=False)
+            if "\ufffd" not in text:  # of a cut character
+                assert size == len(text.encode())
+        for most in (0, 1, 5, 50, 51, sizes[-1], sizes[-1] + 1):
+            kept = tokenizer.within(ids, most)
+            assert kept.tolist() == ids[: len(kept)].tolist()
+            assert sizes[len(kept)] <= most
+            assert len(kept) == len(ids) or sizes[len(kept) + 1] > most
+
+
+def test_a_cut_inside_a_character_counts_its_bytes(tokenizer_folder):
+    tokenizer = CorpusTokenizer(str(tokenizer_folder))
+    [ids] = tokenizer.encode(["🤖"])
+    assert len(ids) == 2  # this text's own pairs of bytes
+    assert [tokenizer.text_bytes(ids[:count]) for count in range(3)] == [0, 2, 4]
+    assert tokenizer.text_bytes(np.array([tokenizer.end_token])) == len("<|endoftext|>")
 
 
 def test_folders_that_hold_none(tokenizer_folder, tmp_path):

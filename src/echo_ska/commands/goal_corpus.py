@@ -10,7 +10,7 @@ from rich.text import Text
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from echo_ska.commands.goals import PROMPT_BYTES, TEXT_LENGTH, TrainRequest, refuse_task_settings, say
+from echo_ska.commands.goals import PROMPT_BYTES, TEXT_LENGTH, TrainRequest, bytes_to_score, refuse_task_settings, say
 from echo_ska.corpus import CorpusTokenizer, PackedTokens, TokenStream, score_documents
 from echo_ska.corpus.index import HELD_OUT
 from echo_ska.corpus.tokenizer import BYTES
@@ -20,6 +20,8 @@ from echo_ska.models import EchoForCausalLM
 from echo_ska.training import DataSource
 
 PROMPT_TOKENS = PROMPT_BYTES
+SCORE_BYTES = 524_288
+"""Of all held-out documents together."""
 
 
 class LearnCorpus:
@@ -36,8 +38,7 @@ class LearnCorpus:
         if request.held_out:
             raise ValueError("--held-out is for --text: what a corpus holds out was chosen when it was prepared.")
         check_sampling(request.sample_bytes, request.temperature, request.top_k)
-        if request.score_tokens < 2:
-            raise ValueError(f"--score-tokens must be at least 2, got {request.score_tokens}.")
+        self.score_bytes = bytes_to_score(request, SCORE_BYTES)
         assert request.data is not None
         self.request = request
         self.length = TEXT_LENGTH if request.length is None else request.length
@@ -66,7 +67,7 @@ class LearnCorpus:
     def evaluate(self, model: nn.Module, step: int) -> dict[str, Any]:
         """Nats a token and bits a byte of held-out documents, and the state's bytes after the one that left most."""
         assert self.held_out is not None
-        return score_documents(model, self.held_out, self.encoding, max_tokens=self.request.score_tokens)._asdict()
+        return score_documents(model, self.held_out, self.encoding, max_bytes=self.score_bytes)._asdict()
 
     def report(
         self, model: EchoForCausalLM, untrained: EchoForCausalLM, figures: dict[str, Any], console: Console

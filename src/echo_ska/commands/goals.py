@@ -38,6 +38,8 @@ from echo_ska.training.text import VOCAB_SIZE
 
 TEXT_LENGTH = 256
 PROMPT_BYTES = 64
+SCORE_BYTES = 65_536
+"""Of each held-out file."""
 EVALUATED_AT = (1, 2, 4, 8)  # times the training length
 EVALUATED_TOKENS = 32_768  # at each of them, about
 EVALUATION_SEED = 1_000_003
@@ -65,8 +67,7 @@ class TrainRequest:
     tensorboard: bool
     wandb: str | None
     held_out: list[str] | None
-    score_bytes: int
-    score_tokens: int
+    score_bytes: int | None
     samples: int
     sample_bytes: int
     temperature: float
@@ -113,8 +114,7 @@ class LearnText:
     def __init__(self, request: TrainRequest) -> None:
         refuse_task_settings(request, "text")
         check_sampling(request.sample_bytes, request.temperature, request.top_k)
-        if request.score_bytes < 2:
-            raise ValueError(f"--score-bytes must be at least 2, got {request.score_bytes}.")
+        self.score_bytes = bytes_to_score(request, SCORE_BYTES)
         self.request = request
         self.tokenizer: PreTrainedTokenizerFast | None = byte_tokenizer()
         self.split = split_by_file(load_text(request.text), request.held_out)
@@ -128,14 +128,14 @@ class LearnText:
 
     def evaluate(self, model: nn.Module, step: int) -> dict[str, Any]:
         """Bits per byte of the held-out text, and the state's bytes after the longest file read."""
-        return _score(model, self.split.held_out, self.request.score_bytes)
+        return _score(model, self.split.held_out, self.score_bytes)
 
     def report(
         self, model: EchoForCausalLM, untrained: EchoForCausalLM, figures: dict[str, Any], console: Console
     ) -> None:
         """See `Goal`."""
         request = self.request
-        before = _score(untrained, self.split.held_out, request.score_bytes)["bits_per_byte"]
+        before = _score(untrained, self.split.held_out, self.score_bytes)["bits_per_byte"]
         figures["bits_per_byte_before"] = before
         figures["samples"] = []
         say(
@@ -210,6 +210,18 @@ def _score(model: nn.Module, files: Sequence[TextFile], most: int) -> dict[str, 
             state = max(state, score.cache.nbytes)
     bits, scored = over_texts(scores)
     return {"bits_per_byte": bits, "bytes_scored": scored, "state_bytes": state}
+
+
+def bytes_to_score(request: TrainRequest, otherwise: int) -> int:
+    """`--score-bytes`, or `otherwise` where it was not given.
+
+    Raises:
+        ValueError: it is below 2.
+    """
+    asked = otherwise if request.score_bytes is None else request.score_bytes
+    if asked < 2:
+        raise ValueError(f"--score-bytes must be at least 2, got {asked}.")
+    return asked
 
 
 def refuse_task_settings(request: TrainRequest, what: str) -> None:

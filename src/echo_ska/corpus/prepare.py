@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,6 +133,7 @@ class _Run:
     ) -> None:
         self.directory, self.index, self.tokenizer, self.settings = directory, index, tokenizer, settings
         self.progress = progress
+        self.least_drawn = 1.0
         self.read, self.chain, self.skipped = index.documents_read, index.chain, dict(index.skipped)
         self.tokens = {split: index.total(split, "tokens") for split in SPLITS}
         for left in directory.glob(f"{PARTIAL}{KIND}.json-*"):  # by a process that was killed
@@ -192,7 +194,9 @@ class _Run:
         if ids is None or len(ids) == 0:  # a tokenizer may drop white space
             self.skipped[_why_not(document.text) or EMPTY] += 1
             return
-        split = HELD_OUT if _draw(document.text) < self.settings.held_out else TRAINING
+        drawn = _draw(document.text)
+        self.least_drawn = min(self.least_drawn, drawn)
+        split = HELD_OUT if drawn < self.settings.held_out else TRAINING
         self.writers[split].append(ids, self.tokenizer.end_token, len(document.text.encode()))
         self.tokens[split] += len(ids) + 1
 
@@ -229,9 +233,11 @@ class _Run:
                 f"{self.skipped[NOT_TEXT]:,} not text): give more documents or another --held-out{elsewhere}."
             )
         if self.settings.held_out > 0 and not self.tokens[HELD_OUT]:
+            enough = math.floor(100 * self.least_drawn + 1) / 100
+            larger = "a larger part" + (f" ({enough} holds some out)" if self.read > 1 and enough < 1 else "")
             raise ValueError(
-                f"Of {self.read:,} documents none was held out by --held-out {self.settings.held_out}: choose a larger "
-                f"part, give more documents, or hold none out with 0{elsewhere}."
+                f"Of {self.read:,} documents none was held out by --held-out {self.settings.held_out}: choose "
+                f"{larger}, give more documents, or hold none out with 0{elsewhere}."
             )
 
     def _show(self, origin: str) -> None:

@@ -8,12 +8,16 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from echo_ska.corpus.permutation import permuted
 from echo_ska.corpus.stream import TokenStream
 from echo_ska.corpus.tokenizer import CorpusTokenizer
 from echo_ska.training.bits_per_byte import bits, read_tokens
+from echo_ska.training.data import step_seed
 
-LEAST_READ = 4096
-"""Tokens of a document that are read at least, where it has them and there is room for them."""
+LEAST_READ = 16_384
+"""Bytes of a document that are read at least, where it has them and there is room for them."""
+ORDER = step_seed("documents to score", 0, 0)
+"""Key of the order in which documents are read: every model reads the same ones."""
 
 
 class CorpusScore(NamedTuple):
@@ -40,7 +44,7 @@ def score_documents(
     stream: TokenStream,
     tokenizer: CorpusTokenizer,
     *,
-    max_tokens: int | None = None,
+    max_bytes: int | None = None,
     segment_length: int = 1024,
     progress: Callable[[int], None] | None = None,
 ) -> CorpusScore:
@@ -50,36 +54,40 @@ def score_documents(
         model: see `read_tokens`.
         stream: the documents.
         tokenizer: of the corpus.
-        max_tokens: to read in all, at least 2: of each document its first max_tokens / documents, but at least 4,096,
-            until so many are read. None reads everything.
+        max_bytes: of text to read in all, at least 2: of each document its first max_bytes / documents, but at least
+            16,384, until so many are read; which documents and how far does not depend on the model or the
+            tokenizer, but for the token that the end of a part cuts. None reads everything.
         segment_length: tokens in a forward call, at least 1; it does not change the score.
         progress: called with the tokens read so far, after each document.
 
     Raises:
         ValueError: a number is out of range, or no document has two tokens.
     """
-    if max_tokens is not None and max_tokens < 2:
-        raise ValueError(f"max_tokens must be at least 2, got {max_tokens}.")
+    if max_bytes is not None and max_bytes < 2:
+        raise ValueError(f"max_bytes must be at least 2, got {max_bytes}.")
     if segment_length < 1:
         raise ValueError(f"segment_length must be at least 1, got {segment_length}.")
-    left = stream.tokens if max_tokens is None else max_tokens
-    most = left if max_tokens is None else max(LEAST_READ, max_tokens // stream.documents)
+    most = None if max_bytes is None else max(LEAST_READ, max_bytes // stream.documents)
+    left = max_bytes
     nats, tokens, size, documents, state = 0.0, 0, 0, 0, 0
-    for number in range(stream.documents):
-        if left < 2:
-            break
-        whole, text_bytes = stream.document(number)
-        ids = whole[: min(most, left)]
+    for turn in range(stream.documents):
+        ids, text_bytes = stream.document(permuted(turn, stream.documents, ORDER))
+        if most is not None and left is not None:
+            if left < 2:
+                break
+            share = min(most, left)
+            left -= min(share, text_bytes)
+            if text_bytes > share:
+                ids = tokenizer.within(ids, share)
+                text_bytes = tokenizer.text_bytes(ids)
         if len(ids) < 2:  # the only token has nothing before it to be predicted from
             continue
         reading = read_tokens(model, torch.from_numpy(ids), segment_length=segment_length)
         nats += reading.nats
-        read = text_bytes if len(ids) == len(whole) else tokenizer.text_bytes(ids)
-        size += read - tokenizer.text_bytes(ids[:1])
+        size += text_bytes - tokenizer.text_bytes(ids[:1])
         tokens += reading.tokens_scored
         documents += 1
         state = max(state, reading.cache.nbytes)
-        left -= len(ids)
         if progress is not None:
             progress(tokens + documents)
     if tokens == 0:

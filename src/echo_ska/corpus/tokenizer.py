@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +44,7 @@ class CorpusTokenizer:
         self.folder = None if name == BYTES else Path(name)
         self.tokenizer: PreTrainedTokenizerFast
         self._encoder: Tokenizer | None = None
+        self._bytes: NDArray[np.int64] | None = None
         if self.folder is None:
             self.sha256, self.tokenizer = BYTES, byte_tokenizer()
             self.vocab_size, self.end_token = VOCAB_SIZE, END_OF_FILE
@@ -69,6 +72,7 @@ class CorpusTokenizer:
         self._encoder.no_padding()
         self.sha256 = digest(self.folder / DEFINITION)
         self.vocab_size, self.end_token = max(ids) + 1, int(self.tokenizer.eos_token_id)
+        self._bytes = _token_bytes(self._encoder, self.vocab_size)
 
     def describe(self) -> dict[str, Any]:
         """What it is, for JSON."""
@@ -85,10 +89,23 @@ class CorpusTokenizer:
         return [np.asarray(encoding.ids, np.uint32) for encoding in encoded]
 
     def text_bytes(self, ids: NDArray[Any]) -> int:
-        """Bytes of UTF-8 that ids stand for (where they are cut inside a character, up to two more for it)."""
+        """Bytes of UTF-8 that ids [T] stand for: exact for bytes and for byte-level BPE.
+
+        Of other tokenizers the ids are decoded: where they are cut inside a character, up to two more are counted.
+        """
         if self.folder is None:
             return len(ids)
+        if self._bytes is not None:
+            return int(self._bytes[ids].sum())
         return len(str(self.tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False)).encode())
+
+    def within(self, ids: NDArray[Any], most: int) -> NDArray[Any]:
+        """The first of ids [T], as many as stand for at most `most` bytes."""
+        if self.folder is None:
+            return ids[:most]
+        if self._bytes is not None:
+            return ids[: int(np.searchsorted(np.cumsum(self._bytes[ids]), most, side="right"))]
+        return ids[: bisect.bisect_right(range(1, len(ids) + 1), most, key=lambda count: self.text_bytes(ids[:count]))]
 
     def keep(self, folder: Path) -> None:
         """Copy its files into `folder`, which is made; bytes need none.
@@ -103,3 +120,20 @@ class CorpusTokenizer:
             if (self.folder / name).is_file():
                 shutil.copyfile(self.folder / name, folder / name)
                 flush(folder / name)
+
+
+def _token_bytes(encoder: Tokenizer, vocab_size: int) -> NDArray[np.int64] | None:
+    """Bytes of text that each id of a byte-level tokenizer stands for, [vocab_size]; None of any other.
+
+    Such a tokenizer writes each byte as one character. Added tokens are written as they are.
+    """
+    definition = json.loads(encoder.to_str())
+    decoder = definition["decoder"] or {}
+    if "ByteLevel" not in {decoder.get("type"), *(part["type"] for part in decoder.get("decoders", []))}:
+        return None
+    sizes = np.zeros(vocab_size, np.int64)
+    for piece, number in encoder.get_vocab(with_added_tokens=False).items():
+        sizes[number] = len(piece)
+    for token in definition["added_tokens"]:
+        sizes[token["id"]] = len(token["content"].encode())
+    return sizes
