@@ -270,6 +270,11 @@ def _of(records: Sequence[RunRecord], kind: str) -> dict[str, Mapping[str, Any]]
     return {r.configuration["task"]: r.figures for r in records if r.configuration["kind"] == kind}
 
 
+def recalled(records: Sequence[RunRecord]) -> dict[str, Mapping[str, Any]]:
+    """Figures of facts hidden in prose, by task."""
+    return _of(records, "recall")
+
+
 def verdict(value: float, error: float | None, chance: float, questions: int) -> str:
     """Above, at or below chance, by `ERRORS` standard errors: the measured one, or chance's own where that is larger.
 
@@ -304,7 +309,7 @@ def benchmark_rows(records: Sequence[RunRecord]) -> list[list[str]]:
 
 def recall_rows(records: Sequence[RunRecord]) -> list[list[str]]:
     """A row a task: right answers by length, chance, the state, and memory at the longest over the shortest."""
-    found = _of(records, "recall")
+    found = recalled(records)
     lengths = [row["length"] for row in next(iter(found.values()))["by_length"]] if found else []
     table = [["task", *map(short_number, lengths), "chance", "state", "memory, longest : shortest"]]
     for task, figures in found.items():

@@ -22,6 +22,7 @@ from echo_ska.experiments import (
     mqar_frontier,
     mqar_grid,
     transfer,
+    zero_shot,
 )
 from echo_ska.experiments import in_context_regression as experiment
 from echo_ska.experiments.claims import CLAIMS, Evidence, Level, weigh
@@ -279,6 +280,31 @@ def read_on(at_training: float, at_longest: float, echo_longest: float = 2.0, ap
     return write
 
 
+def hidden(near: float, far: float, state: int = 8, memory: float = 1.0) -> Write:
+    """Right answers at the shortest and at longer texts, the state's size after the longest and the memory taken."""
+
+    def write(folder: Path) -> None:
+        for one in zero_shot.asked(None):
+            if one.kind != "recall":
+                continue
+            rows = [
+                {
+                    "length": length,
+                    "accuracy": near if length == zero_shot.LENGTHS[0] else far,
+                    "standard_error": 0.05,
+                    "chance": 0.1,
+                    "samples": 20,
+                    "state_bytes": state if length == zero_shot.LENGTHS[-1] else 8,
+                    "peak_memory_bytes": 1000 * (memory if length == zero_shot.LENGTHS[-1] else 1),
+                }
+                for length in zero_shot.LENGTHS
+            ]
+            configuration = one.configuration("a model") | {"files": {}}
+            append(made_up("zero-shot", configuration, {"by_length": rows}), folder / "zero-shot.jsonl")
+
+    return write
+
+
 def look(right: float, wrong: float) -> Callable[[str, int], float]:
     return lambda name, distance: right if name == f"K = {distance - 1}" else wrong
 
@@ -312,6 +338,10 @@ CASES: list[tuple[str, Level, Write]] = [
     ("9", PARTLY, read_on(2.15, 2.2, apart=1e-3)),
     ("9", PARTLY, read_on(2.15, 2.3, echo_longest=2.11)),
     ("9", NO, read_on(2.09, 2.2)),
+    ("10", YES, hidden(0.9, 0.5)),
+    ("10", PARTLY, hidden(0.9, 0.1)),
+    ("10", PARTLY, hidden(0.9, 0.5, memory=1.5)),
+    ("10", NO, hidden(0.9, 0.5, state=16)),
     ("11", YES, flowing(0.0, 0.9, 32)),
     ("11", PARTLY, flowing(0.0, 0.1, 32)),
     ("11", NO, flowing(0.3, 0.9, 32)),
@@ -358,7 +388,7 @@ def test_records_decide(key, level, write, tmp_path):
 
 def test_every_measured_claim_is_in_the_table():
     judged = {key for key, _, _ in CASES} | {"4", "look-ahead"}  # judged below, by records in memory
-    assert judged == {claim.key for claim in CLAIMS if claim.criteria}
+    assert judged == set(CLAIM)
     for key in judged - {"4", "look-ahead"}:
         assert {YES, PARTLY, NO} <= {level for other, level, _ in CASES if other == key}
 

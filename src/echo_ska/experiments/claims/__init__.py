@@ -16,13 +16,13 @@ from echo_ska.experiments.claims import (
     gradients,
     language,
     lengths,
+    long_text,
     mqar,
     regression,
     seeds,
     speed,
     state,
     transfer,
-    unmeasured,
 )
 from echo_ska.experiments.claims.claim import (
     RULE,
@@ -47,7 +47,7 @@ CLAIMS: tuple[Claim[Any], ...] = (
     speed.DECODING,
     speed.WALL_CLOCK,
     language.CLAIM,
-    unmeasured.LONG_TEXT,
+    long_text.CLAIM,
     gradients.CLAIM,
     filters.LOOK_AHEAD,
     seeds.CLAIM,

@@ -97,9 +97,9 @@ class Claim(Generic[M]):
         title: a few words.
         statement: what is claimed.
         source: by whom.
-        commands: what measures it anew; none if nothing here does.
+        commands: what measures it anew.
         gather: reads the evidence from the folder of the records.
-        criteria: the heart's weakest form first; none where nothing is measured here.
+        criteria: the heart's weakest form first.
         summary: one sentence with our figures.
         tables: to be shown.
         draw: draws the picture to a path; None if there is none.
