@@ -34,6 +34,7 @@ TRAINED = (
     "length-generalisation",
     "mqar-frontier",
     "mqar-grid",
+    "recall-per-byte",
     "transfer",
 )
 

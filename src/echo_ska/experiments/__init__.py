@@ -117,6 +117,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         "What each part of SKA's recipe is worth: one taken away at a time, two seeds.",
         "echo_ska.experiments.recipe",
     ),
+    "recall-per-byte": Experiment(
+        "What raises SKA's recall without a byte more of state: one change at a time, at 8 kB.",
+        "echo_ska.experiments.recall_per_byte",
+    ),
     "scaling": Experiment(
         "The loss on unseen text against the size of the model, and where the line points for echo-1b.",
         "echo_ska.experiments.scaling",

@@ -5,15 +5,17 @@ Those of the projections apply to every mixer that has them, so that SKA and its
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from echo_ska.models import EchoForCausalLM
 from echo_ska.nn import SpectralKoopmanAttention
+from echo_ska.nn.aids import unit_norm
 from echo_ska.nn.projections import QueryKeyValue
 
 Change = Callable[[EchoForCausalLM], None]
@@ -64,6 +66,16 @@ def no_delay(network: EchoForCausalLM) -> None:
             qkv.convolution.weight.copy_(taps)
 
 
+@torch.no_grad()
+def half_delay(network: EchoForCausalLM) -> None:
+    """The keys' convolution starts as the identity in every second head."""
+    for qkv in projections(network):
+        if qkv.convolution is not None:
+            taps = qkv.convolution.weight[qkv.widths[0] : qkv.widths[0] + qkv.widths[1]]
+            of_heads = taps.view(qkv.num_heads, qkv.key_dim, -1)[1::2]
+            of_heads.zero_()[..., 0] = 1.0
+
+
 def plain_sigmoid(network: EchoForCausalLM) -> None:
     """SKA's write gate is a plain sigmoid, which never closes."""
     for ska in ska_layers(network):
@@ -83,6 +95,59 @@ def paper_ridge(network: EchoForCausalLM) -> None:
         ska.initial_ridge = 1e-3
         ska.reset_parameters()
         ska.raw_ridge.requires_grad_(False)
+
+
+def fast_ridge(network: EchoForCausalLM) -> None:
+    """SKA's ridge learns at ten times the rate of the rest."""
+    for ska in ska_layers(network):
+        cast(Any, ska.raw_ridge)._learning_rate_scale = 10.0
+
+
+def low_ridge(network: EchoForCausalLM) -> None:
+    """SKA's ridge starts at a tenth."""
+    _start_ridge(network, 0.1)
+
+
+def high_ridge(network: EchoForCausalLM) -> None:
+    """SKA's ridge starts at ten."""
+    _start_ridge(network, 10.0)
+
+
+def _start_ridge(network: EchoForCausalLM, ridge: float) -> None:
+    for ska in ska_layers(network):
+        nn.init.constant_(ska.raw_ridge, math.log(math.expm1(ridge)))
+
+
+def products(network: EchoForCausalLM) -> None:
+    """SKA's keys and queries are the products of two coordinates each, of vectors as short as that allows.
+
+    Kernel ridge regression by a polynomial of degree two, cut to the rank: n coordinates have n (n + 1) / 2 products,
+    and the first `rank` of them are taken.
+    """
+    for ska in ska_layers(network):
+        old = ska.qkv
+        size = math.ceil((math.sqrt(8 * ska.rank + 1) - 1) / 2)
+        kernel = None if old.convolution is None else old.convolution.kernel_size
+        ska.qkv = QueryKeyValue(
+            old.q_proj.in_features,
+            num_heads=ska.num_heads,
+            key_dim=size,
+            value_dim=ska.head_dim,
+            conv_kernel=kernel,
+        )
+        rows, columns = torch.triu_indices(size, size)[:, : ska.rank].tolist()
+        cast(Any, ska)._normalised = _Products(ska._normalised, rows, columns)
+
+
+class _Products:
+    """Stands before an SKA layer's normalisation."""
+
+    def __init__(self, normalised: Callable[..., tuple[Tensor, Tensor]], rows: list[int], columns: list[int]) -> None:
+        self.normalised, self.rows, self.columns = normalised, rows, columns
+
+    def __call__(self, query: Tensor, key: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
+        lifted = (side[..., self.rows] * side[..., self.columns] for side in (unit_norm(query), unit_norm(key)))
+        return self.normalised(*lifted, cu_seqlens)
 
 
 def no_output_norm(network: EchoForCausalLM) -> None:

@@ -16,6 +16,7 @@ from echo_ska.experiments import (
     length_generalisation,
     mqar_frontier,
     mqar_grid,
+    recall_per_byte,
     replace_attention,
     scaling,
     transfer,
@@ -125,6 +126,7 @@ ROWS: dict[str, Callable[[], Rows | None]] = {
     ),
     "replace-attention-cache": functools.partial(_replaced, replace_attention.cache_rows),
     "mqar-frontier": _compared(mqar_frontier.NAME, mqar_frontier.comparison, mqar_frontier.rows),
+    "recall-per-byte": _compared(recall_per_byte.NAME, recall_per_byte.comparison, recall_per_byte.rows),
     "scaling": _scaling,
 }
 """By the table's name; None while too little is recorded."""
