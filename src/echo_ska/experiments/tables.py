@@ -177,7 +177,20 @@ def _is_full_run(record: RunRecord, device: str) -> bool:
     return record.configuration["name"] == "full" and record.configuration["device"] == device
 
 
+def claims() -> str:
+    """The verdict on every claim, with our figures."""
+    from echo_ska.experiments.claims import CLAIMS, weigh
+
+    rows = [["claim", "verdict", "what the records say"]]
+    for claim in CLAIMS:
+        verdict = weigh(claim, RESULTS).verdict
+        name = f"{claim.key}. {claim.title}" if claim.key.isdigit() else claim.title
+        rows.append([name, str(verdict.level), verdict.sentence.replace("|", "\\|")])
+    return markdown(rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "claims": claims,
     "demo": demo,
     "demo-seeds": demo_seeds,
     "demo-rates": demo_rates,

@@ -236,12 +236,13 @@ RECALL_MAP: Claim[Records] = Claim(
         Criterion("The same for all five kinds of keys", _all_keys),
     ),
     summary=lambda r: (
-        "; ".join(
-            f"{kind} keys: {gain(min(found))} to {gain(max(found))}"
+        "SKA less the best peer up to N = r + 2P, by kind of keys: "
+        + "; ".join(
+            f"{kind} {gain(min(found))} to {gain(max(found))}"
             for kind in _kinds(r)
             if (found := list(leads(r, kind, 1 + 2 * _WIDTH).values()))
         )
-        + " up to N = r + 2P."
+        + "."
     ),
     tables=_map_table,
     draw=recall_map_report.draw,
