@@ -14,7 +14,7 @@ from echo_ska import experiments
 from echo_ska.cli import app
 from echo_ska.commands import train as train_module
 from echo_ska.commands.errors import sentence
-from echo_ska.experiments.pool import JobError
+from echo_ska.experiments.trials.pool import JobError
 from echo_ska.models.presets import PRESETS
 from echo_ska.training.records import make_record, write_json
 

@@ -26,7 +26,7 @@ for name in found:
 USED = """
 from pathlib import Path
 import torch
-from echo_ska.experiments.pool import usable_cores
+from echo_ska.experiments.trials.pool import usable_cores
 from echo_ska.memory import ContextState, ContextStore
 from echo_ska.models import EchoConfig, EchoForCausalLM
 from echo_ska.training.records import describe_hardware

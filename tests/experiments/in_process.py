@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Sequence
 from typing import Any
 
-from echo_ska.experiments.pool import Job
+from echo_ska.experiments.trials.pool import Job
 
 
 class Silent:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from echo_ska.experiments.text_trial import TextTrial
-from echo_ska.experiments.trial import Trial
-from echo_ska.experiments.tuning import Comparison
+from echo_ska.experiments.trials.text_trial import TextTrial
+from echo_ska.experiments.trials.trial import Trial
+from echo_ska.experiments.trials.tuning import Comparison
 from echo_ska.training import RunRecord
 from echo_ska.training.records import append
 

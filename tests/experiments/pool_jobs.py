@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from echo_ska.experiments.pool import Stage
+from echo_ska.experiments.trials.pool import Stage
 
 
 def multiply(stage: Stage, *, number: int) -> dict[str, int]:

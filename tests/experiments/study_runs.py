@@ -11,9 +11,10 @@ import pytest
 from in_process import run_here
 from rich.console import Console
 
-from echo_ska.experiments import recorded, tables
-from echo_ska.experiments.pool import Job
-from echo_ska.experiments.recorded import RecordedRun, run_missing
+from echo_ska.experiments import tables
+from echo_ska.experiments.trials import recorded
+from echo_ska.experiments.trials.pool import Job
+from echo_ska.experiments.trials.recorded import RecordedRun, run_missing
 from echo_ska.training import RunRecord
 
 

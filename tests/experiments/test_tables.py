@@ -22,5 +22,5 @@ def test_only_what_stands_between_marks_is_written(monkeypatch: pytest.MonkeyPat
     filled = tables.fill(text)
     assert filled == ("before\n<!-- table: one -->\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n\n<!-- end -->\nafter\n")
     assert tables.fill(filled) == filled
-    with pytest.raises(ValueError, match="there is no table 'two': choose from demo"):
+    with pytest.raises(ValueError, match="there is no table 'two': choose from claims, demo"):
         tables.fill(text.replace("one", "two"))

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from echo_ska.experiments import EXPERIMENTS
-from echo_ska.experiments.demo import run_demo
+from echo_ska.experiments.demo.run import run_demo
 from echo_ska.training.records import write_json
 
 

@@ -54,97 +54,97 @@ class Experiment:
 EXPERIMENTS: dict[str, Experiment] = {
     "aids": Experiment(
         "The same aids for SKA and its peers, one taken away at a time: what the solve is worth, and what they are.",
-        "echo_ska.experiments.aids",
+        "echo_ska.experiments.recall.aids",
     ),
     "cliff": Experiment(
         "What moves the point where recall breaks down, a larger model or a larger state?",
-        "echo_ska.experiments.cliff",
+        "echo_ska.experiments.recall.cliff",
     ),
     "context-parallel": Experiment(
         "One sequence over 2 and 4 processes: bytes that a layer sends, and how far results are from one's.",
-        "echo_ska.experiments.context_parallel",
+        "echo_ska.experiments.state.context_parallel",
     ),
     "demo-rates": Experiment(
         "The demo's three models at four learning rates each: which one the demo uses, and why.",
-        "echo_ska.experiments.demo_rates",
+        "echo_ska.experiments.demo.rates",
     ),
     "demo-seeds": Experiment(
         "The demo's SSM+SKA from ten seeds: accuracy at up to 1,048,576 tokens after training on 64.",
-        "echo_ska.experiments.demo_seeds",
+        "echo_ska.experiments.demo.seeds",
     ),
     "filter-ablation": Experiment(
         "Claim 4: the power filter, the ridge and the mask, on keys without dynamics and with.",
-        "echo_ska.experiments.filter_ablation",
+        "echo_ska.experiments.recall.filter_ablation",
     ),
     "gradient-flow": Experiment(
         "Claim 11: the gradient that reaches the query through SKA and through softmax, before and after training.",
-        "echo_ska.experiments.gradient_flow",
+        "echo_ska.experiments.recall.gradient_flow",
     ),
     "in-context-regression": Experiment(
         "Does a trained softmax head come to predict as ridge regression does, and SKA from the start?",
-        "echo_ska.experiments.in_context_regression",
+        "echo_ska.experiments.regression.in_context_regression",
     ),
     "language-model": Experiment(
         "Claim 9: Echo beside seven language models of its size, in bits per byte on unseen authors; needs --text.",
-        "echo_ska.experiments.language_model",
+        "echo_ska.experiments.language.language_model",
         text="train/, valid/ and test/ with *.txt files, and further folders to score",
     ),
     "length-conditioning": Experiment(
         "Claim 5: accuracy, margin and the Gram matrix's smallest eigenvalue as the sequence grows.",
-        "echo_ska.experiments.length_conditioning",
+        "echo_ska.experiments.recall.length_conditioning",
     ),
     "length-generalisation": Experiment(
         "Claim 2: needles found in up to 1,048,576 tokens after training on 64, beside both controls.",
-        "echo_ska.experiments.length_generalisation",
+        "echo_ska.experiments.recall.length_generalisation",
     ),
     "mqar-frontier": Experiment(
         "Zoology's recall task, reduced: accuracy against bytes of state, SKA beside all of its peers.",
-        "echo_ska.experiments.mqar_frontier",
+        "echo_ska.experiments.recall.mqar_frontier",
     ),
     "mqar-grid": Experiment(
         "Claim 1: the paper's grid of pairs and gaps, by models trained at its shortest gap.",
-        "echo_ska.experiments.mqar_grid",
+        "echo_ska.experiments.recall.mqar_grid",
     ),
     "replace-attention": Experiment(
         "A trained Llama's attention becomes SKA and is distilled: what is lost and gained, beside the original.",
-        "echo_ska.experiments.replace_attention",
+        "echo_ska.experiments.language.replace_attention",
     ),
     "transfer": Experiment(
         "Claim 3: six tasks asked without training on them, after system prompts and tool traces.",
-        "echo_ska.experiments.transfer",
+        "echo_ska.experiments.recall.transfer",
     ),
     "recipe": Experiment(
         "What each part of SKA's recipe is worth: one taken away at a time, two seeds.",
-        "echo_ska.experiments.recipe",
+        "echo_ska.experiments.demo.recipe",
     ),
     "recall-per-byte": Experiment(
         "What raises SKA's recall without a byte more of state: one change at a time, at 8 kB.",
-        "echo_ska.experiments.recall_per_byte",
+        "echo_ska.experiments.recall.recall_per_byte",
     ),
     "scaling": Experiment(
         "The loss on unseen text against the size of the model, and where the line points for echo-1b.",
-        "echo_ska.experiments.scaling",
+        "echo_ska.experiments.language.scaling",
         text="train/, valid/ and test/ with *.txt files; without --text, the novels that the package ships",
     ),
     "state-bytes": Experiment(
         "Bytes of the live state from 1k to 1M tokens against the formula and the KV cache; what 77 KB counts.",
-        "echo_ska.experiments.state_bytes",
+        "echo_ska.experiments.state.state_bytes",
     ),
     "operator-error": Experiment(
         "The fitted operator against the true one, over length, noise and ridge, beside its bound.",
-        "echo_ska.experiments.operator_error",
+        "echo_ska.experiments.algebra.operator_error",
     ),
     "one-off-distractors": Experiment(
         "What the power filter does to keys that occur once: persistence against look-ahead.",
-        "echo_ska.experiments.one_off_distractors",
+        "echo_ska.experiments.algebra.one_off_distractors",
     ),
     "recall-map": Experiment(
         "Who recalls more per byte, untrained: SKA, linear attention or DeltaNet, over load, width and kind of keys.",
-        "echo_ska.experiments.recall_map",
+        "echo_ska.experiments.algebra.recall_map",
     ),
     "zero-shot": Experiment(
         "Benchmarks, facts in prose of up to 128k tokens, and a novel in any segments, by checkpoints/; needs --text.",
-        "echo_ska.experiments.zero_shot",
+        "echo_ska.experiments.language.zero_shot",
         text="the benchmarks' files (docs/commands.md) and train/ with novels, at any depth",
     ),
 }

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from echo_ska.experiments import (
-    context_parallel_report,
-    one_off_report,
-    operator_error_report,
-    recall_map_report,
-    state_bytes_report,
-)
-from echo_ska.experiments.state_bytes import PaperFigure
+from echo_ska.experiments.algebra import one_off_report, operator_error_report, recall_map_report
+from echo_ska.experiments.state import context_parallel_report, state_bytes_report
+from echo_ska.experiments.state.state_bytes import PaperFigure
 from echo_ska.training import RunRecord
 
 ROWS: dict[str, tuple[str, Callable[[Sequence[RunRecord]], list[list[str]]]]] = {

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from echo_ska.benchmarks.summary import seconds_text, speed_text
-from echo_ska.experiments.figures import label_lines, length_axis, save, short_number
+from echo_ska.experiments.trials.figures import label_lines, length_axis, save, short_number
 from echo_ska.training import RunRecord
 
 COLOURS = {"ska": "#0072B2", "softmax": "#D55E00", "linear": "#595959", "mamba2": "#009E73"}

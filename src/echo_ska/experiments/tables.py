@@ -20,7 +20,7 @@ from typing import Any
 
 from echo_ska.benchmarks import summary
 from echo_ska.experiments import algebra_tables, trained_tables
-from echo_ska.experiments.figures import percent, short_number
+from echo_ska.experiments.trials.figures import percent, short_number
 from echo_ska.training import RunRecord
 from echo_ska.training.records import read
 
@@ -83,7 +83,7 @@ def demo_rates() -> str:
 
 def recipe() -> str:
     """What each part of the recipe is worth."""
-    from echo_ska.experiments.recipe import table_rows
+    from echo_ska.experiments.demo.recipe import table_rows
 
     return markdown(table_rows(sorted(_records("recipe"), key=lambda record: record.seed)))
 
@@ -96,13 +96,14 @@ def algebra(name: str) -> str:
 
 def regression(by_pairs: bool) -> str:
     """In-context regression: distance to ridge along training, or distances and errors by pairs after it."""
-    from echo_ska.experiments import in_context_regression as experiment
+    from echo_ska.experiments.regression import in_context_regression as experiment
+    from echo_ska.experiments.regression.results import along_rows, pairs_rows
 
     path = RESULTS / f"{experiment.NAME}.jsonl"
     results = experiment.recorded_results(path) if path.exists() else {}
     if not results:
         return "Nothing is recorded yet.\n"
-    return markdown(experiment.pairs_rows(results) if by_pairs else experiment.along_rows(results))
+    return markdown(pairs_rows(results) if by_pairs else along_rows(results))
 
 
 def memory() -> str:

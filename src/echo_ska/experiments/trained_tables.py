@@ -6,25 +6,29 @@ import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from echo_ska.experiments import (
+from echo_ska.experiments.language import (
+    language_model,
+    language_model_results,
+    replace_attention,
+    replace_attention_results,
+    scaling,
+    zero_shot,
+)
+from echo_ska.experiments.recall import (
     aids,
     cliff,
     filter_ablation,
     gradient_flow,
-    language_model,
     length_conditioning,
     length_generalisation,
     mqar_frontier,
     mqar_grid,
     recall_per_byte,
-    replace_attention,
-    scaling,
     transfer,
-    zero_shot,
 )
-from echo_ska.experiments.comparison import Results
-from echo_ska.experiments.recorded import recorded
-from echo_ska.experiments.tuning import Comparison
+from echo_ska.experiments.trials.comparison import Results
+from echo_ska.experiments.trials.recorded import recorded
+from echo_ska.experiments.trials.tuning import Comparison
 from echo_ska.training import RunRecord
 
 RESULTS = Path("results")
@@ -95,9 +99,9 @@ def _scaling() -> Rows | None:
     return scaling.rows(results) if (results := scaling.recorded_results(path)) else None
 
 
-def _replaced(rows: Callable[[replace_attention.Results], Rows]) -> Rows | None:
+def _replaced(rows: Callable[[replace_attention_results.Results], Rows]) -> Rows | None:
     results = replace_attention.recorded_results(_file(replace_attention.NAME))
-    return rows(results) if len(results) == len(replace_attention.ARMS) + 2 else None
+    return rows(results) if len(results) == len(replace_attention_results.ARMS) + 2 else None
 
 
 ROWS: dict[str, Callable[[], Rows | None]] = {
@@ -115,16 +119,16 @@ ROWS: dict[str, Callable[[], Rows | None]] = {
     "length-conditioning": _conditioning,
     "gradient-flow": _gradients,
     "cliff": _cliff,
-    "language-model": functools.partial(_language, language_model.rows),
-    "language-model-contexts": functools.partial(_language, language_model.context_rows),
+    "language-model": functools.partial(_language, language_model_results.rows),
+    "language-model-contexts": functools.partial(_language, language_model_results.context_rows),
     "zero-shot": functools.partial(_zero_shot, zero_shot.benchmark_rows),
     "zero-shot-recall": functools.partial(_zero_shot, zero_shot.recall_rows),
     "zero-shot-reading": functools.partial(_zero_shot, zero_shot.reading_rows),
-    "replace-attention-text": functools.partial(_replaced, replace_attention.rows),
+    "replace-attention-text": functools.partial(_replaced, replace_attention_results.rows),
     "replace-attention-copied": functools.partial(
-        _replaced, functools.partial(replace_attention.rows, period=replace_attention.PERIOD)
+        _replaced, functools.partial(replace_attention_results.rows, period=replace_attention_results.PERIOD)
     ),
-    "replace-attention-cache": functools.partial(_replaced, replace_attention.cache_rows),
+    "replace-attention-cache": functools.partial(_replaced, replace_attention_results.cache_rows),
     "mqar-frontier": _compared(mqar_frontier.NAME, mqar_frontier.comparison, mqar_frontier.rows),
     "recall-per-byte": _compared(recall_per_byte.NAME, recall_per_byte.comparison, recall_per_byte.rows),
     "scaling": _scaling,

@@ -11,25 +11,24 @@ from typing import Any
 import pytest
 from made_up import made_up, of_text_trial, write_comparison, write_trials
 
-from echo_ska.experiments import (
+from echo_ska.experiments.claims import CLAIMS, Evidence, Level, weigh
+from echo_ska.experiments.claims.claim import judge
+from echo_ska.experiments.claims.filters import Ablation
+from echo_ska.experiments.demo import seeds as demo_seeds
+from echo_ska.experiments.language import language_model, zero_shot
+from echo_ska.experiments.recall import (
     cliff,
-    demo_seeds,
     filter_ablation,
     gradient_flow,
-    language_model,
     length_conditioning,
     length_generalisation,
     mqar_frontier,
     mqar_grid,
     transfer,
-    zero_shot,
 )
-from echo_ska.experiments import in_context_regression as experiment
-from echo_ska.experiments.claims import CLAIMS, Evidence, Level, weigh
-from echo_ska.experiments.claims.claim import judge
-from echo_ska.experiments.claims.filters import Ablation
-from echo_ska.experiments.language_texts import TextFolder
-from echo_ska.experiments.trial import Question
+from echo_ska.experiments.regression import in_context_regression as experiment
+from echo_ska.experiments.trials.texts import TextFolder
+from echo_ska.experiments.trials.trial import Question
 from echo_ska.training import RunRecord
 from echo_ska.training.records import append
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from made_up import write_comparison
 
-from echo_ska.experiments import length_generalisation
+from echo_ska.experiments.recall import length_generalisation
 
 CHECKOUT = Path(__file__).parents[3]
 

@@ -130,7 +130,7 @@ def test_no_text_of_a_record_becomes_markup(tmp_path: Path):
 def _draw(text: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
-    from echo_ska.experiments.figures import save
+    from echo_ska.experiments.trials.figures import save
 
     figure = Figure(figsize=(2, 2))
     figure.subplots().set_title(text)

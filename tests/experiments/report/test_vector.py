@@ -5,8 +5,8 @@ import xml.etree.ElementTree as ElementTree
 
 from matplotlib.figure import Figure
 
-from echo_ska.experiments.figures import save
 from echo_ska.experiments.report.vector import inline_svg
+from echo_ska.experiments.trials.figures import save
 
 
 def draw(path):

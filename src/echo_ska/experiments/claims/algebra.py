@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean, median
 
-from echo_ska.experiments import one_off_report, operator_error_report, recall_map_report
+from echo_ska.experiments.algebra import one_off_report, operator_error_report, recall_map_report
 from echo_ska.experiments.claims.claim import Claim, Criterion, Finding, Table
 from echo_ska.experiments.claims.evidence import of_seeds
 from echo_ska.experiments.claims.words import gain

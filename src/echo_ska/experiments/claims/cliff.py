@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from echo_ska.experiments import cliff as experiment
 from echo_ska.experiments.claims.claim import Claim, Criterion, Evidence, Finding, Table
 from echo_ska.experiments.claims.evidence import file_of, missing_seeds, records_of, unmeasured
 from echo_ska.experiments.claims.words import accuracy
-from echo_ska.experiments.recorded import recorded
+from echo_ska.experiments.recall import cliff as experiment
+from echo_ska.experiments.trials.recorded import recorded
 from echo_ska.training import RunRecord
 
 QUESTION = experiment.QUESTIONS[0].name

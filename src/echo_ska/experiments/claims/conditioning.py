@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, median
 
-from echo_ska.experiments import length_conditioning as experiment
 from echo_ska.experiments.claims.claim import Claim, Criterion, Evidence, Finding, Table
 from echo_ska.experiments.claims.evidence import file_of, of_arms
 from echo_ska.experiments.claims.words import points
-from echo_ska.experiments.comparison import Results
-from echo_ska.experiments.length_conditioning import GATED, UNGATED
+from echo_ska.experiments.recall import length_conditioning as experiment
+from echo_ska.experiments.recall.length_conditioning import GATED, UNGATED
+from echo_ska.experiments.trials.comparison import Results
 from echo_ska.training import RunRecord
 
 FALL = 0.5

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from echo_ska.experiments.claims.claim import Evidence
-from echo_ska.experiments.comparison import Results
-from echo_ska.experiments.recorded import records_named
-from echo_ska.experiments.tuning import Comparison
+from echo_ska.experiments.trials.comparison import Results
+from echo_ska.experiments.trials.recorded import records_named
+from echo_ska.experiments.trials.tuning import Comparison
 from echo_ska.training import RunRecord
 
 

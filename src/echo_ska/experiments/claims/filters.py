@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from echo_ska.experiments import filter_ablation as experiment
 from echo_ska.experiments.claims.claim import Claim, Criterion, Evidence, Finding, Table
 from echo_ska.experiments.claims.evidence import of_comparisons
 from echo_ska.experiments.claims.words import accuracy, gain, points
-from echo_ska.experiments.comparison import Results
-from echo_ska.experiments.tuning import mean_and_range
+from echo_ska.experiments.recall import filter_ablation as experiment
+from echo_ska.experiments.trials.comparison import Results
+from echo_ska.experiments.trials.tuning import mean_and_range
 
 GAIN = 5.0
 TIED = 1.0

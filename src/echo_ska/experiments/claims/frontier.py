@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import fmean
 
-from echo_ska.experiments import mqar_frontier as experiment
 from echo_ska.experiments.claims.claim import Claim, Criterion, Evidence, Finding, Table
 from echo_ska.experiments.claims.evidence import of_comparisons
-from echo_ska.experiments.comparison import Results
-from echo_ska.experiments.figures import short_bytes
+from echo_ska.experiments.recall import mqar_frontier as experiment
+from echo_ska.experiments.trials.comparison import Results
+from echo_ska.experiments.trials.figures import short_bytes
 
 OURS = tuple(name for name, family in experiment.FAMILIES.items() if family.mixer == "ska")
 PEERS = tuple(name for name in experiment.FAMILIES if name not in OURS)

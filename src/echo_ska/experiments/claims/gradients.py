@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from echo_ska.experiments import gradient_flow as experiment
-from echo_ska.experiments.arms import ECHO
 from echo_ska.experiments.claims.claim import Claim, Criterion, Evidence, Finding, Table
 from echo_ska.experiments.claims.evidence import file_of, of_arms
 from echo_ska.experiments.claims.words import points
-from echo_ska.experiments.comparison import Results
+from echo_ska.experiments.recall import gradient_flow as experiment
+from echo_ska.experiments.trials.arms import ECHO
+from echo_ska.experiments.trials.comparison import Results
 
 ATTENTION = "ssm+attention"
 REACHES = 0.05

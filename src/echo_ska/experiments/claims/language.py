@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from echo_ska.experiments import language_model as experiment
 from echo_ska.experiments.claims.claim import Claim, Criterion, Evidence, Finding, Table
 from echo_ska.experiments.claims.evidence import file_of, of_comparisons, unmeasured
-from echo_ska.experiments.comparison import Results
-from echo_ska.experiments.language_figure import draw
-from echo_ska.experiments.language_model import ECHO, LENGTH, lead, mean, scored_contexts
-from echo_ska.experiments.language_texts import TEST
+from echo_ska.experiments.language import language_model as experiment
+from echo_ska.experiments.language.language_model_figure import draw
+from echo_ska.experiments.language.language_model_results import (
+    ECHO,
+    LENGTH,
+    context_rows,
+    lead,
+    mean,
+    rows,
+    scored_contexts,
+)
+from echo_ska.experiments.trials.comparison import Results
+from echo_ska.experiments.trials.texts import TEST
 
 EXACT = 1e-4
 """Bits per byte by which readings of one text may differ."""
@@ -90,8 +98,8 @@ CLAIM: Claim[Results] = Claim(
         f"{_ahead(r, scored_contexts(r)[-1])}."
     ),
     tables=lambda r: [
-        Table("Bits per byte, mean over seeds (range)", experiment.rows(r)),
-        Table("Unseen authors, bits per byte by bytes of context", experiment.context_rows(r)),
+        Table("Bits per byte, mean over seeds (range)", rows(r)),
+        Table("Unseen authors, bits per byte by bytes of context", context_rows(r)),
     ],
     draw=draw,
     picture="Bits per byte against context for every text, a line a model; the seeds on unseen authors as dots.",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from echo_ska.experiments import length_generalisation as experiment
-from echo_ska.experiments.arms import ECHO
 from echo_ska.experiments.claims.claim import Claim, Criterion, Evidence, Finding, Table
 from echo_ska.experiments.claims.evidence import of_comparisons
 from echo_ska.experiments.claims.words import accuracy, gain, points
-from echo_ska.experiments.comparison import Results, cell
-from echo_ska.experiments.figures import short_number
+from echo_ska.experiments.recall import length_generalisation as experiment
+from echo_ska.experiments.trials.arms import ECHO
+from echo_ska.experiments.trials.comparison import Results, cell
+from echo_ska.experiments.trials.figures import short_number
 
 JUDGED = 4096
 AHEAD = 10.0

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from echo_ska.experiments import zero_shot as experiment
 from echo_ska.experiments.claims.claim import Claim, Criterion, Evidence, Finding, Table
 from echo_ska.experiments.claims.evidence import file_of, records_of, unmeasured
-from echo_ska.experiments.figures import short_number
-from echo_ska.experiments.zero_shot import LENGTHS, RECALLED, recall_rows, recalled, recorded_results, verdict
+from echo_ska.experiments.language import zero_shot as experiment
+from echo_ska.experiments.language.zero_shot import LENGTHS, RECALLED, recall_rows, recalled, recorded_results, verdict
+from echo_ska.experiments.trials.figures import short_number
 from echo_ska.training import RunRecord
 
 MEMORY = 1.25

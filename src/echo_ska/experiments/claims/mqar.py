@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from echo_ska.experiments import mqar_grid
-from echo_ska.experiments.arms import ECHO
 from echo_ska.experiments.claims.claim import Claim, Criterion, Evidence, Finding, Table
 from echo_ska.experiments.claims.evidence import of_comparisons
 from echo_ska.experiments.claims.words import accuracy, points
-from echo_ska.experiments.comparison import Results
+from echo_ska.experiments.recall import mqar_grid
+from echo_ska.experiments.trials.arms import ECHO
+from echo_ska.experiments.trials.comparison import Results
 
 NEARLY, FULLY = 90.0, 99.0
 ABOVE_CHANCE = 10.0

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from echo_ska.experiments import demo_seeds as experiment
 from echo_ska.experiments.claims.claim import Claim, Criterion, Evidence, Finding, Table
 from echo_ska.experiments.claims.evidence import of_seeds
 from echo_ska.experiments.claims.words import points
-from echo_ska.experiments.figures import percent, short_number
+from echo_ska.experiments.demo import seeds as experiment
+from echo_ska.experiments.trials.figures import percent, short_number
 from echo_ska.training import RunRecord
 
 FAR = 65_536

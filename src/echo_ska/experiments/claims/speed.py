@@ -19,7 +19,7 @@ from echo_ska.benchmarks.summary import (
 from echo_ska.experiments import benchmark_figure
 from echo_ska.experiments.claims.claim import Claim, Criterion, Evidence, Finding, Table
 from echo_ska.experiments.claims.evidence import records_of
-from echo_ska.experiments.figures import short_bytes
+from echo_ska.experiments.trials.figures import short_bytes
 from echo_ska.training import RunRecord
 
 NAME = "bench"

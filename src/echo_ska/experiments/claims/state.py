@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from echo_ska.experiments import demo_report
 from echo_ska.experiments.claims.claim import Claim, Criterion, Evidence, Finding, Table
 from echo_ska.experiments.claims.evidence import newest, records_of
-from echo_ska.experiments.figures import short_bytes
+from echo_ska.experiments.demo import report as demo_report
+from echo_ska.experiments.trials.figures import short_bytes
 from echo_ska.training import RunRecord
 
 NAME = "state-bytes"

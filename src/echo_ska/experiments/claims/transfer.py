@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import fmean
 
-from echo_ska.experiments import transfer as experiment
-from echo_ska.experiments.arms import ECHO
 from echo_ska.experiments.claims.claim import Claim, Criterion, Evidence, Finding, Table
 from echo_ska.experiments.claims.evidence import of_comparisons
 from echo_ska.experiments.claims.words import accuracy, gain, points
-from echo_ska.experiments.comparison import Results
+from echo_ska.experiments.recall import transfer as experiment
+from echo_ska.experiments.trials.arms import ECHO
+from echo_ska.experiments.trials.comparison import Results
 
 AHEAD = 1.0
 NEAR = 10.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from statistics import fmean
 
-from echo_ska.experiments.figures import percent
+from echo_ska.experiments.trials.figures import percent
 from echo_ska.training import RunRecord
 
 

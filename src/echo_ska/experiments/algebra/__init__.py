@@ -1,0 +1,1 @@
+"""Experiments on the algebra alone, without training: the fitted operator, keys that occur once, recall per byte."""

@@ -1,0 +1,1 @@
+"""Experiments on real text: language models compared, converted, scaled, and asked without training for it."""

@@ -1,0 +1,1 @@
+"""Experiments on recall by trained models, one module a table or figure."""

@@ -1,0 +1,270 @@
+"""mqar-frontier: accuracy on Zoology's recall task against the bytes of state it takes, SKA beside all of its peers.
+
+Zoology's protocol (Arora et al., arXiv 2312.04927, and their repository), reduced for two CPU cores and the same for
+all: two layers of short convolution and mixer without feed-forward layers; trained on many short sequences and few long
+ones, tested on more pairs and lengths than were trained, mean over the test cells. Reduced are the vocabulary (512 for
+8,192), the lengths (64 and 128 tokens in training for 64 to 256, 64 to 512 in the test for 64 to 1,024), the pairs (up
+to 32 in training for 64, 128 in the test for 256), the width (64) and above all the training: 3 million tokens a run
+for 778 million. So the figures here compare models with one another, not with the published ones.
+
+Every model has the largest rank (or state size) that keeps its state within 4, 8 or 16 kB: float32, both layers, short
+convolutions' tails not counted (Zoology's rule), a symmetric matrix as a triangle, and of SKA what its power needs: no
+lag moment at power 0. Every arm is tried at the same three rates with half the steps, then three seeds at its best.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from echo_ska.experiments.trials.comparison import Results, print_rows
+from echo_ska.experiments.trials.figures import label_lines, percent, save, short_bytes
+from echo_ska.experiments.trials.trial import Arm, Question, Trial
+from echo_ska.experiments.trials.tuning import Comparison
+from echo_ska.models import EchoConfig
+from echo_ska.models.presets import build_on_meta
+from echo_ska.nn import SequenceMixer, SpectralKoopmanAttention
+from echo_ska.tasks import MultiQueryRecall
+from echo_ska.training import RunRecord
+
+NAME = "mqar-frontier"
+VOCAB_SIZE = 512
+WIDTH, LAYERS = 64, 2
+BUDGETS = (4096, 8192, 16_384)
+STEPS, TUNING_STEPS = 1500, 750
+RATES = (2e-3, 6e-3, 2e-2)
+SEEDS = 3
+FLOAT = 4
+"""Bytes of a number as it is counted, whatever it is stored in: SKA's sums are float64, its peers' memories float32."""
+
+
+def _task(length: int, pairs: int) -> MultiQueryRecall:
+    return MultiQueryRecall(vocab_size=VOCAB_SIZE, length=length, pairs=pairs)
+
+
+SCHEDULE = (
+    (_task(64, 4), 32, 0.56),
+    (_task(64, 8), 32, 0.11),
+    (_task(128, 16), 16, 0.22),
+    (_task(128, 32), 16, 0.44),
+)
+"""(task, batch size, weight); 2,048 tokens a step. Weights are of steps: those of the tasks of 128 tokens, whose
+batches hold half as many sequences, are doubled, so that 56, 11, 11 and 22 % of the sequences are of each, as in
+Zoology."""
+
+CELLS = ((64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128))
+QUESTIONS = tuple(
+    Question(f"{length}, {pairs}", _task(length, pairs), length, max(32, 4096 // pairs)) for length, pairs in CELLS
+)
+TUNED_ON = tuple(
+    Question(f"{task.length}, {task.pairs}", task, task.length, max(16, 2048 // task.pairs)) for task, _, _ in SCHEDULE
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of model, whose state grows with one field of its configuration.
+
+    Attributes:
+        mixer: the name in `layer_types`.
+        grows: the field, a whole number.
+        fields: the others.
+        colour: of its line.
+    """
+
+    mixer: str
+    grows: str
+    colour: str
+    fields: tuple[tuple[str, Any], ...] = ()
+
+    def config(self, size: int) -> dict[str, Any]:
+        """Fields of `EchoConfig` at a size."""
+        fields = {
+            "hidden_size": WIDTH,
+            "num_hidden_layers": LAYERS,
+            "layer_types": [self.mixer] * LAYERS,
+            "ska_at_ends": True,
+            "feed_forward": "none",
+            "num_heads": 2,
+            **dict(self.fields),
+        }
+        return {**fields, self.grows: size}
+
+
+_BLUE = "#0072B2"
+FAMILIES = {
+    "ska, power 0": Family("ska", "rank", _BLUE, (("power", 0),)),
+    "ska, power 0, one wide head": Family("ska", "rank", "#00324F", (("power", 0), ("num_heads", 1))),
+    "ska, power 2 blended": Family("ska", "rank", "#56B4E9"),
+    "linear attention": Family("linear_attention", "rank", "#999999"),
+    "linear attention, one wide head": Family("linear_attention", "rank", "#666666", (("num_heads", 1),)),
+    "delta net": Family("delta_net", "rank", "#E69F00"),
+    "gated delta net": Family("gated_delta_net", "rank", "#D55E00"),
+    "gated delta net, one wide head": Family("gated_delta_net", "rank", "#8A3B00", (("num_heads", 1),)),
+    "gla": Family("gla", "rank", "#CC79A7"),
+    "rwkv-7": Family("rwkv7", "rank", "#8C564B"),
+    "mesa net": Family("mesa_net", "rank", "#009E73"),
+    "based": Family("based", "rank", "#B8A000"),
+    "mamba-2": Family("mamba2", "state_size", "#595959"),
+    "mamba-3": Family("mamba3", "state_size", "#7F7F00"),
+}
+
+
+def counted_bytes(config: EchoConfig) -> int:
+    """Bytes of a model's state by the rule above."""
+    return FLOAT * sum(_numbers(mixer) for mixer in build_on_meta(config).model.mixers)
+
+
+def _numbers(mixer: SequenceMixer) -> int:
+    if isinstance(mixer, SpectralKoopmanAttention):
+        rank, width = mixer.rank, mixer.head_dim
+        lag = rank * rank + rank if mixer.power > 0 else 0  # with the previous key, its other half
+        return mixer.num_heads * (rank * (rank + 1) // 2 + width * rank + lag)
+    tensors = mixer.init_state(1, device="meta").tensors()
+    numbers = sum(tensor.numel() for name, tensor in tensors.items() if "convolution" not in name)
+    if type(mixer).__name__ == "MesaNet":  # its Gram matrix is symmetric, and stored whole
+        heads, _, rank = tensors["memory"].shape[1:]
+        numbers -= heads * (rank * (rank - 1) // 2)
+    return numbers
+
+
+@functools.cache
+def largest_within(family: Family, budget: int) -> int | None:
+    """The largest size of a family whose state is within so many bytes; None where even the smallest is not."""
+    best = None
+    for size in range(1, budget):
+        try:
+            found = counted_bytes(EchoConfig(vocab_size=VOCAB_SIZE, **family.config(size)))
+        except ValueError:  # a size that the mixer does not take, such as an odd number of channels to rotate
+            continue
+        if found > budget:
+            break
+        best = size
+    return best
+
+
+def arm_name(family: str, budget: int) -> str:
+    """What the model of a family within a budget is called."""
+    return f"{family}, {budget // 1024} kB"
+
+
+def arms(budgets: Sequence[int]) -> list[Arm]:
+    """The largest model of every family within every budget; and softmax attention, whose state grows."""
+    found = []
+    for name, family in FAMILIES.items():
+        for budget in budgets:
+            if (size := largest_within(family, budget)) is not None:
+                found.append(Arm(arm_name(name, budget), family.config(size)))
+    return [*found, Arm("softmax attention", Family("full_attention", "rank", "black").config(16))]
+
+
+def trials(quick: bool = False) -> list[Trial]:
+    """A trial an arm."""
+    budgets = BUDGETS[1:2] if quick else BUDGETS
+    steps = STEPS // 3 if quick else STEPS
+    return [
+        Trial(NAME, each, SCHEDULE[0][0], steps, 32, RATES[1], QUESTIONS, schedule=SCHEDULE) for each in arms(budgets)
+    ]
+
+
+def comparison(quick: bool = False) -> Comparison:
+    """What is run; `quick` tries the middle rate alone."""
+    return Comparison(trials(quick), RATES[1:2] if quick else RATES, TUNED_ON, 100 if quick else TUNING_STEPS)
+
+
+def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> list[RunRecord]:
+    """Run what is not recorded, print the table and draw the picture.
+
+    `quick` takes one seed, one rate, 8 kB and a third of the steps, in files of its own.
+    """
+    stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
+    results = comparison(quick).run(console, seeds or (1 if quick else SEEDS), stem.with_suffix(".jsonl"))
+    print_rows(console, "Accuracy, %, mean over seeds, by length and pairs", rows(results))
+    draw(results, stem.with_suffix(".png"))
+    return [record for records in results.values() for record in records]
+
+
+def state_bytes(record: RunRecord) -> int:
+    """The counted bytes of a record's model; of softmax attention at the longest test."""
+    names = record.configuration["model"]
+    fields = {name: value for name, value in names.items() if name in _CONFIG_FIELDS}
+    config = EchoConfig(**fields)
+    if "full_attention" in config.layer_types:
+        return FLOAT * 2 * LAYERS * config.num_heads * int(config.head_dim or 0) * CELLS[-1][0]
+    return counted_bytes(config)
+
+
+_CONFIG_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "layer_types",
+    "ska_at_ends",
+    "feed_forward",
+    "num_heads",
+    "head_dim",
+    "rank",
+    "power",
+    "blended",
+    "state_size",
+    "expand",
+    "conv_kernel",
+)
+
+
+def mean_accuracy(record: RunRecord) -> float:
+    """A record's mean over the test cells."""
+    return fmean(record.figures["accuracy"].values())
+
+
+def rows(results: Results) -> list[list[str]]:
+    """A row an arm: its bytes, its mean over cells with the range of its seeds, and every cell."""
+    table = [["model", "state", "rate", "mean", *(question.name for question in QUESTIONS)]]
+    for name, records in results.items():
+        means = [mean_accuracy(record) for record in records]
+        spread = f" ({percent(min(means))}-{percent(max(means))})" if len(means) > 1 else ""
+        cells = [percent(fmean(r.figures["accuracy"][question.name] for r in records)) for question in QUESTIONS]
+        rate = f"{records[0].figures['learning_rate']:g}"
+        table.append([name, short_bytes(state_bytes(records[0])), rate, percent(fmean(means)) + spread, *cells])
+    return table
+
+
+def draw(results: Results, path: Path) -> None:
+    """Mean accuracy against bytes of state: a line a family, a band over its seeds."""
+    figure = Figure(figsize=(9, 5.2), layout="constrained")
+    axes = figure.subplots()
+    ends, colours = {}, {}
+    for family, settings in FAMILIES.items():
+        found = [records for budget in BUDGETS if (records := results.get(arm_name(family, budget)))]
+        if not found:
+            continue
+        at = [state_bytes(records[0]) for records in found]
+        means = [[100 * mean_accuracy(record) for record in records] for records in found]
+        line = [fmean(values) for values in means]
+        axes.fill_between(at, [min(v) for v in means], [max(v) for v in means], color=settings.colour, alpha=0.12)
+        weight = 2.6 if settings.mixer == "ska" else 1.4
+        axes.plot(at, line, color=settings.colour, linewidth=weight, marker="o", markersize=4)
+        ends[family], colours[family] = (at[-1], line[-1]), settings.colour
+    if "softmax attention" in results:
+        best = fmean(100 * mean_accuracy(record) for record in results["softmax attention"])
+        axes.axhline(best, color="black", linewidth=1, linestyle=(0, (4, 3)))
+        note = f"softmax attention, {short_bytes(state_bytes(results['softmax attention'][0]))} at the longest"
+        axes.annotate(note, (BUDGETS[0], best), xytext=(0, 4), textcoords="offset points", fontsize=9)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(BUDGETS, [short_bytes(budget) for budget in BUDGETS])
+    axes.minorticks_off()
+    axes.set_xlabel("state, both layers: 4 bytes a number, short convolutions not counted")
+    axes.set_ylim(0, 102)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
+    axes.set_title("Zoology's MQAR, reduced: mean accuracy over the test cells, %", loc="left", fontsize=11)
+    figure.draw_without_rendering()  # settles the axes' place, which the labels need
+    label_lines(axes, ends, colours)
+    save(figure, path)

@@ -1,0 +1,131 @@
+"""recall-per-byte: what raises SKA's recall without a byte more of state? One change at a time.
+
+The task, the training, the way of counting and the tuning are `mqar-frontier`'s, at 8 kB of state. The start is its
+strongest shape by the algebra, plain ridge regression with one wide head a layer; a change that takes bytes has to find
+them in its rank. A change belongs in the recipe if its seeds lie above those of the start, all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from echo_ska.experiments.recall import mqar_frontier
+from echo_ska.experiments.recall.mqar_frontier import Family, largest_within, mean_accuracy
+from echo_ska.experiments.trials.changes import (
+    Change,
+    fast_ridge,
+    half_delay,
+    high_ridge,
+    low_ridge,
+    no_delay,
+    own_queries,
+    products,
+)
+from echo_ska.experiments.trials.comparison import Results, print_rows
+from echo_ska.experiments.trials.figures import save
+from echo_ska.experiments.trials.trial import Arm, Trial
+from echo_ska.experiments.trials.tuning import Comparison
+from echo_ska.training import RunRecord
+
+NAME = "recall-per-byte"
+BUDGET = 8192
+START = "the start"
+COLOUR = "#0072B2"
+
+Fields = Mapping[str, Any]
+VARIANTS: dict[str, tuple[Fields, tuple[Change, ...]]] = {
+    START: ({}, ()),
+    "two heads": ({"num_heads": 2}, ()),
+    "two heads, one with keys not delayed": ({"num_heads": 2}, (half_delay,)),
+    "values twice as wide": ({"head_dim": 2 * mqar_frontier.WIDTH}, ()),
+    "look-ahead: power 1, keys not delayed": ({"power": 1, "blended": False}, (no_delay,)),
+    "first layer Hebbian": ({"layer_types": ("linear_attention", "ska")}, ()),
+    "last layer Hebbian": ({"layer_types": ("ska", "linear_attention")}, ()),
+    "ridge learns ten times faster": ({}, (fast_ridge,)),
+    "ridge starts at 0.1": ({}, (low_ridge,)),
+    "ridge starts at 10": ({}, (high_ridge,)),
+    "products of two coordinates as keys": ({}, (products,)),
+    "W_q started apart from W_k": ({}, (own_queries,)),
+}
+"""What differs from the start: fields of the configuration, and changes to the built network."""
+
+
+def arms() -> list[Arm]:
+    """The largest model of every variant within the budget."""
+    found = []
+    for name, (fields, changes) in VARIANTS.items():
+        family = Family("ska", "rank", COLOUR, tuple({"power": 0, "num_heads": 1, **fields}.items()))
+        size = largest_within(family, BUDGET)
+        assert size is not None, f"{name} has no model within {BUDGET} bytes"
+        found.append(Arm(name, family.config(size), changes))
+    return found
+
+
+def trials(quick: bool = False) -> list[Trial]:
+    """A trial a variant, as `mqar_frontier` has them."""
+    pattern = mqar_frontier.trials(quick)[0]
+    return [pattern.with_(experiment=NAME, arm=arm) for arm in arms()]
+
+
+def comparison(quick: bool = False) -> Comparison:
+    """What is run; `quick` as in `mqar_frontier`."""
+    return dataclasses.replace(mqar_frontier.comparison(quick), trials=trials(quick))
+
+
+def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> list[RunRecord]:
+    """Run what is not recorded, print the table and draw the picture.
+
+    `quick` takes one seed, one rate and a third of the steps, in files of its own.
+    """
+    stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
+    count = seeds or (1 if quick else mqar_frontier.SEEDS)
+    results = comparison(quick).run(console, count, stem.with_suffix(".jsonl"))
+    print_rows(console, "Accuracy, %, mean over seeds, by length and pairs", rows(results))
+    draw(results, stem.with_suffix(".png"))
+    return [record for records in results.values() for record in records]
+
+
+def gain(results: Results, variant: str) -> tuple[float, bool]:
+    """Points that a variant's mean over seeds lies above the start's, and whether all of its seeds lie above all of
+    the start's."""
+    ours, start = ([100 * mean_accuracy(record) for record in results[name]] for name in (variant, START))
+    return fmean(ours) - fmean(start), min(ours) > max(start)
+
+
+def rows(results: Results) -> list[list[str]]:
+    """`mqar_frontier.rows`, with the rank and the gain over the start."""
+    heading, *others = mqar_frontier.rows(results)
+    table = [["SKA, changed in", "rank", *heading[1:4], "gain", *heading[4:]]]
+    for (name, records), row in zip(results.items(), others, strict=True):
+        points, clear = gain(results, name)
+        shown = "" if name == START else f"{points:+.1f}" + (" *" if clear and len(records) > 1 else "")
+        rank = str(records[0].configuration["model"]["rank"])
+        table.append([name, rank, *row[1:4], shown, *row[4:]])
+    return table
+
+
+def draw(results: Results, path: Path) -> None:
+    """A bar a variant from the start's mean to its own, with its seeds as dots, the largest gain on top."""
+    figure = Figure(figsize=(8.5, 4.6), layout="constrained")
+    axes = figure.subplots()
+    start = fmean(100 * mean_accuracy(record) for record in results[START])
+    order = sorted(results, key=lambda name: gain(results, name)[0])
+    for place, name in enumerate(order):
+        values = [100 * mean_accuracy(record) for record in results[name]]
+        axes.barh(place, fmean(values) - start, left=start, height=0.6, color=COLOUR, alpha=0.35)
+        axes.plot(values, [place] * len(values), "o", color=COLOUR, markersize=5)
+    axes.axvline(start, color="black", linewidth=1)
+    axes.set_yticks(range(len(order)), order)
+    axes.set_xlabel("mean accuracy over the test cells, %; dots are seeds, the line is the start's mean")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", color="#E6E6E6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_title(f"SKA changed in one thing, {BUDGET // 1024} kB of state", loc="left", fontsize=11)
+    save(figure, path)

@@ -1,0 +1,139 @@
+"""transfer (claim 3): trained on system prompts and tool traces, asked those, four other tasks, and two of our own.
+
+A curriculum of system prompts (easy and hard gaps; half of the facts name another key instead of a value, or no model
+would ever have written a key) and tool traces in equal parts, 6,000 steps of 16 sequences, models of the size of
+echo-1m with equal parameters, each at its best of the same rates, three seeds. Then, with no further training, the
+paper's six: new system prompts and new tool traces, which are the curriculum's own tasks, and multi-query recall,
+needles, two hops with the key on the way written out, and the common word. And two that the paper does not have: the
+end of two hops, nothing written out, and inverse matching (chance 20 %). About 25 minutes a run on one core.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from echo_ska.experiments.trials.arms import million_arms, small_arms
+from echo_ska.experiments.trials.comparison import Results, print_rows, table_rows
+from echo_ska.experiments.trials.figures import COLOURS, percent, save
+from echo_ska.experiments.trials.trial import Question, Trial
+from echo_ska.experiments.trials.tuning import Comparison
+from echo_ska.tasks import (
+    CommonWord,
+    InverseMatching,
+    MultiHop,
+    MultiQueryRecallGrid,
+    Needle,
+    RecallMixture,
+    RecallTask,
+    SystemPrompt,
+    ToolTrace,
+)
+from echo_ska.training import RunRecord
+
+NAME = "transfer"
+TASK = RecallMixture(
+    (
+        (SystemPrompt(gaps="easy", references=4), 1.0),
+        (SystemPrompt(gaps="hard", references=4), 1.0),
+        (ToolTrace(), 2.0),
+    )
+)
+STEPS, QUICK_STEPS, BATCH_SIZE = 6000, 1000, 16
+RATES = (1e-3, 3e-3, 1e-2)
+TUNING_STEPS = 1500
+SEEDS = 3
+SEQUENCES = 512
+
+TASKS: dict[str, RecallTask] = {
+    "mqar": MultiQueryRecallGrid(vocab_size=120),  # fillers of the curriculum's alphabet
+    "system prompt": SystemPrompt(),
+    "tool trace": ToolTrace(),
+    "needle": Needle(),
+    "multi-hop": MultiHop(written=True),
+    "common word": CommonWord(),
+}
+"""The paper's six; the mean is over these."""
+FURTHER: dict[str, RecallTask] = {"end of two hops": MultiHop(), "inverse matching": InverseMatching()}
+"""Which the paper does not have: the end of a chain, the key on the way not written out; and the reverse direction."""
+
+PAPER = {
+    "ssm": (55.1, 64.2, 56.5, 52.0, 39.3, 52.9),
+    "ssm+attention": (76.0, 81.3, 76.2, 81.1, 71.1, 68.2),
+    "ssm+ska": (82.2, 85.3, 80.5, 84.2, 76.7, 74.1),
+}
+"""The paper's figures, %, in the order of `TASKS` (arXiv 2605.06997)."""
+
+QUESTIONS = tuple(Question(name, task, task.length, SEQUENCES) for name, task in (TASKS | FURTHER).items())
+TUNED_ON = (Question("curriculum", TASK, TASK.length, 512),)
+
+
+def trials(quick: bool = False) -> list[Trial]:
+    """A trial an arm; `quick` takes the small models and fewer steps."""
+    arms = (small_arms if quick else million_arms)(TASK.vocab_size)
+    steps = QUICK_STEPS if quick else STEPS
+    return [Trial(NAME, arm, TASK, steps, BATCH_SIZE, RATES[1], QUESTIONS) for arm in arms]
+
+
+def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> list[RunRecord]:
+    """Run what is not recorded, print the table and draw the picture.
+
+    `quick` takes one seed of the small models for 1,000 steps, in files of its own.
+    """
+    stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
+    results = comparison(quick).run(console, seeds or (1 if quick else SEEDS), stem.with_suffix(".jsonl"))
+    steps = QUICK_STEPS if quick else STEPS
+    print_rows(console, f"Accuracy, %, after {steps:,} steps on system prompts and tool traces", rows(results))
+    draw(results, stem.with_suffix(".png"))
+    return [record for records in results.values() for record in records]
+
+
+def comparison(quick: bool = False) -> Comparison:
+    """What is run."""
+    return Comparison(trials(quick), RATES, TUNED_ON, QUICK_STEPS // 2 if quick else TUNING_STEPS)
+
+
+def mean_over_tasks(record: RunRecord) -> float:
+    """A record's mean accuracy over the paper's six tasks."""
+    return fmean(record.figures["accuracy"][name] for name in TASKS)
+
+
+def rows(results: Results) -> list[list[str]]:
+    """Accuracy by arm and task, and the mean over the six; the paper's own below."""
+    table = table_rows(results, {name: name for name in (TASKS | FURTHER)})
+    table[0].insert(1 + len(TASKS), "mean of six")
+    for row, records in zip(table[1:], results.values(), strict=True):
+        means = [mean_over_tasks(record) for record in records]
+        spread = f" ({percent(min(means))}-{percent(max(means))})" if len(means) > 1 else ""
+        row.insert(1 + len(TASKS), f"{percent(fmean(means))}{spread}")
+    for arm, figures in PAPER.items():
+        table.append([f"paper: {arm}", *(f"{value:.1f}" for value in (*figures, fmean(figures))), *[""] * len(FURTHER)])
+    return table
+
+
+def draw(results: Results, path: Path) -> None:
+    """A bar an arm for every task: the mean over seeds, a line over their range, the paper's figure as a notch."""
+    names = list(TASKS | FURTHER)
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(results)
+    for place, (arm, records) in enumerate(results.items()):
+        at = [n + (place - (len(results) - 1) / 2) * width for n in range(len(names))]
+        values = [[100 * record.figures["accuracy"][name] for record in records] for name in names]
+        axes.bar(at, [fmean(v) for v in values], 0.92 * width, color=COLOURS[arm], label=arm)
+        axes.vlines(at, [min(v) for v in values], [max(v) for v in values], color="black", linewidth=1.2)
+        for x, figure_of_paper in zip(at, PAPER[arm], strict=False):
+            axes.hlines(figure_of_paper, x - width / 2, x + width / 2, color="black", linewidth=1.2, linestyle=":")
+    axes.hlines([], 0, 0, color="black", linewidth=1.2, linestyle=":", label="the paper's figure")
+    for n, task in enumerate((TASKS | FURTHER).values()):
+        axes.hlines(100 * task.chance, n - 0.45, n + 0.45, color="#999999", linewidth=1)
+    axes.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names])
+    axes.tick_params(axis="x", length=0)
+    axes.set_ylim(0, 100)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=9)
+    axes.set_ylabel("answers right, %")
+    save(figure, path)

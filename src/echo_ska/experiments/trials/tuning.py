@@ -1,0 +1,113 @@
+"""The same care for every arm: each tries the same learning rates, and its seeds run at its best one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+
+from echo_ska.experiments.trials.recorded import RecordedRun, newest_of, recorded, records_named, run_missing
+from echo_ska.experiments.trials.trial import TrainedRun
+from echo_ska.training import RunRecord
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arms that are tuned alike and then compared over seeds.
+
+    Attributes:
+        trials: one an arm, all of one experiment, the longest first; their rates and seeds are replaced.
+        rates: tried for each with seed 0.
+        tuned_on: what is asked to decide between rates (`TrainedRun.merit` says how), at lengths that training saw.
+        tuning_steps: of every try; None are the trial's own.
+    """
+
+    trials: Sequence[TrainedRun]
+    rates: Sequence[float]
+    tuned_on: Sequence[Any]
+    tuning_steps: int | None = None
+
+    def run(self, console: Console, seeds: int, path: Path) -> dict[str, list[RunRecord]]:
+        """Every trial at every rate, asked `tuned_on`; then all seeds at its best rate, asked everything.
+
+        Args:
+            console: where to show.
+            seeds: at the best rate, at least 1.
+            path: the records; what is there is not run again.
+
+        Returns:
+            By arm, the records of all seeds at its best rate, by seed.
+
+        Raises:
+            ValueError: `seeds` is below 1, or the records cannot be read.
+            JobError: a run failed; those that ended before it are recorded.
+        """
+        if seeds < 1:
+            raise ValueError(f"seeds must be at least 1, got {seeds}.")
+        name = self.trials[0].experiment
+        run_missing(console, name, [run for runs in self._tries for run in runs], path)
+        chosen = [trial for trial in self._at_best_rate(path) if trial is not None]
+        runs = [trial.with_(seed=seed).recorded_run() for seed in range(seeds) for trial in chosen]
+        records = run_missing(console, name, runs, path)
+        return {trial.arm.name: records[place :: len(chosen)] for place, trial in enumerate(chosen)}
+
+    def recorded(self, path: Path) -> dict[str, list[RunRecord]]:
+        """What `run` returns, as far as it is recorded: arms without a record are left out, as are missing seeds."""
+        found = {}
+        for trial in self._at_best_rate(path):
+            if trial is not None and (records := recorded_seeds(trial, path)):
+                found[trial.arm.name] = records
+        return found
+
+    def tries(self, path: Path) -> list[RunRecord]:
+        """The records of the rates that were tried, as far as there are any."""
+        runs = [run for runs in self._tries for run in runs]
+        return [record for record in recorded(self.trials[0].experiment, runs, path) if record is not None]
+
+    @cached_property
+    def _tries(self) -> list[list[RecordedRun]]:
+        """By trial, a run a rate; kept, since a configuration takes a while to describe."""
+        return [[candidate.recorded_run() for candidate in self.candidates(trial)] for trial in self.trials]
+
+    def candidates(self, trial: TrainedRun) -> list[TrainedRun]:
+        """A trial at every rate with seed 0, asked what decides between them."""
+        tried = trial.to_tune(self.tuning_steps or trial.steps, self.tuned_on)
+        return [tried.with_(learning_rate=rate) for rate in self.rates]
+
+    def _at_best_rate(self, path: Path) -> list[TrainedRun | None]:
+        """Each trial at the best of its rates; None while one of them is not recorded."""
+        best: list[TrainedRun | None] = []
+        for trial, runs in zip(self.trials, self._tries, strict=True):
+            found = [record for record in recorded(trial.experiment, runs, path) if record is not None]
+            if len(found) < len(runs):
+                best.append(None)
+            else:
+                best.append(trial.with_(learning_rate=max(found, key=trial.merit).figures["learning_rate"]))
+        return best
+
+
+def run_seeds(console: Console, trials: Sequence[TrainedRun], seeds: int, path: Path) -> dict[str, list[RunRecord]]:
+    """All seeds of every trial at its own rate, run where they are missing: by arm, the records by seed."""
+    runs = [trial.with_(seed=seed).recorded_run() for seed in range(seeds) for trial in trials]
+    records = run_missing(console, trials[0].experiment, runs, path)
+    return {trial.arm.name: records[place :: len(trials)] for place, trial in enumerate(trials)}
+
+
+def recorded_seeds(trial: TrainedRun, path: Path, most: int = 100) -> list[RunRecord]:
+    """The records of a trial's seeds 0, 1, ... up to the first that is missing."""
+    records = records_named(trial.experiment, path)
+    found: list[RunRecord] = []
+    while len(found) < most and (record := newest_of(trial.with_(seed=len(found)).recorded_run(), records)):
+        found.append(record)
+    return found
+
+
+def mean_and_range(records: Sequence[RunRecord], question: str) -> tuple[float, float, float]:
+    """(mean, lowest, highest) accuracy over the seeds."""
+    values = [record.figures["accuracy"][question] for record in records]
+    return fmean(values), min(values), max(values)

@@ -1,0 +1,155 @@
+"""The comparison of language models in small: from texts to runs, tables and picture, and reading in any segments."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from in_process import run_here
+from made_up import of_text_trial
+from matplotlib.image import imread
+from rich.console import Console
+from text_folder import write_texts
+
+from echo_ska.experiments import EXPERIMENTS
+from echo_ska.experiments.language import language_model, language_model_results
+from echo_ska.experiments.language.language_model import (
+    arms,
+    comparison,
+    readings,
+    recorded_comparison,
+)
+from echo_ska.experiments.language.language_model_figure import COLOURS, draw
+from echo_ska.experiments.language.language_model_results import CONTROLS, ECHO, SWIGLU
+from echo_ska.experiments.trials import recorded as recorded_runs
+from echo_ska.experiments.trials.text_trial import Scoring
+from echo_ska.experiments.trials.texts import TextFolder
+from echo_ska.models.presets import count_parameters
+from echo_ska.training.records import read
+
+LAYERS = {arm.name: arm.fields["layer_types"] for arm in arms()}
+
+
+def test_arms_are_of_one_size_and_what_they_are_called():
+    sizes = {arm.name: count_parameters(arm.config(256)) for arm in arms()}
+    assert set(sizes) == {*CONTROLS, SWIGLU, ECHO} == set(COLOURS)
+    assert max(sizes.values()) <= 1.005 * min(sizes.values())
+    for arm in arms():
+        assert arm.fields["feed_forward"] == ("koopman" if arm.name == ECHO else "swiglu")
+    assert LAYERS[ECHO] == LAYERS[SWIGLU]
+    assert LAYERS["mamba-2 + attention"] == [kind.replace("ska", "full_attention") for kind in LAYERS[ECHO]]
+    mixers_and_feed_forwards = 2 * len(LAYERS[ECHO])
+    assert 1 - 1 / mixers_and_feed_forwards == pytest.approx(0.92, abs=0.004)  # Nemotron-H counts both
+    assert LAYERS["mamba-2 + attention, 8 %"].count("full_attention") == 1
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Tiny models on tiny texts, run in this process; returns the names of the jobs that were run."""
+    monkeypatch.chdir(tmp_path)
+    write_texts(tmp_path / "texts")
+    tiny = {"hidden_size": 16, "rank": 4, "state_size": 4, "num_heads": 2}
+    monkeypatch.setattr(language_model, "SHAPE", language_model.SHAPE | tiny)
+    for name, value in {
+        "ECHO_WIDTH": 200,  # wide enough for the others to be as large
+        "LENGTH": 16,
+        "RATES": (1e-3, 1e-2),
+        "CONTEXTS": (8, 16, 64),
+        "QUICK_CONTEXTS": (16, 32),
+        "BLOCKS": 2,
+        "STEPS": 3,
+        "QUICK_STEPS": 4,
+        "TUNING_STEPS": 1,
+        "TUNED_ON": (Scoring("valid", (16,), 4),),
+        "SEGMENTS": (16, 100, 1000),
+        "STEPPED_BYTES": 60,
+    }.items():
+        monkeypatch.setattr(language_model, name, value)
+    monkeypatch.setattr(language_model_results, "LENGTH", language_model.LENGTH)
+    names: list[str] = []
+
+    def run_jobs(jobs, console, *, on_result):
+        for job in jobs:
+            names.append(job.name)
+            for name, result in run_here([job]).items():
+                on_result(name, json.loads(json.dumps(result)))
+
+    monkeypatch.setattr(recorded_runs, "run_jobs", run_jobs)
+    return names
+
+
+@pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
+def test_it_runs_once_prints_its_tables_and_draws(small, quick):
+    screen, folder = io.StringIO(), Path("texts")
+    run = EXPERIMENTS["language-model"].run
+    records = run(Console(file=screen, width=300), seeds=1, quick=quick, text=folder)
+    jobs = (2 if quick else 3) * len(LAYERS)  # a quick run tries one rate
+    assert len(small) == jobs
+    assert {record.figures["arm"] for record in records} == set(LAYERS)
+    assert all(name in screen.getvalue() for name in (*LAYERS, "unseen authors", "WikiText-2"))
+    stem = Path("results") / ("language-model-quick" if quick else "language-model")
+    assert len(read(stem.with_suffix(".jsonl"))) == len(small)
+    assert imread(stem.with_suffix(".png")).shape[1] > 800
+    assert run(Console(file=io.StringIO(), width=300), seeds=1, quick=quick, text=folder) == records
+    assert len(small) == jobs  # nothing is run twice
+    if not quick:
+        echo = next(record for record in records if record.figures["arm"] == ECHO)
+        assert set(echo.figures["whole"]) == {"x.txt", "y.txt"}
+        found = recorded_comparison(stem.with_suffix(".jsonl"))
+        assert found is not None
+        assert [len(each) for each in found.recorded(stem.with_suffix(".jsonl")).values()] == [1] * len(LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("test/x", "test/x.txt has 5 bytes, but 64 are read to score it at a context of 64"),
+        ("valid/v", "valid/v.txt has 5 bytes, but 40 are read"),  # four blocks of 8, and half a context before them
+    ],
+)
+def test_texts_that_are_too_short_are_refused_at_once(small, path, words):
+    (Path("texts") / f"{path}.txt").write_text("short")
+    with pytest.raises(ValueError, match=words):
+        EXPERIMENTS["language-model"].run(Console(), text=Path("texts"))
+    assert small == []
+
+
+def test_a_text_is_read_alike_byte_by_byte_in_segments_and_whole_in_a_state_of_one_size(small):
+    trials = language_model.trials(TextFolder.read(Path("texts"), "x"))
+    for trial in trials:
+        torch.manual_seed(0)
+        network = trial.arm.build(256, 0).eval()
+        found = readings(network, trial)
+        grows = "full_attention" in trial.arm.fields["layer_types"]
+        assert set(found["whole"]) == (set() if grows else {"x.txt", "y.txt"})
+        assert ("segments" in found) == (trial.arm.name == ECHO)
+        for text in found["whole"].values():
+            assert text["bytes"] == 699
+            assert len(set(text["state_bytes"])) == 1
+        if trial.arm.name == ECHO:
+            segments = found["segments"]
+            assert list(segments["whole"]) == ["16", "100", "1000"]
+            assert list(segments["first"]) == ["1", "16", "100", "1000"]
+            for name in ("whole", "first"):
+                assert max(segments[name].values()) - min(segments[name].values()) < 1e-4
+            assert "segments" not in readings(network, replace(trial, seed=1))
+
+
+def test_what_gets_worse_with_context_and_what_diverged_is_drawn(small, tmp_path):
+    def bits(arm: str, part: str, context: int) -> float:
+        return 8.0 if arm == "mamba-3" else 5.0 if arm == "transformer" and context > 16 else 2.2 - context / 1000
+
+    results = {
+        trial.arm.name: [of_text_trial(trial.with_(seed=seed), bits) for seed in range(2)]
+        for trial in comparison(TextFolder.read(Path("texts"), "x")).trials
+    }
+    draw(results, tmp_path / "picture.png")
+    assert imread(tmp_path / "picture.png").shape[1] > 800
+    table = language_model_results.context_rows(results)
+    assert {len(row) for row in table} == {4}
+    assert table[-1][1:] == ["+0.000"] * 3
+    assert language_model_results.lead(results, "test", 64)[1] != "transformer"

@@ -1,0 +1,150 @@
+"""Every trained experiment from its runs to its table and picture. Trials themselves run for real in test_trial.py.
+
+What a run would have found is made up here, at random but the same for the same run, since training takes hours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import random
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from made_up import of_trial
+from matplotlib.image import imread
+from rich.console import Console
+
+from echo_ska.experiments import EXPERIMENTS
+from echo_ska.experiments.recall.length_conditioning import conditioning
+from echo_ska.experiments.trials import recorded as recorded_runs
+from echo_ska.experiments.trials.trial import Trial
+from echo_ska.models.presets import count_parameters
+from echo_ska.training.records import read
+
+TRAINED = (
+    "aids",
+    "cliff",
+    "filter-ablation",
+    "gradient-flow",
+    "length-conditioning",
+    "length-generalisation",
+    "mqar-frontier",
+    "mqar-grid",
+    "recall-per-byte",
+    "transfer",
+)
+
+
+def by_chance(trial: Trial) -> dict:
+    """A record of the trial with figures that a hash of it decides."""
+    text = json.dumps([trial.configuration(), trial.seed], sort_keys=True)
+    chance = random.Random(hashlib.sha256(text.encode()).hexdigest())
+    figures: dict = {
+        "parameters": count_parameters(trial.arm.config(trial.task.vocab_size)),
+        "training_loss": chance.random(),
+    }
+    if trial.measure is conditioning:
+        figures["ridge"] = [chance.random(), chance.random()]
+        figures["conditioning"] = {
+            question.name: {"lambda_min": [0.1, chance.random()], "lambda_max": [2.0, 3.0], "margin": chance.random()}
+            for question in trial.questions
+        }
+    elif trial.measure is not None:
+        figures["gradient"] = {
+            state: {
+                question.name: dict.fromkeys(("norm", "faded", "participation", "rank"), chance.random())
+                for question in trial.questions
+            }
+            for state in ("untrained", "trained")
+        }
+    return dataclasses.asdict(of_trial(trial, lambda *_: chance.random(), **figures))
+
+
+@pytest.fixture(autouse=True)
+def jobs_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Makes up what runs would find; returns the names of those that were to be run."""
+    monkeypatch.chdir(tmp_path)
+    names: list[str] = []
+
+    def run_jobs(jobs, console, *, on_result):
+        for job in jobs:
+            names.append(job.name)
+            on_result(job.name, json.loads(json.dumps(by_chance(job.arguments["trial"]))))
+
+    monkeypatch.setattr(recorded_runs, "run_jobs", run_jobs)
+    return names
+
+
+@pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_it_runs_once_prints_its_table_and_draws(name: str, quick: bool, jobs_run: list[str]) -> None:
+    screen = io.StringIO()
+    seeds = None if quick else 2
+    records = EXPERIMENTS[name].run(Console(file=screen, width=200), seeds=seeds, quick=quick)
+    assert jobs_run
+    assert records
+    assert {record.name for record in records} == {name}
+    stem = Path("results") / (f"{name}-quick" if quick else name)
+    assert len(read(stem.with_suffix(".jsonl"))) == len(jobs_run)
+    assert imread(stem.with_suffix(".png")).shape[1] > 800
+    for record in records:
+        arm = record.figures["arm"].split(",")[0]
+        assert arm.removeprefix("ssm+ska ") in screen.getvalue() or name in ("aids", "cliff", "filter-ablation")
+
+    before = len(jobs_run)
+    again = EXPERIMENTS[name].run(Console(file=io.StringIO(), width=200), seeds=seeds, quick=quick)
+    assert len(jobs_run) == before  # nothing is run twice
+    assert again == records
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_all_arms_have_one_budget_and_are_asked_alike(name: str) -> None:
+    module = import_module(EXPERIMENTS[name].module)
+    if name == "filter-ablation":
+        groups = [module.recall_trials(), *(module.orbit_trials(distance) for distance in module.DISTANCES)]
+    elif name == "aids":
+        groups = [[module.trial(mixer, taken) for mixer in module.MIXERS for taken in module.TAKEN]]
+    else:
+        groups = [module.trials()]
+    for trials in groups:
+        assert len({trial.arm.name for trial in trials}) == len(trials)
+        assert (
+            len({(trial.steps, trial.batch_size, trial.task, trial.schedule, trial.weight_decay) for trial in trials})
+            == 1
+        )
+        longest = max((trial.questions for trial in trials), key=len)
+        for trial in trials:
+            assert trial.questions == longest[: len(trial.questions)]
+            masked = trial.arm.written_prefix is not None
+            assert masked == ("mask" in trial.arm.name)  # a mask is named where it is handed out
+
+
+@pytest.mark.parametrize("name", ["cliff", "gradient-flow", "length-conditioning", "length-generalisation"])
+def test_a_training_that_diverged_is_shown_and_drawn_around(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = 0
+
+    def run_jobs(jobs, console, *, on_result):
+        nonlocal made
+        for job in jobs:
+            record = by_chance(job.arguments["trial"])
+            if job.arguments["trial"].seed == 1:
+                record["figures"] = {
+                    "arm": record["figures"]["arm"],
+                    "learning_rate": record["figures"]["learning_rate"],
+                    "parameters": record["figures"]["parameters"],
+                    "diverged": "The loss became nan at step 1.",
+                    "training_loss": None,
+                    "training_accuracy": 0.0,
+                    "accuracy": dict.fromkeys(record["figures"]["accuracy"], 0.0),
+                }
+                made += 1
+            on_result(job.name, json.loads(json.dumps(record)))
+
+    monkeypatch.setattr(recorded_runs, "run_jobs", run_jobs)
+    EXPERIMENTS[name].run(Console(file=io.StringIO(), width=200), seeds=2)
+    assert made
+    assert imread(Path("results") / f"{name}.png").shape[1] > 800
