@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 from host_models import HOSTS, host, tokens
+from transformers import AutoModelForCausalLM
 
 from echo_ska.convert import ReplacedAttention, load_converted, replace_attention
-from echo_ska.convert.replace import FIELD, chosen_layers, replaced_attentions
+from echo_ska.convert.classes import FIELD
+from echo_ska.convert.replace import chosen_layers, replaced_attentions
 
 
 @pytest.mark.parametrize(
@@ -79,13 +83,36 @@ def test_a_saved_model_is_loaded_with_the_same_logits_and_dtypes(name, tmp_path)
     model.save_pretrained(tmp_path)
     assert not list(tmp_path.glob("*.bin"))
     assert [part["layers"] for part in json.loads((tmp_path / "config.json").read_text())[FIELD]] == [[0], [2]]
-    loaded = load_converted(tmp_path)
-    assert type(loaded) is type(model)
     ids = tokens(2, 15)
-    assert torch.equal(loaded(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
-    assert getattr(loaded.config, FIELD) == getattr(model.config, FIELD)
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
-    assert (loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight) == tied
+    for load in (load_converted, AutoModelForCausalLM.from_pretrained):
+        loaded = load(tmp_path)
+        assert type(loaded) is type(model)
+        assert type(loaded).__name__ == f"Ska{type(host(name)).__name__}"
+        assert torch.equal(loaded(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
+        assert getattr(loaded.config, FIELD) == getattr(model.config, FIELD)
+        assert (loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight) == tied
+    replace_attention(loaded, [1])  # and so on from there
+    assert list(replaced_attentions(loaded)) == [0, 1, 2]
+
+
+def test_without_this_package_a_converted_model_is_of_no_known_type(tmp_path):
+    model = host("llama")
+    replace_attention(model, [1])
+    model.save_pretrained(tmp_path)
+    code = f"""
+from transformers import AutoModelForCausalLM
+try:
+    AutoModelForCausalLM.from_pretrained({str(tmp_path)!r})
+except ValueError as error:
+    print(str(error).splitlines()[0])
+import echo_ska.convert
+print(type(AutoModelForCausalLM.from_pretrained({str(tmp_path)!r})).__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    refused, loaded = done.stdout.splitlines()
+    assert "`ska-llama` but Transformers does not recognize this architecture" in refused
+    assert loaded == "SkaLlamaForCausalLM"
 
 
 @torch.no_grad()
@@ -119,7 +146,7 @@ def test_folders_that_hold_no_converted_model_are_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot be read"):
         load_converted(tmp_path)
     weights.unlink()
-    with pytest.raises(ValueError, match="is missing: save the model again"):
+    with pytest.raises(ValueError, match=r"weights are missing in .*: save the model again"):
         load_converted(tmp_path)
 
 

@@ -16,6 +16,8 @@ HOSTS = {
     "qwen3": ("Qwen3ForCausalLM", "model.layers", "self_attn"),
     "gpt2": ("GPT2LMHeadModel", "transformer.h", "attn"),
 }
+CONVERTED = "ska-"
+"""What the `model_type` of a converted model begins with; a host's name follows."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,13 @@ def decoder_layers(model: nn.Module) -> tuple[nn.ModuleList, str]:
         ValueError: another model, or one whose layers attend through a window or to an encoder.
     """
     config: Any = getattr(model, "config", None)
-    class_name, path, attention = HOSTS.get(getattr(config, "model_type", ""), ("", "", ""))
-    if class_name != type(model).__name__:
+    host = getattr(config, "model_type", "").removeprefix(CONVERTED)
+    class_name, path, attention = HOSTS.get(host, ("", "", ""))
+    if type(model).__name__ not in (class_name, f"Ska{class_name}"):
         supported = ", ".join(sorted(name for name, _, _ in HOSTS.values()))
         raise ValueError(f"attention can be replaced in {supported}, not in {type(model).__name__}")
     windows = "sliding_attention" in (getattr(config, "layer_types", None) or ())
-    if windows or (config.model_type == "mistral" and config.sliding_window is not None):
+    if windows or (host == "mistral" and config.sliding_window is not None):
         raise ValueError(
             f"this {class_name} attends through a sliding window, whose masks a layer without a window cannot share: "
             "build it with sliding_window=None (Qwen: use_sliding_window=False)"

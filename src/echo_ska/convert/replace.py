@@ -5,17 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from echo_ska.convert.attention import ReplacedAttention
 from echo_ska.convert.carry import build_mixer, carry_over
+from echo_ska.convert.classes import make_converted
 from echo_ska.convert.hosts import cache_bytes_per_token, decoder_layers, head_weights
-
-FIELD = "echo_ska_replaced"
-"""The field of a model's configuration that says what was replaced, by which `load_converted` builds it again."""
 
 CARRIED: dict[str, Any] = {"key_delay": 0}
 """Settings of SKA that differ from its own defaults where a trained model's projections are carried over.
@@ -75,10 +74,12 @@ def replace_attention(
     the model computes another function, which `distil` brings near the old one.
 
     `generate` works as before with the same `DynamicCache`, which holds a state of constant size for each replaced
-    layer. `save_pretrained` works too; load what it wrote with `load_converted`.
+    layer. So does `save_pretrained`; what it wrote is loaded by `AutoModelForCausalLM.from_pretrained` where this
+    package is imported, and by `load_converted`, which accepts nothing missing.
 
     Args:
-        model: changed in place; its configuration gets the field `echo_ska_replaced`.
+        model: changed in place; a `LlamaForCausalLM` becomes a `SkaLlamaForCausalLM` of type ska-llama, and so do the
+            others; its configuration gets the field `echo_ska_replaced`.
         layers: indices from 0; "all" or None; or "every 2nd", "every 3rd", ...: layers 1, 3, 5, ...
         init: "carry", or "fresh" for layers that start as untrained SKA does.
         rank: r; None takes the head's width, at which nothing of a query-key product is lost.
@@ -117,9 +118,7 @@ def replace_attention(
         replacements.append(ReplacedAttention(mixer, index, weights.dropout).train(attention.training))
     for index, replacement in zip(chosen, replacements, strict=True):  # only now: what raises leaves the model alone
         setattr(blocks[index], name, replacement)
-    config: Any = model.config
-    done = {"layers": list(chosen), "rank": width, "settings": settings}
-    setattr(config, FIELD, [*(getattr(config, FIELD, None) or ()), done])
+    make_converted(cast(PreTrainedModel, model), {"layers": list(chosen), "rank": width, "settings": settings})
     kept = [getattr(block, name) for block in blocks]
     return Replacement(
         layers=chosen,

@@ -1,0 +1,79 @@
+"""Converted decoders are classes of their own, so that nothing takes them for what they were.
+
+`ska-llama` is a Llama in which some layers are SKA: a `SkaLlamaForCausalLM` with a `SkaLlamaConfig`, whose field
+`echo_ska_replaced` says which. Importing `echo_ska.convert` registers the classes with Hugging Face's Auto classes;
+without it these say that they do not know the type, instead of building softmax attention at random.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, cast
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from echo_ska.convert.attention import ReplacedAttention
+from echo_ska.convert.carry import FLOAT32, build_mixer
+from echo_ska.convert.hosts import CONVERTED, HOSTS, decoder_layers, head_weights
+
+FIELD = "echo_ska_replaced"
+"""The field of a configuration that says what was replaced: a list of `layers`, `rank` and `settings`."""
+
+
+@functools.cache
+def converted_class(host: str) -> type[PreTrainedModel]:
+    """The class of a host's converted models.
+
+    Args:
+        host: a name in `HOSTS`.
+    """
+    original: Any = getattr(transformers, HOSTS[host][0])
+    names = {"__module__": __name__}
+    config: Any = type(f"Ska{original.config_class.__name__}", (original.config_class,), names)
+    config.model_type = CONVERTED + host
+    config.__doc__ = f"`{original.config_class.__name__}` of a model whose attention is SKA in some layers."
+
+    def start(model: Any, config: PreTrainedConfig, *arguments: Any, **options: Any) -> None:
+        original.__init__(model, config, *arguments, **options)
+        for part in getattr(config, FIELD, None) or ():
+            _put_in(model, part)
+        keep_in_float32(model)
+
+    model: Any = type(f"Ska{original.__name__}", (original,), names | {"__init__": start, "config_class": config})
+    model.__doc__ = f"`{original.__name__}` with SKA in the place of attention in some layers."
+    AutoConfig.register(config.model_type, config)
+    AutoModelForCausalLM.register(config, model)
+    return cast(type[PreTrainedModel], model)
+
+
+def make_converted(model: PreTrainedModel, part: dict[str, Any]) -> None:
+    """Let a model in which `part` was replaced say so: by its class, its configuration's, and the field.
+
+    Args:
+        model: changed in place.
+        part: `layers`, `rank` and `settings` of what was replaced.
+    """
+    config: Any = model.config
+    setattr(config, FIELD, [*(getattr(config, FIELD, None) or ()), part])
+    model.__class__ = converted_class(config.model_type.removeprefix(CONVERTED))
+    config.__class__ = model.config_class
+    keep_in_float32(model)
+
+
+def keep_in_float32(model: PreTrainedModel) -> None:
+    """Of what steers exponentials and solves, what this model has stays in float32 when it is loaded."""
+    own = {name.rpartition(".")[2] for name, _ in model.named_parameters() if ".mixer." in name}
+    cast(Any, model)._keep_in_fp32_modules_strict = own.intersection(FLOAT32)
+
+
+def _put_in(model: nn.Module, part: dict[str, Any]) -> None:
+    blocks, name = decoder_layers(model)
+    for index in part["layers"]:
+        attention = getattr(blocks[index], name)
+        with torch.no_grad():
+            weights = head_weights(attention)
+        mixer = build_mixer(weights, part["rank"], part["settings"])
+        setattr(blocks[index], name, ReplacedAttention(mixer, index, weights.dropout).train(attention.training))
