@@ -11,12 +11,16 @@ from typing import Any
 import pytest
 from made_up import made_up, of_text_trial, write_comparison, write_trials
 
+from echo_ska.convert.measure import CACHE_LENGTHS
 from echo_ska.experiments.claims import CLAIMS, Evidence, Level, weigh
 from echo_ska.experiments.claims.claim import judge
 from echo_ska.experiments.claims.filters import Ablation
 from echo_ska.experiments.demo import seeds as demo_seeds
-from echo_ska.experiments.language import language_model, zero_shot
+from echo_ska.experiments.language import language_model, replace_attention, zero_shot
+from echo_ska.experiments.language.replace_attention import NAME
+from echo_ska.experiments.language.replace_attention_results import ARMS
 from echo_ska.experiments.recall import (
+    aids,
     cliff,
     filter_ablation,
     gradient_flow,
@@ -27,6 +31,7 @@ from echo_ska.experiments.recall import (
     transfer,
 )
 from echo_ska.experiments.regression import in_context_regression as experiment
+from echo_ska.experiments.state import context_parallel
 from echo_ska.experiments.trials.texts import TextFolder
 from echo_ska.experiments.trials.trial import Question
 from echo_ska.training import RunRecord
@@ -304,6 +309,62 @@ def hidden(near: float, far: float, state: int = 8, memory: float = 1.0) -> Writ
     return write
 
 
+def aided(ska: float, peers: float, bare: float) -> Write:
+    """SKA's mixers and their peers with all aids, and without any one of them."""
+
+    def answer(arm: str, _: str) -> float:
+        mixer = ska if arm.startswith("SKA") else peers
+        return mixer if arm.endswith(aids.ALL) else mixer + bare - ska
+
+    def write(folder: Path) -> None:
+        path = folder / "aids.jsonl"
+        write_comparison(path, aids.comparison(), aids.SEEDS, answer)
+        trials = [
+            aids.trial(mixer, taken).with_(learning_rate=aids.RATES[0])
+            for mixer in aids.MIXERS
+            for taken in aids.TAKEN
+            if taken != aids.ALL
+        ]
+        write_trials(path, trials, aids.SEEDS, answer)
+
+    return write
+
+
+def converted(text: float, copied: float, original: float = 2.0) -> Write:
+    """Bits per byte and copies of all conversions after training, beside a control that copies everything."""
+
+    def write(folder: Path) -> None:
+        for run in replace_attention.runs():
+            state = {"bits_per_byte": original, "copied": {"24": 1.0}}
+            figures: dict[str, Any] = {"parameters": 9, "finetuned": state}
+            if run.arm in ARMS:
+                figures["finetuned"] = {"bits_per_byte": text, "copied": {"24": copied}}
+                figures |= {"replaced": figures["finetuned"], "matched": figures["finetuned"]}
+                figures["cache_bytes"] = {str(tokens): {"before": 9, "after": 8} for tokens in CACHE_LENGTHS}
+            recorded = run.recorded_run()
+            append(made_up("replace-attention", recorded.configuration, figures, run.seed), folder / f"{NAME}.jsonl")
+
+    return write
+
+
+def split(error: float, grown: int = 0, size: int = 1000) -> Write:
+    """Bytes that an SKA layer sends, `grown` more at the longest, and how far results are from one process's."""
+
+    def write(folder: Path) -> None:
+        for length in context_parallel.LENGTHS:
+            for world in context_parallel.PROCESSES:
+                sent = {"messages": 2, "bytes": size + grown * (length == max(context_parallel.LENGTHS))}
+                figures = {
+                    "layers": {kind: {"forward": sent, "backward": sent} for kind in ("ska", "mamba2")},
+                    "attention_bytes": 1000 * length,
+                    "difference": {"logits": error, "loss": 0.0, "gradients": error},
+                }
+                record = made_up("context-parallel", {"tokens": length, "processes": world}, figures)
+                append(record, folder / "context-parallel.jsonl")
+
+    return write
+
+
 def look(right: float, wrong: float) -> Callable[[str, int], float]:
     return lambda name, distance: right if name == f"K = {distance - 1}" else wrong
 
@@ -348,6 +409,16 @@ CASES: list[tuple[str, Level, Write]] = [
     ("seeds", PARTLY, seeded(0.75)),
     ("seeds", NO, seeded(1.0, near=0.5)),
     ("seeds", IN_PART, seeded(1.0, seeds=3)),
+    ("aids", YES, aided(0.95, 0.7, 0.8)),
+    ("aids", PARTLY, aided(0.95, 0.9, 0.5)),
+    ("aids", NO, aided(0.7, 0.9, 0.5)),
+    ("drop-in", YES, converted(2.01, 0.99)),
+    ("drop-in", PARTLY, converted(2.01, 0.5)),
+    ("drop-in", NO, converted(2.2, 0.99)),
+    ("context-parallel", YES, split(1e-7)),
+    ("context-parallel", PARTLY, split(1e-7, grown=8)),
+    ("context-parallel", PARTLY, split(1e-7, size=10**7)),
+    ("context-parallel", NO, split(1e-3)),
     ("cliff", YES, broken_down(0.5, 0.02)),
     ("cliff", PARTLY, broken_down(0.3, 0.02)),
     ("cliff", NO, broken_down(0.3, 0.5)),

@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 from echo_ska.experiments.claims import (
+    aids,
     algebra,
     cliff,
     conditioning,
+    drop_in,
     filters,
     frontier,
     gradients,
@@ -18,6 +20,7 @@ from echo_ska.experiments.claims import (
     lengths,
     long_text,
     mqar,
+    parallel,
     regression,
     seeds,
     speed,
@@ -49,14 +52,17 @@ CLAIMS: tuple[Claim[Any], ...] = (
     language.CLAIM,
     long_text.CLAIM,
     gradients.CLAIM,
+    drop_in.CLAIM,
     filters.LOOK_AHEAD,
     seeds.CLAIM,
     cliff.CLAIM,
+    aids.CLAIM,
     regression.CLAIM,
     algebra.OPERATOR,
     algebra.ONE_OFF,
     algebra.RECALL_MAP,
     frontier.CLAIM,
+    parallel.CLAIM,
 )
 """In the order of the page: the paper's numbers, then ours."""
 
