@@ -6,6 +6,7 @@ from pathlib import Path
 
 from echo_ska.experiments.claims.claim import Claim, Criterion, Evidence, Finding, Table
 from echo_ska.experiments.claims.evidence import file_of, of_arms, records_of, unmeasured
+from echo_ska.experiments.claims.words import gain
 from echo_ska.experiments.recall import aids as experiment
 from echo_ska.experiments.recall.aids import ALL, MIXERS, QUESTIONS, TAKEN, draw, rows
 from echo_ska.experiments.trials.comparison import Results
@@ -41,13 +42,13 @@ def lead(results: Results, taken: str, question: str) -> tuple[float, str]:
 
 def _with_all(results: Results) -> Finding:
     leads = {question.name: lead(results, ALL, question.name) for question in QUESTIONS}
-    shown = "; ".join(f"{points:+.1f} points at {name} tokens ({best})" for name, (points, best) in leads.items())
+    shown = "; ".join(f"{gain(points)} at {name} tokens ({best})" for name, (points, best) in leads.items())
     return Finding(all(points >= -TIE for points, _ in leads.values()), shown)
 
 
 def _without_any(results: Results) -> Finding:
     leads = {taken: min(lead(results, taken, question.name)[0] for question in QUESTIONS) for taken in TAKEN}
-    shown = "; ".join(f"{taken} {points:+.1f}" for taken, points in leads.items() if taken != ALL)
+    shown = "; ".join(f"{taken} {gain(points)}" for taken, points in leads.items() if taken != ALL)
     return Finding(min(leads.values()) >= -TIE, shown)
 
 
@@ -58,7 +59,7 @@ def _more_than_aids(results: Results) -> Finding:
     solve = whole - accuracy(results, "linear attention", ALL, far)
     lost = {taken: whole - accuracy(results, OURS, taken, far) for taken in TAKEN if taken != ALL}
     worst = max(lost, key=lambda taken: lost[taken])
-    return Finding(solve >= lost[worst], f"the solve {solve:+.1f}; {worst} {-lost[worst]:+.1f}")
+    return Finding(solve >= lost[worst], f"the solve {gain(solve)}, {worst} {gain(-lost[worst])}")
 
 
 CLAIM: Claim[Results] = Claim(

@@ -21,4 +21,4 @@ def points(value: float) -> str:
 
 def gain(value: float) -> str:
     """+3.2 points."""
-    return f"{value:+.1f} points"
+    return f"{round(value, 1) + 0.0:+.1f} points"  # no -0.0

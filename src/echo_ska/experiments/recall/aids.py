@@ -19,7 +19,7 @@ from rich.console import Console
 from echo_ska.experiments.trials.arms import small
 from echo_ska.experiments.trials.changes import Change, no_convolution, no_delay, no_gate, no_output_norm, own_queries
 from echo_ska.experiments.trials.comparison import Results, cell, print_rows
-from echo_ska.experiments.trials.figures import save
+from echo_ska.experiments.trials.figures import percent_grid, save
 from echo_ska.experiments.trials.trial import Question, Trial
 from echo_ska.experiments.trials.tuning import Comparison, mean_and_range, recorded_seeds, run_seeds
 from echo_ska.tasks import MultiQueryRecallGrid
@@ -28,7 +28,7 @@ from echo_ska.training import RunRecord
 NAME = "aids"
 TASK = MultiQueryRecallGrid(pairs=16, gap=32)
 STEPS, BATCH_SIZE = 250, 32
-RATES = (3e-3, 1e-2, 3e-2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 SEEDS = 2
 QUESTIONS = (Question("96", TASK, 96, 512), Question("1,024", TASK, 1024, 64))
 
@@ -53,12 +53,12 @@ TAKEN: dict[str, tuple[Change, ...]] = {
 def trial(mixer: str, taken: str) -> Trial:
     """A mixer without one of the aids."""
     arm = dataclasses.replace(MIXERS[mixer], name=f"{mixer}, {taken}", changes=TAKEN[taken])
-    return Trial(NAME, arm, TASK, STEPS, BATCH_SIZE, RATES[1], QUESTIONS)
+    return Trial(NAME, arm, TASK, STEPS, BATCH_SIZE, RATES[2], QUESTIONS)
 
 
 def comparison(quick: bool = False) -> Comparison:
-    """The mixers with all aids; `quick` tries the middle rate alone."""
-    rates = RATES[1:2] if quick else RATES
+    """The mixers with all aids; `quick` tries 0.01 alone."""
+    rates = RATES[2:3] if quick else RATES
     return Comparison([trial(mixer, ALL) for mixer in MIXERS], rates, QUESTIONS[:1])
 
 
@@ -119,16 +119,10 @@ def draw(results: Results, path: Path) -> None:
             ]
             for taken in TAKEN
         ]
-        axes.imshow(grid, cmap="Blues", vmin=0, vmax=130, aspect="auto")
-        for row, values in enumerate(grid):
-            for column, value in enumerate(values):
-                shown = "–" if math.isnan(value) else f"{int(value + 1e-9)}"
-                axes.text(column, row, shown, ha="center", va="center", fontsize=10)
+        percent_grid(axes, grid)
         axes.set_xticks(
             range(len(MIXERS)), [name.replace(", ", ",\n").replace(" ", "\n", 1) for name in MIXERS], fontsize=9
         )
         axes.set_yticks(range(len(TAKEN)), list(TAKEN))
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=0)
         axes.set_title(f"{TASK.pairs} pairs, {question.name} tokens: answers right, %", loc="left", fontsize=11)
     save(figure, path)

@@ -26,7 +26,7 @@ from rich.console import Console
 from echo_ska.experiments.trials.arms import small
 from echo_ska.experiments.trials.changes import paper_ridge
 from echo_ska.experiments.trials.comparison import Results, print_rows, table_rows
-from echo_ska.experiments.trials.figures import save
+from echo_ska.experiments.trials.figures import percent_grid, save
 from echo_ska.experiments.trials.trial import Arm, Question, Trial
 from echo_ska.experiments.trials.tuning import Comparison, mean_and_range
 from echo_ska.tasks import MultiQueryRecallGrid, OrbitRecall
@@ -191,13 +191,8 @@ def _draw_orbit(axes: Axes, results: Mapping[int, Results]) -> None:
         ]
         for name in names
     ]
-    axes.imshow(grid, cmap="Blues", vmin=0, vmax=130, aspect="auto")
-    for row, values in enumerate(grid):
-        for column, value in enumerate(values):
-            axes.text(column, row, f"{int(value + 1e-9)}", ha="center", va="center", fontsize=10)
+    percent_grid(axes, grid)
     axes.set_xticks(range(len(results)), [str(distance) for distance in results])
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("steps from the state asked for to the answer")
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
     axes.set_title("Orbits: answers right, %, mean over seeds", loc="left", fontsize=11)

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from echo_ska.experiments.trials.arms import small_arms
 from echo_ska.experiments.trials.comparison import Results, print_rows
-from echo_ska.experiments.trials.figures import percent, save, short_number
+from echo_ska.experiments.trials.figures import percent, percent_grid, save, short_number
 from echo_ska.experiments.trials.trial import Question, Trial
 from echo_ska.experiments.trials.tuning import Comparison
 from echo_ska.tasks import MultiQueryRecallGrid
@@ -99,19 +99,13 @@ def draw(results: Results, path: Path) -> None:
             [100 * fmean(record.figures["accuracy"][f"{pairs} x {gap}"] for record in records) for gap in gaps]
             for pairs in PAIRS
         ]
-        axes.imshow(grid, cmap="Blues", vmin=0, vmax=130, aspect="auto", origin="lower")
-        for row, values in enumerate(grid):
-            for column, value in enumerate(values):
-                shown = f"{int(value + 1e-9)}"
-                axes.text(column, row, shown, ha="center", va="center", fontsize=9)
+        percent_grid(axes, grid, origin="lower")
         axes.set_xticks(range(len(gaps)), [short_number(gap) for gap in gaps])
         axes.set_yticks(range(len(PAIRS)), [str(pairs) for pairs in PAIRS])
         axes.set_xlabel("gap, tokens")
         if place == 0:
             axes.set_ylabel("pairs")
         axes.set_title(arm, loc="left", fontsize=11)
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=0)
     figure.suptitle(
         f"Answers right, %, by models trained on {TASK.pairs} pairs over a gap of {TASK.gap}", x=0.01, ha="left"
     )

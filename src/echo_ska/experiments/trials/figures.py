@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -56,6 +56,24 @@ def label_lines(axes: Axes, ends: Mapping[str, tuple[float, float]], colours: Ma
             fontsize=10,
             annotation_clip=False,
         )
+
+
+def percent_grid(axes: Axes, grid: Sequence[Sequence[float]], *, origin: Literal["upper", "lower"] = "upper") -> None:
+    """Percentages as a field of blue, darker for more, each with its number, rounded down; not a number is left white.
+
+    Args:
+        axes: ticks are the caller's.
+        grid: rows of columns, 0 to 100.
+        origin: where the first row is.
+    """
+    axes.imshow(grid, cmap="Blues", vmin=0, vmax=130, aspect="auto", origin=origin)
+    for row, values in enumerate(grid):
+        for column, value in enumerate(values):
+            shown = "–" if math.isnan(value) else f"{int(value + 1e-9)}"
+            colour = "white" if value > 65 else "black"
+            axes.text(column, row, shown, ha="center", va="center", fontsize=10, color=colour)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
 
 
 def save(figure: Figure, path: Path) -> None:
