@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from echo_ska.algebra.record import TensorRecord
 from echo_ska.nn.convolution import ShortConvolution
+from echo_ska.nn.fla import kernel_for
 from echo_ska.nn.initialization import start_as
 from echo_ska.nn.mixer import MixerState, SequenceMixer
 from echo_ska.nn.parts import last_sequence, last_tokens
-from echo_ska.nn.simple_gla import simple_gla_kernel, simple_gla_scan
+from echo_ska.nn.simple_gla import SIMPLE_GLA, simple_gla_scan
 
 # Measured on one CPU core, forward and backward, at T = 64 and at T = 4,096.
 DEFAULT_CHUNK_SIZE = 64
@@ -141,7 +142,7 @@ class Mamba2(SequenceMixer):
                 parts_before = self.exchange.summary_before(own, cu_seqlens)
                 before = parts_before.ssm if before is None else parts_before.after(before)
             # On a GPU by maintained kernels, where they are installed; they know no float64.
-            kernel = simple_gla_kernel() if x.is_cuda and dtype == torch.float32 and x.shape[1] > 1 else None
+            kernel = kernel_for(SIMPLE_GLA, x) if dtype == torch.float32 else None
             if kernel is not None:
                 y, ssm = simple_gla_scan(
                     kernel, x, dt, A, B, C, before, cu_seqlens=cu_seqlens, output_state=output_state

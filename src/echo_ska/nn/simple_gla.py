@@ -2,31 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import logging
-from collections.abc import Callable
-
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
+from echo_ska.nn.fla import Kernel
 
-Kernel = Callable[..., tuple[Tensor, Tensor | None]]
-
-
-@functools.cache
-def simple_gla_kernel() -> Kernel | None:
-    """`fla.ops.simple_gla.chunk_simple_gla`, or None where flash-linear-attention is not installed.
-
-    `pip install 'echo-ska[gpu]'` installs it.
-    """
-    try:
-        kernel: Kernel = importlib.import_module("fla.ops.simple_gla").chunk_simple_gla
-    except ImportError as error:
-        logger.info("Mamba-2 scans in PyTorch: flash-linear-attention cannot be imported (%s)", error)
-        return None
-    logger.info("Mamba-2 scans by flash-linear-attention's chunk_simple_gla")
-    return kernel
+SIMPLE_GLA = "fla.ops.simple_gla.chunk_simple_gla"
 
 
 def simple_gla_scan(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from echo_ska.nn.aids import gate_score, head_norm, precise, stretched_sigmoid, unit_norm
+from echo_ska.nn.fla import kernel_for, scan_by
 from echo_ska.nn.mixer import MixerState, SequenceMixer
 from echo_ska.nn.packing import pad_packed, unpad
 from echo_ska.nn.peers.chunks import scan_chunks
@@ -36,7 +38,8 @@ class LinearMixer(SequenceMixer):
     - `tokens`: what of each token its recurrence reads, such that a token of ZEROS leaves the memory as it is
       (sequences of unequal length are filled up with such tokens);
     - `recur`: the recurrence, one token a row, which is the definition;
-    - `chunk`: the same for many tokens at once, in products of matrices.
+    - `chunk`: the same for many tokens at once, in products of matrices;
+    - `kernel`, `kernel_arguments`: who does so on a GPU, in float32, if flash-linear-attention is installed.
 
     Args:
         hidden_size: d.
@@ -56,6 +59,8 @@ class LinearMixer(SequenceMixer):
     """
 
     _no_weight_decay: tuple[str, ...] = ("scale",)
+    kernel: ClassVar[str | None] = None
+    """The function of flash-linear-attention that runs the recurrence on a GPU, where there is one."""
 
     def __init__(
         self,
@@ -134,11 +139,18 @@ class LinearMixer(SequenceMixer):
         """All tokens of a chunk at once; see `chunks.Chunk`, whose form this has."""
         raise NotImplementedError
 
+    @staticmethod
+    def kernel_arguments(*tokens: Tensor) -> dict[str, Tensor]:
+        """The tokens [N, T, H, any] as `kernel` takes them, by name."""
+        raise NotImplementedError
+
     def scan(self, memory: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:
         """All tokens [N, T, H, any]: what is read, [N, T, H, P], and the memory after the last, a tensor of its own.
 
         `memory` [N, *memory_shape] stays as it is; T is at least 1.
         """
+        if self.kernel is not None and (kernel := kernel_for(self.kernel, tokens[0])) is not None:
+            return scan_by(kernel, memory, self.kernel_arguments(*tokens))
         return scan_chunks(self.chunk, memory, tokens, self.chunk_size)
 
     def forward(

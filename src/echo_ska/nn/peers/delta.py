@@ -18,6 +18,9 @@ class DeltaNet(LinearMixer):
     `unit_keys` the memory can grow without bound, since b_t |k_t|^2 must stay below 2.
     """
 
+    # Of DeltaNet too, with a decay of 1: the kernel for it alone takes no float32.
+    kernel = "fla.ops.gated_delta_rule.chunk_gated_delta_rule"
+
     def tokens(
         self, hidden_states: Tensor, query: Tensor, key: Tensor, value: Tensor, weight: Tensor | None
     ) -> tuple[Tensor, ...]:
@@ -31,6 +34,12 @@ class DeltaNet(LinearMixer):
         correction = strength * (value - (memory.to(key.dtype) @ key.unsqueeze(-1)).squeeze(-1))
         memory.addcmul_(correction.unsqueeze(-1), key.unsqueeze(-2))
         return (memory.to(key.dtype) @ query.unsqueeze(-1)).squeeze(-1)
+
+    @staticmethod
+    def kernel_arguments(*tokens: Tensor) -> dict[str, Tensor]:
+        query, key, value, strength = tokens[:4]
+        log_decay = tokens[4] if len(tokens) == 5 else torch.zeros_like(strength)
+        return {"q": query, "k": key, "v": value, "beta": strength[..., 0], "g": log_decay[..., 0]}
 
     @staticmethod
     def chunk(memory: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,6 +33,8 @@ class GatedLinearAttention(LinearMixer):
         ValueError: the sizes do not fit.
     """
 
+    kernel = "fla.ops.gla.chunk_gla"
+
     def __init__(
         self,
         hidden_size: int,
@@ -62,6 +64,10 @@ class GatedLinearAttention(LinearMixer):
         query, key, value, log_decay = tokens
         memory.mul_(log_decay.exp().unsqueeze(-2)).addcmul_(value.unsqueeze(-1), key.unsqueeze(-2))
         return (memory.to(query.dtype) @ query.unsqueeze(-1)).squeeze(-1)
+
+    @staticmethod
+    def kernel_arguments(*tokens: Tensor) -> dict[str, Tensor]:
+        return dict(zip("qkvg", tokens, strict=True))
 
     @staticmethod
     def chunk(memory: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:

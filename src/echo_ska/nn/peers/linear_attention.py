@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from echo_ska.nn.peers.base import LinearMixer
+from echo_ska.nn.simple_gla import SIMPLE_GLA
 
 
 class LinearAttention(LinearMixer):
@@ -25,6 +26,8 @@ class LinearAttention(LinearMixer):
     Raises:
         ValueError: an unknown feature map, or one that `normalised` does not go with.
     """
+
+    kernel = SIMPLE_GLA
 
     def __init__(
         self,
@@ -58,6 +61,10 @@ class LinearAttention(LinearMixer):
         query, key, value = tokens
         memory.addcmul_(value.unsqueeze(-1), key.unsqueeze(-2))
         return self._divided((memory.to(query.dtype) @ query.unsqueeze(-1)).squeeze(-1))
+
+    @staticmethod
+    def kernel_arguments(*tokens: Tensor) -> dict[str, Tensor]:
+        return dict(zip("qkv", tokens, strict=True))
 
     @staticmethod
     def chunk(memory: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:

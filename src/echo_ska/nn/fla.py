@@ -1,0 +1,59 @@
+"""Functions of flash-linear-attention, whose Triton kernels run recurrences on a GPU."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+Kernel = Callable[..., tuple[Tensor, Tensor | None]]
+
+
+@functools.cache
+def fla_function(name: str) -> Kernel | None:
+    """A function by its full name, as in "fla.ops.gla.chunk_gla"; None where flash-linear-attention is not installed.
+
+    `pip install 'echo-ska[gpu]'` installs it.
+    """
+    module, _, function = name.rpartition(".")
+    try:
+        kernel: Kernel = getattr(importlib.import_module(module), function)
+    except ImportError as error:
+        logger.info("%s is replaced by PyTorch: flash-linear-attention cannot be imported (%s)", function, error)
+        return None
+    logger.info("recurrences by flash-linear-attention's %s", function)
+    return kernel
+
+
+def kernel_for(name: str, tokens: Tensor) -> Kernel | None:
+    """The function that runs these tokens [N, T, H, any], or None where PyTorch does: not on a GPU, or in float64."""
+    if not tokens.is_cuda or tokens.dtype != torch.float32 or tokens.shape[1] < 2:
+        return None
+    return fla_function(name)
+
+
+def scan_by(kernel: Kernel, memory: Tensor, arguments: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """All tokens by a kernel, which keeps the memory transposed.
+
+    Args:
+        kernel: with the signature of flash-linear-attention's chunk functions.
+        memory: before the first token, [N, H, P, r].
+        arguments: tensors of the tokens by name, [N, T, H, ...].
+
+    Returns:
+        What is read, [N, T, H, P], and the memory after the last token.
+    """
+    read, final = kernel(
+        **{name: tensor.contiguous() for name, tensor in arguments.items()},
+        scale=1.0,
+        initial_state=memory.mT.contiguous(),
+        output_final_state=True,
+    )
+    assert final is not None, "it was asked for"
+    return read, final.mT.contiguous()
