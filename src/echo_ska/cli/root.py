@@ -59,7 +59,7 @@ def demo(
     """Train three small models side by side and show what they recall, and in how many bytes.
 
     A state space model, one with softmax attention and one with SKA, of equal size, learn to recall key-value
-    pairs in 64 tokens and are asked in up to 4,096. Then a small Echo reads a novel. About ten minutes on two CPU
+    pairs in 64 tokens and are asked in up to 4,096. Then a small Echo reads a novel. About five minutes on two CPU
     cores.
 
     **Example:** `echo-ska demo --json demo.json`
@@ -165,7 +165,7 @@ def bench(
         int | None, typer.Option(help="Tokens to decode in a row, to see whether memory grows; 0 leaves it out.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU if there is one.")] = "auto",
-    quick: Annotated[bool, typer.Option("--quick", help="A look that takes less than a minute.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A look that takes about a minute.")] = False,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Where bench.jsonl and bench.png are kept.")
     ] = Path("echo-bench"),
@@ -263,8 +263,8 @@ def evaluate(
     """Ask a model the tasks of lm-evaluation-harness (`pip install 'echo-ska[eval]'`).
 
     Its own tasks, such as hellaswag, download their data. hellaswag_local, piqa_local, arc_easy_local,
-    arc_challenge_local, lambada_local and babi_qa1_local ask the same questions in the same form from files in
-    --data FOLDER; docs/commands.md says which.
+    arc_challenge_local, lambada_local, wikitext_local and babi_qa1_local ask the same questions in the same form from
+    files in --data FOLDER; docs/commands.md says which.
 
     **Examples:** `echo-ska eval MODEL --tasks hellaswag,piqa` ·
     `echo-ska eval MODEL --tasks lambada_local,babi_qa1_local --data data/ --limit 100 --json scores.json`

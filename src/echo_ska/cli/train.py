@@ -25,7 +25,7 @@ def train(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Settings of `echo-ska recipe list`; what else is given here goes before."),
+        typer.Option(metavar="NAME", help="Settings of `echo-ska recipe list`; options given here override it."),
     ] = None,
     model: Annotated[
         str, typer.Option(metavar="PRESET", help="What to train, a name from `echo-ska models`.")

@@ -87,7 +87,7 @@ def inspect(request: InspectRequest, json_file: Path | None, console: Console) -
         ArithmeticError: a Gram matrix plus the ridge is not positive definite.
     """
     if (request.text is None) == (request.task is None):
-        raise ValueError("Give either --text (a file or the text itself) or --task (mqar, mqar-grid).")
+        raise ValueError("Give either --text (a file or the text itself) or --task NAME (docs/tasks.md).")
     require_model_folder(request.model)
     given = None if request.task is None else _of_task(request)
     text = None if request.text is None else _text(request.text)
@@ -98,7 +98,7 @@ def inspect(request: InspectRequest, json_file: Path | None, console: Console) -
     elif int(given.source["vocab_size"]) > model.config.vocab_size:
         raise ValueError(
             f"The task has {given.source['vocab_size']} token ids, the model {model.config.vocab_size}: give the "
-            "settings that it was trained with (--vocab-size, --num-keys, --num-values)."
+            "settings that it was trained with (--task-set vocab_size=..., num_keys=..., num_values=...)."
         )
     began = time.perf_counter()
     found = _inspect(model, given.ids)

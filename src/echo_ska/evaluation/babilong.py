@@ -82,8 +82,8 @@ def load_babi(folder: Path | None = None, variants: Sequence[str] = ()) -> list[
     """bAbI tasks from their files, named as published: `qa1_..._test.txt`, or `..._train.txt` where there is no test.
 
     Args:
-        folder: where the files are, subfolders included; None takes the sample in this package (qa1 to qa10, 5 to 50
-            questions each).
+        folder: where the files are, subfolders included; None takes the sample in this package (qa1 to qa10, 20 to
+            45 questions each).
         variants: of `VARIANTS`; none takes all that are there.
 
     Raises:

@@ -84,7 +84,7 @@ CLAIM: Claim[Results] = Claim(
         ),
     ),
     summary=lambda r: (
-        f"With the same aids, SKA's plain ridge less the best peer: {_with_all(r).ours}; over linear "
+        f"With the same aids, SKA's plain ridge minus the best peer: {_with_all(r).ours}; over linear "
         f"attention at {QUESTIONS[-1].name} tokens, and the aid that matters most: {_more_than_aids(r).ours}."
     ),
     tables=lambda r: [

@@ -236,7 +236,7 @@ RECALL_MAP: Claim[Records] = Claim(
         Criterion("The same for all five kinds of keys", _all_keys),
     ),
     summary=lambda r: (
-        "SKA less the best peer up to N = r + 2P, by kind of keys: "
+        "SKA minus the best peer up to N = r + 2P, by kind of keys: "
         + "; ".join(
             f"{kind} {gain(min(found))} to {gain(max(found))}"
             for kind in _kinds(r)

@@ -91,7 +91,7 @@ CLAIM: Claim[Records] = Claim(
     ),
     summary=lambda r: (
         f"An SKA layer sends {_constant(r).ours}, at any length; {_fewer(r).ours} than attention's keys "
-        f"and values; apart from one process: {_same(r).ours}."
+        f"and values; largest difference from one process: {_same(r).ours}."
     ),
     tables=lambda r: [
         Table("Bytes that one layer sends, all processes together", byte_rows(r)),

@@ -3,7 +3,8 @@
 Byte by byte, 1.1M parameters in six layers of width 128, 1,800 steps of 8 windows of 512 bytes of `train/` (7.4 MB): a
 Transformer (RoPE, SwiGLU), Mamba-2, Mamba-2 with two layers of attention and with one, gated DeltaNet, Mamba-3, Mamba-2
 with two layers of SKA and SwiGLU, and Echo, the same with Koopman MLPs. Parameters are equal within half a percent by
-the width of the feed-forward layers; every mixer has SKA's aids (short convolutions, delayed keys, a tied start). One
+the width of the feed-forward layers; every mixer but Mamba-2, which
+is as published, has SKA's aids (short convolutions, delayed keys, a tied start). One
 layer of attention in six is Nemotron-H's share (arXiv 2504.03624): it counts mixers and feed-forward layers alike, 4 of
 52 are attention, and here 1 of 12: 92 % are not. Each model at the best of the same three rates, by its bits per byte
 on `valid/` after 400 steps; three seeds.
