@@ -47,6 +47,12 @@ def test_a_model_of_bytes_is_converted_reported_and_kept(tmp_path, text):
     assert 0.5 < sizes["after"] / sizes["before"] < 0.51
     assert load_converted(output / "model")(torch.ones(1, 3, dtype=torch.int64)).logits.shape == (1, 3, 256)
     assert (output / "records.jsonl").exists()
+    (output / "model").rename(output / ".partial-model")  # as if killed before the last step
+    resumed = run(model, "--text", text, "-o", output, "--layers", "every 2nd", *SMALL)
+    assert resumed.exit_code == 0, resumed.output
+    assert len((output / "records.jsonl").read_text().splitlines()) == 1
+    assert load_converted(output / "model").config.echo_ska_replaced[0]["layers"] == [1]
+    assert not (output / ".partial-model").exists()
     again = run(model, "--text", text, "-o", output, *SMALL)
     assert again.exit_code != 0
     assert "nothing is overwritten" in again.output

@@ -121,6 +121,10 @@ def test_what_no_state_can_give_is_refused_in_one_sentence():
         model(ids, position_ids=packed, use_cache=False)  # Hugging Face makes a mask of them
     with pytest.raises(ValueError, match="give each packed sequence a row of its own"):
         model(ids, position_ids=packed, use_cache=True)  # and here none
+    with pytest.raises(ValueError, match="give each packed sequence a row of its own"):
+        model(ids, position_ids=torch.tensor([[0, 0, 1, 2, 3, 4, 5, 6]]), use_cache=True)
+    with pytest.raises(ValueError, match="cu_seq_lens_q packs sequences"):
+        model(ids, cu_seq_lens_q=torch.tensor([0, 3, 8]), use_cache=False)
     window = torch.ones(8, 8).tril().triu(-2).bool().expand(2, 1, 8, 8)
     with pytest.raises(ValueError, match="must be a padding mask"):
         model(ids, attention_mask=window, use_cache=False)

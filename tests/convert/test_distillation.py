@@ -142,3 +142,21 @@ def test_pairs_that_do_not_fit_are_refused():
         OutputMatching(student, student)
     with pytest.raises(ValueError, match="needs a teacher"):
         Finetuning(student, None, kl_weight=1.0)
+
+
+def test_a_distillation_of_other_settings_does_not_go_on(tmp_path):
+    student, teacher = pair()
+    distil(student, teacher, windows(), matching=QUICK, finetuning=QUICK, directory=tmp_path)
+    again = pair()[0]
+    distil(again, teacher, windows(), matching=QUICK, finetuning=QUICK, directory=tmp_path)  # the same one
+    for mine, its in zip(again.parameters(), student.parameters(), strict=True):
+        assert torch.equal(mine, its)
+    fresh = copy.deepcopy(teacher)
+    replace_attention(fresh, [0, 2], init="fresh", rank=6)
+    with pytest.raises(ValueError, match=r"was trained with another model\.replaced"):
+        distil(fresh, teacher, windows(), matching=QUICK, finetuning=None, directory=tmp_path)
+    other = host("llama", seed=1)
+    with pytest.raises(ValueError, match=r"was trained with another model\.teacher"):
+        distil(pair()[0], other, windows(), matching=QUICK, finetuning=None, directory=tmp_path)
+    with pytest.raises(ValueError, match=r"was trained with another model\.kl_weight"):
+        distil(again, teacher, windows(), matching=None, finetuning=QUICK, kl_weight=0.5, directory=tmp_path)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 import subprocess
 import sys
 
 import pytest
 import torch
 from host_models import HOSTS, host, tokens
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from echo_ska.convert import ReplacedAttention, load_converted, replace_attention
 from echo_ska.convert.classes import FIELD
@@ -63,6 +65,11 @@ def test_what_is_refused_leaves_the_model_as_it_was():
         ({"layers": [3]}, "layers must name"),
         ({"rank": 9}, "between 1 and the head's width 8"),
         ({"causal": False}, "go on from a state"),
+        ({"init": "fresh", "rank": 0}, "rank must be a whole number of at least 1"),
+        ({"rank": 2.5}, "rank must be a whole number of at least 1"),
+        ({"powr": 1}, "powr is no setting of SpectralKoopmanAttention: choose from blended, causal"),
+        ({"num_heads": 3}, "num_heads follows from the model"),
+        ({"layers": ["0"]}, "layers must name"),
     ):
         with pytest.raises(ValueError, match=sentence):
             replace_attention(model, **settings)
@@ -116,6 +123,62 @@ print(type(AutoModelForCausalLM.from_pretrained({str(tmp_path)!r})).__name__)
 
 
 @torch.no_grad()
+def test_a_configuration_that_another_model_shares_stays_as_it_is(tmp_path):
+    teacher = host("llama")
+    student = LlamaForCausalLM(teacher.config)
+    student.load_state_dict(teacher.state_dict())
+    replace_attention(student, [1])
+    assert type(teacher.config) is LlamaConfig
+    assert not hasattr(teacher.config, FIELD)
+    assert student.model.config is student.config
+    teacher.save_pretrained(tmp_path)
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path)) is LlamaForCausalLM
+
+
+@torch.no_grad()
+def test_parameters_that_a_file_lacks_start_as_they_should(tmp_path):
+    model = host("llama")
+    replace_attention(model, [1])
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    mixer = "model.layers.1.self_attn.mixer"
+    lost = [f"{mixer}.{name}" for name in ("raw_ridge", "gain", "gate_proj.bias", "qkv.convolution.weight")]
+    save_file({name: weights[name] for name in weights if name not in lost}, tmp_path / "model.safetensors")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    fresh = host("llama")
+    replace_attention(fresh, [1])  # whose convolution starts as the identity, its ridge at 1
+    for name, parameter in loaded.named_parameters():
+        wanted = fresh if name in lost else model
+        assert torch.equal(parameter, wanted.get_parameter(name)), name
+    with pytest.raises(ValueError, match="not those of this model"):
+        load_converted(tmp_path)
+
+
+def test_it_can_be_pickled():
+    model = host("gpt2")
+    replace_attention(model)
+    again = pickle.loads(pickle.dumps(model))
+    assert type(again) is type(model)
+    ids = tokens(1, 9)
+    assert torch.equal(again(ids).logits, model(ids).logits)
+    assert pickle.loads(pickle.dumps(model.config)).to_dict() == model.config.to_dict()
+
+
+@torch.no_grad()
+def test_layers_that_are_offloaded_are_read_token_by_token(tmp_path):
+    model = host("llama")
+    replace_attention(model, [0])
+    model.save_pretrained(tmp_path / "model")
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    places |= {f"model.layers.{layer}": "disk" if layer == 0 else "cpu" for layer in range(3)}
+    loaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", device_map=places, offload_folder=tmp_path / "offloaded"
+    )
+    ids = tokens(1, 6)
+    settings = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(loaded.generate(ids, **settings), model.generate(ids, **settings))
+
+
 def test_half_precision_and_shards_are_loaded_as_they_were_saved(tmp_path):
     model = host("llama").to(torch.bfloat16)
     replace_attention(model)

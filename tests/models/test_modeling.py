@@ -275,6 +275,8 @@ def test_restarting_positions_without_boundaries_are_refused():
     positions = torch.tensor([[0, 1, 2, 0, 1]])
     with pytest.raises(ValueError, match="position_ids restart inside a row: give the boundaries"):
         model(ids(1, 5), position_ids=positions)
+    with pytest.raises(ValueError, match="position_ids restart inside a row"):
+        model(ids(1, 5), position_ids=torch.tensor([[0, 0, 1, 2, 3]]))  # the first sequence has one token
     model(ids(1, 5), position_ids=positions, cu_seqlens=torch.tensor([0, 3, 5]))
     model(ids(1, 5), position_ids=torch.arange(5)[None])
 

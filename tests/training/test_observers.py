@@ -7,13 +7,14 @@ import os
 import struct
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from echo_ska.training import Throughput, open_observers
 from echo_ska.training.checkpoint import save_checkpoint
-from echo_ska.training.observers import TensorBoardObserver, WandbObserver, numbers
+from echo_ska.training.observers import TensorBoardObserver, WandbObserver, _identity, numbers
 
 
 def entry(step, loss):
@@ -139,6 +140,19 @@ def test_wandb_goes_on_in_the_same_run_with_every_step_once(tmp_path):
     logged, ids = history(tmp_path)
     assert logged == [(10, 1.0), (20, 1.0), (30, 1.0), (40, 0.5)]
     assert len(ids) == 1
+
+
+def test_wandb_is_told_an_evaluation_that_a_kill_kept_from_it(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"id": "a", "step": 30, "evaluation": 20}))
+    told = []
+    observer = WandbObserver.__new__(WandbObserver)
+    observer._path, observer._run = tmp_path / "run.json", SimpleNamespace(log=lambda found, step: told.append(step))
+    observer._identity, observer._known = _identity(observer._path)
+    observer.log(entry(30, loss=1.0))
+    observer.log({"step": 30, "evaluation": {"bits_per_byte": 2.5}})
+    observer.log(entry(40, loss=1.0))
+    assert told == [30, 40]
+    assert json.loads((tmp_path / "run.json").read_text()) == {"id": "a", "step": 40, "evaluation": 30}
 
 
 def test_a_run_whose_identity_is_damaged_is_refused(tmp_path):

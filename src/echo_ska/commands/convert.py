@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +35,7 @@ from echo_ska.training import (
     make_record,
     split_by_file,
 )
-from echo_ska.training.records import append, write_json
+from echo_ska.training.records import append, read, write_json
 from echo_ska.training.text import VOCAB_SIZE
 
 EVALUATION_SEED = 1_000_003
@@ -92,6 +94,8 @@ def start_convert(request: ConvertRequest, json_file: Path | None, console: Cons
     data: DataSource = TokenWindows(training, request.batch_size, request.length, request.seed)
     if request.copy_every:
         data = WithCopying(data, vocab_size, request.seed, request.copy_every)
+    if not len(held_out):
+        raise ValueError("The tokenizer makes no token of the held-out text: give more text.")
     characters = sum(len(file.tokens) for file in split.held_out)
     measure = Measure(
         held_out, vocab_size, request.length, bytes_per_token=characters / len(held_out), seed=EVALUATION_SEED
@@ -104,6 +108,7 @@ def start_convert(request: ConvertRequest, json_file: Path | None, console: Cons
         with contextlib.ExitStack() as stack:
 
             def stage(name: str) -> Reporter:
+                stack.close()  # one live display at a time
                 return stack.enter_context(console_reporter(name, console))
 
             student, replacement, states = convert(
@@ -126,12 +131,23 @@ def start_convert(request: ConvertRequest, json_file: Path | None, console: Cons
     )
     logging.disable_progress_bar()
     assert isinstance(student, PreTrainedModel)
-    student.save_pretrained(kept)
+    partial = request.output / ".partial-model"
+    shutil.rmtree(partial, ignore_errors=True)  # of a call that was killed
+    student.save_pretrained(partial)
     if tokenizer is not None:
-        tokenizer.save_pretrained(kept)
+        tokenizer.save_pretrained(partial)
     configuration = {"model": str(request.model), "data": data.describe(), "recipe": dataclasses.asdict(recipe)}
-    record = make_record("convert", configuration, figures, seed=request.seed, seconds=time.perf_counter() - started)
-    append(record, request.output / "records.jsonl")
+    record = make_record(
+        "convert",
+        json.loads(json.dumps(configuration)),
+        figures,
+        seed=request.seed,
+        seconds=time.perf_counter() - started,
+    )
+    records = request.output / "records.jsonl"
+    if not records.exists() or all(old.configuration != record.configuration for old in read(records)):
+        append(record, records)
+    partial.rename(kept)
     say(console, f"Kept in {request.output}: model, checkpoints, records.jsonl.")
     write_json(json_file, dataclasses.asdict(record))
 
@@ -177,8 +193,11 @@ def load_host(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | 
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise ValueError(f"The model in {folder} cannot be read: {str(error).strip().splitlines()[0]}") from None
     if (folder / "tokenizer.json").is_file():
-        with refusing_own_code(folder):
-            return model.eval(), AutoTokenizer.from_pretrained(folder, **OWN_CODE_IS_NOT_RUN)
+        try:
+            with refusing_own_code(folder):
+                return model.eval(), AutoTokenizer.from_pretrained(folder, **OWN_CODE_IS_NOT_RUN)
+        except Exception as error:  # `tokenizers` raises bare Exceptions
+            raise ValueError(f"The tokenizer in {folder} cannot be read: {str(error).splitlines()[0]}") from None
     if model.config.vocab_size < VOCAB_SIZE:
         raise ValueError(
             f"{folder} has no tokenizer.json, and a vocabulary of {model.config.vocab_size} does not hold the 256 "

@@ -78,11 +78,15 @@ class ReplacedAttention(nn.Module):
         Raises:
             ValueError: a mask that is not a padding mask, packed sequences, or a cache of another kind or model.
         """
+        if kwargs.get("cu_seq_lens_q") is not None:
+            raise ValueError("cu_seq_lens_q packs sequences into a row: give each a row of its own")
         layer = None if past_key_values is None else _layer_of(past_key_values, self.layer_idx)
         state = None if layer is None else layer.state
         real = padding(attention_mask, position_ids, hidden_states)
         time = hidden_states.shape[1]
-        if layer is not None and state is not None and time == 1 and real is None and not torch.is_grad_enabled():
+        here = not any(parameter.is_meta for parameter in self.mixer.parameters())  # not offloaded: hooks see `forward`
+        alone = layer is not None and state is not None and time == 1 and real is None
+        if layer is not None and alone and here and not torch.is_grad_enabled():
             own = layer.changeable_state()
             mixed = self.mixer.step(hidden_states, own)
             layer.tokens += 1
@@ -123,7 +127,7 @@ def padding(attention_mask: Tensor | None, position_ids: Tensor | None, hidden_s
                     "token before, so packed sequences and other patterns need rows of their own"
                 )
     if position_ids is not None and time > 1:
-        restarts = (position_ids.diff(dim=-1) < 0).expand(batch, -1)
+        restarts = (position_ids.diff(dim=-1) <= 0).expand(batch, -1)
         if bool((restarts & real[:, 1:] & real[:, :-1]).any()):
             raise ValueError("position_ids restart inside a row: give each packed sequence a row of its own")
     return None if bool(real.all()) else real

@@ -7,6 +7,7 @@ without it these say that they do not know the type, instead of building softmax
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any, cast
 
@@ -14,13 +15,14 @@ import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import guard_torch_init_functions
 
 from echo_ska.convert.attention import ReplacedAttention
 from echo_ska.convert.carry import FLOAT32, build_mixer
 from echo_ska.convert.hosts import CONVERTED, HOSTS, decoder_layers, head_weights
 
 FIELD = "echo_ska_replaced"
-"""The field of a configuration that says what was replaced: a list of `layers`, `rank` and `settings`."""
+"""The field of a configuration that says what was replaced: a list of `layers`, `rank`, `init` and `settings`."""
 
 
 @functools.cache
@@ -42,8 +44,18 @@ def converted_class(host: str) -> type[PreTrainedModel]:
             _put_in(model, part)
         keep_in_float32(model)
 
-    model: Any = type(f"Ska{original.__name__}", (original,), names | {"__init__": start, "config_class": config})
+    def initialize_weights(model: Any) -> None:
+        original.initialize_weights(model)  # which does not know these layers, where a file lacks their parameters
+        with torch.no_grad(), guard_torch_init_functions():
+            for module in model.modules():
+                if isinstance(module, ReplacedAttention):
+                    module.mixer.apply(_reset)
+
+    own = {"__init__": start, "initialize_weights": initialize_weights, "config_class": config}
+    model: Any = type(f"Ska{original.__name__}", (original,), names | own)
     model.__doc__ = f"`{original.__name__}` with SKA in the place of attention in some layers."
+    for each in (config, model):
+        globals()[each.__name__] = each  # where pickle looks for it
     AutoConfig.register(config.model_type, config)
     AutoModelForCausalLM.register(config, model)
     return cast(type[PreTrainedModel], model)
@@ -54,12 +66,16 @@ def make_converted(model: PreTrainedModel, part: dict[str, Any]) -> None:
 
     Args:
         model: changed in place.
-        part: `layers`, `rank` and `settings` of what was replaced.
+        part: `layers`, `rank`, `init` and `settings` of what was replaced.
     """
-    config: Any = model.config
+    old: Any = model.config
+    config = copy.deepcopy(old)  # which another model may share
     setattr(config, FIELD, [*(getattr(config, FIELD, None) or ()), part])
     model.__class__ = converted_class(config.model_type.removeprefix(CONVERTED))
     config.__class__ = model.config_class
+    for module in model.modules():
+        if getattr(module, "config", None) is old:
+            module.config = config
     keep_in_float32(model)
 
 
@@ -67,6 +83,11 @@ def keep_in_float32(model: PreTrainedModel) -> None:
     """Of what steers exponentials and solves, what this model has stays in float32 when it is loaded."""
     own = {name.rpartition(".")[2] for name, _ in model.named_parameters() if ".mixer." in name}
     cast(Any, model)._keep_in_fp32_modules_strict = own.intersection(FLOAT32)
+
+
+def _reset(module: nn.Module) -> None:
+    if callable(reset := getattr(module, "reset_parameters", None)):
+        reset()
 
 
 def _put_in(model: nn.Module, part: dict[str, Any]) -> None:

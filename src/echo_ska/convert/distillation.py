@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echo_ska.convert.attention import ReplacedAttention
+from echo_ska.convert.classes import FIELD
 from echo_ska.convert.hosts import decoder_layers
 from echo_ska.convert.replace import replaced_attentions
 from echo_ska.training import DataSource, Reporter, RunRecord, TrainingConfig, train
+from echo_ska.training.device import training_device
 from echo_ska.training.loop import Evaluation
 
 MATCHING = TrainingConfig(steps=300, learning_rate=3e-3, weight_decay=0.0)
@@ -73,6 +76,11 @@ class OutputMatching(nn.Module):
         self.layers = nn.ModuleDict({str(index): module for index, module in replaced.items()})
         self._targets = {str(index): getattr(blocks[index], name) for index in replaced}  # a dict hides the teacher's
         self._teacher = [teacher]  # parameters from torch, and a list the teacher itself
+        self._student_config: Any = getattr(student, "config", None)
+
+    def describe(self) -> dict[str, Any]:
+        """What a run that goes on has to have alike: how the layers started and what they are held to."""
+        return {"replaced": getattr(self._student_config, FIELD, None), "teacher": parameter_digest(self._teacher[0])}
 
     def forward(
         self, input_ids: Tensor, labels: Tensor | None = None, attention_mask: Tensor | None = None
@@ -114,6 +122,11 @@ class Finetuning(nn.Module):
         self.config = getattr(student, "config", None)
         self._teacher = [teacher]
 
+    def describe(self) -> dict[str, Any]:
+        """What a run that goes on has to have alike, besides the student's configuration."""
+        teacher = self._teacher[0] if self.kl_weight else None
+        return {"kl_weight": self.kl_weight, "teacher": None if teacher is None else parameter_digest(teacher)}
+
     def forward(self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None) -> StageLoss:
         """[B, T] token ids and labels, aligned as in Hugging Face: labels[t] is the token at t, -100 none."""
         output = self.student(input_ids=input_ids, labels=labels, attention_mask=attention_mask, use_cache=False)
@@ -150,7 +163,7 @@ def distil(
 
     Args:
         student: what `replace_attention` changed.
-        teacher: a copy from before (`copy.deepcopy`), which stays as it is.
+        teacher: a copy from before (`copy.deepcopy`), which stays as it is, but for the device.
         data: batches of `input_ids` and `labels` (and `attention_mask`, if there is padding).
         matching: of the first stage, `OutputMatching`; None leaves it out.
         finetuning: of the second, `Finetuning`; None leaves it out.
@@ -169,6 +182,7 @@ def distil(
     folder = None if directory is None else Path(directory)
 
     def run(stage: nn.Module, config: TrainingConfig, name: str) -> RunRecord:
+        student.to(training_device(config))  # all of it: the stage holds the layers that are trained alone
         return train(
             stage,
             data,
@@ -186,6 +200,16 @@ def distil(
         second = run(Finetuning(student, teacher, kl_weight), finetuning, "finetuning")
     student.eval()
     return Distillation(first, second)
+
+
+def parameter_digest(model: nn.Module) -> str:
+    """A checksum of all parameters, their names, shapes and dtypes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, parameter in model.named_parameters():
+        numbers = parameter.detach().cpu().contiguous()
+        digest.update(f"{name} {list(numbers.shape)} {numbers.dtype}".encode())
+        digest.update(numbers.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -157,7 +157,12 @@ def copying(model: nn.Module, vocab_size: int, period: int, *, windows: int = 64
         period: tokens to be held, at least 2; they are read twice.
         windows: sequences.
         seed: decides the tokens.
+
+    Raises:
+        ValueError: the period is below 2.
     """
+    if period < 2:
+        raise ValueError(f"period must be at least 2, got {period}")
     periods = torch.full((windows,), period)
     batch = copies(2 * period, periods, vocab_size, torch.Generator().manual_seed(seed))
     correct = scored = 0

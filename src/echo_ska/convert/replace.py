@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,11 +16,16 @@ from echo_ska.convert.attention import ReplacedAttention
 from echo_ska.convert.carry import build_mixer, carry_over
 from echo_ska.convert.classes import make_converted
 from echo_ska.convert.hosts import cache_bytes_per_token, decoder_layers, head_weights
+from echo_ska.nn import SpectralKoopmanAttention
 
 CARRIED: dict[str, Any] = {"key_delay": 0}
 """Settings of SKA that differ from its own defaults where a trained model's projections are carried over.
 
 Its keys stand where its values do: what the answer follows has been moved there by the layers before."""
+
+
+OF_THE_HOST = {"hidden_size", "num_heads", "rank", "head_dim"}
+"""What an SKA layer is told by the attention that it replaces, and by `rank`."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,10 @@ def replace_attention(
     """
     if init not in ("carry", "fresh"):
         raise ValueError(f'init must be "carry" or "fresh", got {init!r}')
+    _check_settings(rank, settings)
     blocks, name = decoder_layers(model)
+    if getattr(model, "is_quantized", False) or getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError("the weights are quantised or have adapters: replace attention before that")
     chosen = chosen_layers(layers, len(blocks))
     if again := [index for index in chosen if isinstance(getattr(blocks[index], name), ReplacedAttention)]:
         raise ValueError(f"layer {again[0]} is SKA already: choose among the others")
@@ -118,7 +127,9 @@ def replace_attention(
         replacements.append(ReplacedAttention(mixer, index, weights.dropout).train(attention.training))
     for index, replacement in zip(chosen, replacements, strict=True):  # only now: what raises leaves the model alone
         setattr(blocks[index], name, replacement)
-    make_converted(cast(PreTrainedModel, model), {"layers": list(chosen), "rank": width, "settings": settings})
+    make_converted(
+        cast(PreTrainedModel, model), {"layers": list(chosen), "rank": width, "init": init, "settings": settings}
+    )
     kept = [getattr(block, name) for block in blocks]
     return Replacement(
         layers=chosen,
@@ -130,6 +141,15 @@ def replace_attention(
         kv_bytes_per_token=kv_bytes,
         kept_bytes_per_token=sum(cache_bytes_per_token(a) for a in kept if not isinstance(a, ReplacedAttention)),
     )
+
+
+def _check_settings(rank: int | None, settings: dict[str, Any]) -> None:
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        raise ValueError(f"rank must be a whole number of at least 1, or None, got {rank!r}")
+    known = inspect.signature(SpectralKoopmanAttention).parameters.keys() - OF_THE_HOST
+    if unknown := sorted(settings.keys() - known):
+        what = "follows from the model" if unknown[0] in OF_THE_HOST else "is no setting of SpectralKoopmanAttention"
+        raise ValueError(f"{unknown[0]} {what}: choose from {', '.join(sorted(known))}")
 
 
 def chosen_layers(layers: Iterable[int] | str | None, count: int) -> tuple[int, ...]:
@@ -149,10 +169,10 @@ def chosen_layers(layers: Iterable[int] | str | None, count: int) -> tuple[int, 
             layers = [int(part) for part in layers.split(",")]
         else:
             raise ValueError(f'layers must be "all", "every 2nd" or indices as in 1,3, got {layers!r}')
-    chosen = sorted(set(layers))
-    if not chosen or any(not 0 <= index < count for index in chosen):
-        raise ValueError(f"layers must name at least one of 0 to {count - 1}, got {chosen}")
-    return tuple(chosen)
+    chosen = set(layers)
+    if not chosen or any(not isinstance(index, int) or not 0 <= index < count for index in chosen):
+        raise ValueError(f"layers must name at least one of 0 to {count - 1}, got {sorted(chosen, key=str)}")
+    return tuple(sorted(chosen))
 
 
 def replaced_attentions(model: nn.Module) -> dict[int, ReplacedAttention]:

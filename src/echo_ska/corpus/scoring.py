@@ -51,7 +51,7 @@ def score_documents(
     """Score documents one by one, in segments that carry the state; it is empty at the start of each.
 
     Args:
-        model: see `read_tokens`.
+        model: see `read_tokens`; its cache says its bytes, `nbytes`.
         stream: the documents.
         tokenizer: of the corpus.
         max_bytes: of text to read in all, at least 2: of each document its first max_bytes / documents, but at least

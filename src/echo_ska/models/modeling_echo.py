@@ -195,7 +195,7 @@ class EchoModel(EchoPreTrainedModel):
                 raise ValueError("give cu_seqlens or an attention_mask with padding, not both")
             cu_seqlens, columns = padded
             hidden_states = hidden_states[columns].unsqueeze(0)
-        elif cu_seqlens is None and position_ids is not None and bool((position_ids.diff(dim=-1) < 0).any()):
+        elif cu_seqlens is None and position_ids is not None and bool((position_ids.diff(dim=-1) <= 0).any()):
             raise ValueError("position_ids restart inside a row: give the boundaries of packed sequences as cu_seqlens")
 
         kept: list[Tensor] = []

@@ -24,8 +24,8 @@ def fla_function(name: str) -> Kernel | None:
     module, _, function = name.rpartition(".")
     try:
         kernel: Kernel = getattr(importlib.import_module(module), function)
-    except ImportError as error:
-        logger.info("%s is replaced by PyTorch: flash-linear-attention cannot be imported (%s)", function, error)
+    except (ImportError, AttributeError) as error:  # not there, or an old version
+        logger.info("%s is replaced by PyTorch: flash-linear-attention has none here (%s)", function, error)
         return None
     logger.info("recurrences by flash-linear-attention's %s", function)
     return kernel

@@ -42,6 +42,6 @@ def simple_gla_scan(
         scale=1.0,
         initial_state=None if state is None else state.to(x.dtype).mT.contiguous(),
         output_final_state=output_state,
-        cu_seqlens=cu_seqlens,
+        cu_seqlens=None if cu_seqlens is None else cu_seqlens.to(x.device),  # wherever the caller has it
     )
     return y, None if final is None else final.mT.contiguous()

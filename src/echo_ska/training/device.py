@@ -11,12 +11,16 @@ from echo_ska.training.processes import launched_processes
 
 
 def training_device(config: TrainingConfig) -> torch.device:
-    """The device of this process; ValueError if it is to be a GPU and there is none."""
+    """The device of this process; ValueError if it is to be a GPU and there is none, or which one is not said."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but torch finds no GPU: use device cpu or auto.")
     if config.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if launched_processes() > 1 else torch.device("cuda")
+    if launched_processes() == 1:
+        return torch.device("cuda")
+    if "LOCAL_RANK" not in os.environ:
+        raise ValueError("the launcher did not say which GPU is this process's (LOCAL_RANK): start it by torchrun.")
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
 
 
 def uses_bfloat16(config: TrainingConfig, device: torch.device) -> bool:

@@ -20,6 +20,8 @@ from echo_ska.training.throughput import Throughput
 
 TENSORBOARD, WANDB = "tensorboard", "wandb"
 """Where their files are kept, in a training's folder."""
+EVALUATION = "evaluation"
+"""What an entry holds that is not of a step's training but of what follows some of them."""
 
 
 class _Observer(Protocol):
@@ -97,11 +99,12 @@ class WandbObserver:
 
     def log(self, entry: dict[str, Any]) -> None:
         """Log an entry's numbers, but for steps that an earlier run has logged."""
-        step = entry["step"]
-        if step <= self._known:
+        kind = EVALUATION if EVALUATION in entry else "step"
+        if entry["step"] <= self._known[kind]:
             return
-        self._run.log(numbers(entry), step=step)
-        write_json(self._path, {"id": self._identity, "step": step})
+        self._run.log(numbers(entry), step=entry["step"])
+        self._known[kind] = entry["step"]
+        write_json(self._path, {"id": self._identity, **self._known})
 
     def close(self) -> None:
         """End the run and wait until it is written."""
@@ -193,14 +196,14 @@ def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
     return found
 
 
-def _identity(path: Path) -> tuple[str, int]:
-    """The run's id, made up at its first start, and the last step that it has logged."""
+def _identity(path: Path) -> tuple[str, dict[str, int]]:
+    """The run's id, made up at its first start, and the last step that it has logged, and the last evaluation."""
     if not path.exists():
-        identity = secrets.token_hex(8)
-        write_json(path, {"id": identity, "step": 0})
-        return identity, 0
+        identity, known = secrets.token_hex(8), {"step": 0, EVALUATION: 0}
+        write_json(path, {"id": identity, **known})
+        return identity, known
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        return str(kept["id"]), int(kept["step"])
+        return str(kept["id"]), {kind: int(kept[kind]) for kind in ("step", EVALUATION)}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not hold a run's id and step: delete it to log to a new run.") from error

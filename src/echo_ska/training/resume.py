@@ -65,8 +65,13 @@ def checkpoint_to_resume(directory: Path, configuration: dict[str, Any], resume:
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
-    """The model's class and, where it has a Hugging Face configuration, that, without what is not of the function."""
+    """The model's class, its Hugging Face configuration without what is not of the function, and its `describe()`.
+
+    The last two where it has them.
+    """
     config: Any = getattr(model, "config", None)
     settings = config.to_dict() if hasattr(config, "to_dict") else {}
     passing = {"transformers_version", "_name_or_path", "use_cache", *getattr(config, "unread_fields", ())}
-    return {"class": type(model).__name__, **{key: settings[key] for key in settings if key not in passing}}
+    describe: Any = getattr(model, "describe", None)
+    own: dict[str, Any] = describe() if callable(describe) else {}
+    return {"class": type(model).__name__, **{key: settings[key] for key in settings if key not in passing}, **own}
