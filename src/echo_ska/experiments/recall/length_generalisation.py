@@ -23,7 +23,7 @@ from echo_ska.training import RunRecord
 NAME = "length-generalisation"
 TASK = Needle(needles=4, length=64)
 STEPS, BATCH_SIZE = 400, 64
-RATES = (3e-3, 1e-2, 3e-2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 SEEDS = 3
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 16_384, 65_536, 262_144, 1_048_576)
 QUICK_LONGEST = 4096

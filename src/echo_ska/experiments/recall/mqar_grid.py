@@ -28,7 +28,7 @@ GAPS = (64, 128, 256, 512, 1024, 2048, 4096)
 TASK = MultiQueryRecallGrid(pairs=32, gap=64)
 RANK = 32
 STEPS, BATCH_SIZE = 800, 32
-RATES = (3e-3, 1e-2, 3e-2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 SEEDS = 3
 ANSWERS = 1024
 """In a cell, or those of `MINIMUM_SEQUENCES` sequences if that is more."""
