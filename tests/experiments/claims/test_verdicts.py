@@ -490,7 +490,9 @@ def test_the_ablation_is_gathered_from_its_files(tmp_path, monkeypatch):
     found = weigh(CLAIM["4"], tmp_path)
     assert found.verdict.level is IN_PART
     assert "2 of 3 seeds of K = 0, ridge learnt" in found.verdict.sentence
-    assert len(found.evidence.records) == sum(3 * len(comparison.trials) for comparison in comparisons)
+    assert len(found.evidence.records) == sum(
+        (len(filter_ablation.RATES) + 1) * len(comparison.trials) for comparison in comparisons
+    )
 
 
 def test_an_arm_that_is_missing_leaves_nothing_judged(tmp_path):
