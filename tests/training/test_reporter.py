@@ -25,6 +25,17 @@ def test_lines_say_loss_accuracy_speed_and_time_left():
     assert line.startswith("ssm: step 50/100  loss 1.500  accuracy 25.0 %  12,346 tokens/s  0:00 left")
 
 
+def test_what_has_no_figures_shows_how_far_it_is():
+    stream = io.StringIO()
+    reporter = LineReporter(stream, "reading", seconds=0)
+    for step in (0, 500, 1000):
+        reporter.update(step, 1000, {})
+    assert stream.getvalue().splitlines() == [
+        "reading: step 500/1,000  0:00 left",
+        "reading: step 1,000/1,000  0:00 left",
+    ]
+
+
 def test_lines_are_rare_but_the_last_one_comes():
     stream = io.StringIO()
     reporter = LineReporter(stream, seconds=3600)

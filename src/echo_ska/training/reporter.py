@@ -60,14 +60,16 @@ class LineReporter:
         now = time.monotonic()
         if self._first is None:
             self._first = (step, now)
-        if not figures or (step < steps and now - self._last < self.seconds):
+            if not figures:  # where it starts, with nothing to say yet
+                return
+        if step < steps and now - self._last < self.seconds:
             return
         self._last = now
         first_step, started = self._first
         left = (now - started) / max(step - first_step, 1) * (steps - step)
         stream = self.stream or sys.stdout
-        shown = f"step {step:,}/{steps:,}  {format_figures(figures)}  {format_seconds(left)} left"
-        print(f"{self.description}: {shown}", file=stream, flush=True)
+        parts = [f"step {step:,}/{steps:,}", format_figures(figures), f"{format_seconds(left)} left"]
+        print(f"{self.description}: {'  '.join(filter(None, parts))}", file=stream, flush=True)
 
 
 class ThroughputReporter:
