@@ -9,12 +9,21 @@ from typing import Any
 from echo_ska.experiments.claims.claim import Claim, Criterion, Evidence, Finding, Table
 from echo_ska.experiments.claims.evidence import file_of, records_of, unmeasured
 from echo_ska.experiments.language import zero_shot as experiment
-from echo_ska.experiments.language.zero_shot import LENGTHS, RECALLED, recall_rows, recalled, recorded_results, verdict
+from echo_ska.experiments.language.zero_shot import (
+    LENGTHS,
+    RECALLED,
+    memory_growth,
+    recall_rows,
+    recalled,
+    recorded_results,
+    verdict,
+)
 from echo_ska.experiments.trials.figures import short_number
+from echo_ska.models.segments import SEGMENT_LENGTH
 from echo_ska.training import RunRecord
 
 MEMORY = 1.25
-"""Most memory of the process after the longest text, over that after the shortest."""
+"""Most memory of the process after the longest text, over that after the first one that fills a segment."""
 
 Recalled = Sequence[RunRecord]
 """Newest record of each task."""
@@ -44,11 +53,11 @@ def _state(records: Recalled) -> Finding:
 
 
 def _memory(records: Recalled) -> Finding | None:
-    grown = [(rows[0]["peak_memory_bytes"], rows[-1]["peak_memory_bytes"]) for rows in _rows(records).values()]
-    if any(None in both for both in grown):  # a system that does not tell
+    grown = [memory_growth(rows) for rows in _rows(records).values()]
+    known = [growth for growth in grown if growth is not None]
+    if len(known) < len(grown):  # a system that does not tell
         return None
-    most = max(last / first for first, last in grown)
-    return Finding(most <= MEMORY, f"at most {most:.2f} times")
+    return Finding(max(known) <= MEMORY, f"at most {max(known):.2f} times")
 
 
 def _above(records: Recalled, at: int) -> list[str]:
@@ -87,7 +96,7 @@ CLAIM: Claim[Recalled] = Claim(
         Criterion("The state after the text has one size, whatever the task and the length", _state),
         Criterion(
             f"The most memory that the process has taken is, after the longest texts, at most {MEMORY:g} times that "
-            "after the shortest",
+            f"after those of {short_number(SEGMENT_LENGTH)} tokens, which fill a segment",
             _memory,
         ),
         Criterion(

@@ -41,6 +41,7 @@ from echo_ska.experiments.trials.recorded import RecordedRun, records_named, run
 from echo_ska.memory import model_fingerprint
 from echo_ska.models import EchoForCausalLM
 from echo_ska.models.own_code import OWN_CODE_IS_NOT_RUN
+from echo_ska.models.segments import SEGMENT_LENGTH
 from echo_ska.training import RunRecord, bits_per_byte, book_path, load_text, make_record
 from echo_ska.training.records import peak_memory_bytes
 
@@ -308,10 +309,10 @@ def benchmark_rows(records: Sequence[RunRecord]) -> list[list[str]]:
 
 
 def recall_rows(records: Sequence[RunRecord]) -> list[list[str]]:
-    """A row a task: right answers by length, chance, the state, and memory at the longest over the shortest."""
+    """A row a task: right answers by length, chance, the state, and how much more memory the longest text took."""
     found = recalled(records)
     lengths = [row["length"] for row in next(iter(found.values()))["by_length"]] if found else []
-    table = [["task", *map(short_number, lengths), "chance", "state", "memory, longest : shortest"]]
+    table = [["task", *map(short_number, lengths), "chance", "state", "memory"]]
     for task, figures in found.items():
         by_length = figures["by_length"]
         cells = []
@@ -320,11 +321,23 @@ def recall_rows(records: Sequence[RunRecord]) -> list[list[str]]:
             name = verdict(row["accuracy"], row["standard_error"], row["chance"], row["samples"])
             cells.append(shown if name == "chance" else f"{shown} ({name.split()[0]})")
         sizes = sorted({row["state_bytes"] for row in by_length})
-        peaks = [row["peak_memory_bytes"] for row in by_length]
-        growth = "" if None in peaks else f"{peaks[-1] / peaks[0]:.2f}"
+        growth = memory_growth(by_length)
         state = " to ".join(short_bytes(size) for size in dict.fromkeys((sizes[0], sizes[-1])))
-        table.append([task, *cells, f"{100 * by_length[0]['chance']:.0f}", state, growth])
+        table.append(
+            [task, *cells, f"{100 * by_length[0]['chance']:.0f}", state, "" if growth is None else f"{growth:.2f}"]
+        )
     return table
+
+
+def memory_growth(by_length: Sequence[Mapping[str, Any]]) -> float | None:
+    """The most memory of the process after the longest text, over that after the first one that fills a segment.
+
+    A shorter one takes less than a whole segment's activations. None where the system does not tell.
+    """
+    whole = [row["peak_memory_bytes"] for row in by_length if row["length"] >= SEGMENT_LENGTH] or [
+        row["peak_memory_bytes"] for row in by_length
+    ]
+    return None if None in whole else float(whole[-1] / whole[0])
 
 
 def reading_rows(records: Sequence[RunRecord]) -> list[list[str]]:
