@@ -14,6 +14,7 @@ from echo_ska.commands import train as train_module
 from echo_ska.models import EchoConfig
 from echo_ska.training.recipes import RECIPES
 from echo_ska.training.records import read
+from echo_ska.training.resume import held_folder
 
 TINY = [
     f"--set={field}" for field in ("hidden_size=16", "num_heads=2", "rank=4", "state_size=4", "intermediate_size=16")
@@ -60,6 +61,15 @@ def test_without_a_known_peak_there_is_no_mfu(run, text, tmp_path):
     assert "GB at most" in result.stdout
     assert "MFU" not in result.stdout
     assert not (tmp_path / "run" / "tensorboard").exists()
+
+
+def test_a_second_run_opens_no_curves_in_the_first_ones_folder(run, text, tmp_path):
+    (tmp_path / "run").mkdir()
+    with held_folder(tmp_path / "run"):
+        result = run("train", "--text", text, *TINY, *SHORT, "--output", tmp_path / "run", "--tensorboard")
+    assert result.exit_code != 0
+    assert "nother process is training in" in " ".join(result.output.split())
+    assert not list((tmp_path / "run").iterdir())
 
 
 @pytest.mark.parametrize("option", [["--tensorboard"], ["--wandb=echo"]])

@@ -31,7 +31,7 @@ from echo_ska.training.checkpoint import list_checkpoints
 from echo_ska.training.device import training_device, uses_bfloat16
 from echo_ska.training.processes import is_first_process, launched_processes
 from echo_ska.training.records import append, read, write_json
-from echo_ska.training.resume import describe_model
+from echo_ska.training.resume import describe_model, held_folder
 
 
 def train_command(request: TrainRequest, json_file: Path | None, console: Console) -> None:
@@ -169,7 +169,13 @@ def _observers(
 
 
 def _require_own_folder(output: Path | None) -> None:
-    """A folder without checkpoints may hold nothing that the end of a run would overwrite."""
+    """A folder without checkpoints may hold nothing that the end of a run would overwrite; and nobody may train there.
+
+    `train` asks the latter again, of all processes: here it is asked before the curves of another run are opened.
+    """
+    if output is not None and output.is_dir() and launched_processes() == 1:
+        with held_folder(output):
+            pass
     if output is not None and (output / "records.jsonl").exists():
         read(output / "records.jsonl")  # raises before any work, not after it
     if output is not None and (output / "model").exists() and not list_checkpoints(output):

@@ -18,6 +18,25 @@ BOOKKEEPING = {f"training.{name}" for name in ("log_every", "evaluate_every", "c
 
 
 @contextmanager
+def held_folder(directory: Path) -> Iterator[None]:
+    """Hold the folder of a run, which is made, against every other holder.
+
+    Raises:
+        ValueError: another training holds it.
+        OSError: it cannot be made.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked_folder(directory, wait=False))
+        except BlockingIOError:
+            raise ValueError(
+                f"another process is training in {directory}: wait for its end, or train in another directory."
+            ) from None
+        yield
+
+
+@contextmanager
 def own_folder(directory: Path | None, processes: Processes) -> Iterator[None]:
     """Hold the folder of a run, which is made, for these processes alone; the first holds it, None holds nothing.
 
@@ -28,15 +47,8 @@ def own_folder(directory: Path | None, processes: Processes) -> Iterator[None]:
     with ExitStack() as held:
 
         def hold() -> None:
-            if directory is None:
-                return
-            directory.mkdir(parents=True, exist_ok=True)
-            try:
-                held.enter_context(locked_folder(directory, wait=False))
-            except BlockingIOError:
-                raise ValueError(
-                    f"another process is training in {directory}: wait for its end, or train in another directory."
-                ) from None
+            if directory is not None:
+                held.enter_context(held_folder(directory))
 
         processes.on_first(hold)
         yield
