@@ -10,6 +10,7 @@ from in_process import Silent, run_here
 from rich.console import Console
 
 from echo_ska.experiments.language import replace_attention as experiment
+from echo_ska.experiments.language import replace_attention_figure
 from echo_ska.experiments.language import replace_attention_results as recorded_results
 from echo_ska.experiments.language.replace_attention import ARMS, CONTROL, ORIGINAL, ConversionRun
 from echo_ska.experiments.trials import recorded as recorded_runs
@@ -36,7 +37,8 @@ def small(tmp_path, monkeypatch):
         "QUICK_STEPS": (3, 3, 3),
     }.items():
         monkeypatch.setattr(experiment, name, value)
-    monkeypatch.setattr(recorded_results, "PERIOD", experiment.PERIOD)
+    for module in (recorded_results, replace_attention_figure):
+        monkeypatch.setattr(module, "PERIOD", experiment.PERIOD)
     return names
 
 
