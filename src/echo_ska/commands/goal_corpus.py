@@ -60,7 +60,7 @@ class LearnCorpus:
             + (
                 "none is held out, so the model is not scored."
                 if self.held_out is None
-                else f"{self.held_out.documents:,} documents are held out."
+                else f"{self.held_out.documents:,} held out."
             ),
         )
 
