@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import shutil
 import time
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from echo_ska.training import (
     make_record,
     split_by_file,
 )
-from echo_ska.training.records import append, read, write_json
+from echo_ska.training.records import append_new, write_json
 from echo_ska.training.text import VOCAB_SIZE
 
 EVALUATION_SEED = 1_000_003
@@ -137,16 +136,8 @@ def start_convert(request: ConvertRequest, json_file: Path | None, console: Cons
     if tokenizer is not None:
         tokenizer.save_pretrained(partial)
     configuration = {"model": str(request.model), "data": data.describe(), "recipe": dataclasses.asdict(recipe)}
-    record = make_record(
-        "convert",
-        json.loads(json.dumps(configuration)),
-        figures,
-        seed=request.seed,
-        seconds=time.perf_counter() - started,
-    )
-    records = request.output / "records.jsonl"
-    if not records.exists() or all(old.configuration != record.configuration for old in read(records)):
-        append(record, records)
+    record = make_record("convert", configuration, figures, seed=request.seed, seconds=time.perf_counter() - started)
+    append_new(record, request.output / "records.jsonl")
     partial.rename(kept)
     say(console, f"Kept in {request.output}: model, checkpoints, records.jsonl.")
     write_json(json_file, dataclasses.asdict(record))

@@ -30,7 +30,7 @@ from echo_ska.training import (
 from echo_ska.training.checkpoint import list_checkpoints
 from echo_ska.training.device import training_device, uses_bfloat16
 from echo_ska.training.processes import is_first_process, launched_processes
-from echo_ska.training.records import append, read, write_json
+from echo_ska.training.records import append_new, read, write_json
 from echo_ska.training.resume import describe_model, held_folder
 
 
@@ -190,10 +190,7 @@ def _keep(record: RunRecord, model: EchoForCausalLM, output: Path, goal: Goal) -
         model.generation_config.eos_token_id = model.generation_config.pad_token_id = end
         goal.tokenizer.save_pretrained(output / "model")
     model.save_pretrained(output / "model")
-    path = output / "records.jsonl"
-    settings = json.loads(json.dumps(record.configuration))
-    if not path.exists() or all(old.configuration != settings for old in read(path)):
-        append(record, path)
+    append_new(record, output / "records.jsonl")
 
 
 def _how_to_resume(output: Path | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import math
@@ -25,7 +24,7 @@ from echo_ska.corpus.index import (
 from echo_ska.corpus.sources import open_source
 from echo_ska.corpus.tokenizer import BYTES, CorpusTokenizer
 from echo_ska.corpus.writer import OWN, ShardWriter
-from echo_ska.sealed import PARTIAL, locked_folder
+from echo_ska.sealed import PARTIAL, sole_folder
 
 ENCODED_AT_ONCE = 1 << 20  # characters, about
 EMPTY, NOT_TEXT = "empty", "not text"
@@ -109,7 +108,7 @@ def prepare_corpus(
         "max_tokens": settings.max_tokens,
     }
     directory.mkdir(parents=True, exist_ok=True)
-    with _alone(directory):
+    with sole_folder(directory, f"another process is preparing {directory}: wait for its end, or name another folder."):
         index = _begun(directory, asked, tokenizer)
         if index.complete:
             return index
@@ -285,19 +284,6 @@ def _empty(asked: dict[str, Any], tokenizer: CorpusTokenizer) -> CorpusIndex:
         skipped={EMPTY: 0, NOT_TEXT: 0},
         splits=dict.fromkeys(SPLITS, ()),
     )
-
-
-@contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """The directory, held by this call."""
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(locked_folder(directory, wait=False))
-        except BlockingIOError:
-            raise ValueError(
-                f"another process is preparing {directory}: wait for its end, or name another folder."
-            ) from None
-        yield
 
 
 def _documents(sources: Sequence[Source]) -> Iterator[Document]:

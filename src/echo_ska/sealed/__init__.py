@@ -11,7 +11,7 @@ from echo_ska.sealed.folder import (
     write_sealed_folder,
     write_sums,
 )
-from echo_ska.sealed.lock import locked_folder
+from echo_ska.sealed.lock import locked_folder, sole_folder
 
 __all__ = [
     "PARTIAL",
@@ -23,6 +23,7 @@ __all__ = [
     "read_description",
     "read_sealed_file",
     "read_sealed_folder",
+    "sole_folder",
     "storable",
     "write_description",
     "write_sealed_file",

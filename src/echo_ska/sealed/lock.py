@@ -44,6 +44,26 @@ def locked_folder(folder: Path, *, wait: bool = True) -> Iterator[bool]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def sole_folder(folder: Path, busy: str) -> Iterator[None]:
+    """Hold a folder, or refuse at once.
+
+    Args:
+        folder: which exists.
+        busy: what to say where another holds it.
+
+    Raises:
+        ValueError: `busy`.
+        OSError: there is no such folder, or it cannot be opened.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked_folder(folder, wait=False))
+        except BlockingIOError:
+            raise ValueError(busy) from None
+        yield
+
+
 def _lock(descriptor: int, wait: bool) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -83,6 +83,13 @@ def append(record: RunRecord, path: str | Path) -> None:
         os.close(descriptor)
 
 
+def append_new(record: RunRecord, path: str | Path) -> None:
+    """Add a record, unless one of its configuration is there: of the same run, when it was finished before."""
+    settings = json.loads(json.dumps(record.configuration))
+    if not Path(path).exists() or all(old.configuration != settings for old in read(path)):
+        append(record, path)
+
+
 def read(path: str | Path) -> list[RunRecord]:
     """All records of a file, oldest first.
 

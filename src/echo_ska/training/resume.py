@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from echo_ska.sealed import locked_folder
+from echo_ska.sealed import sole_folder
 from echo_ska.training.checkpoint import Checkpoint, compare_configurations, list_checkpoints, read_checkpoint
 from echo_ska.training.processes import Processes
 
@@ -26,13 +26,8 @@ def held_folder(directory: Path) -> Iterator[None]:
         OSError: it cannot be made.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
-        try:
-            held.enter_context(locked_folder(directory, wait=False))
-        except BlockingIOError:
-            raise ValueError(
-                f"another process is training in {directory}: wait for its end, or train in another directory."
-            ) from None
+    busy = f"another process is training in {directory}: wait for its end, or train in another directory."
+    with sole_folder(directory, busy):
         yield
 
 

@@ -30,6 +30,7 @@ from echo_ska.experiments.language.replace_attention_results import ARMS, CONTRO
 from echo_ska.experiments.trials.comparison import print_rows
 from echo_ska.experiments.trials.pool import Job, Stage
 from echo_ska.experiments.trials.recorded import RecordedRun, recorded, run_missing
+from echo_ska.experiments.trials.studies import seed_count
 from echo_ska.training import (
     RunRecord,
     TextData,
@@ -188,9 +189,7 @@ def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> l
     """
     from echo_ska.experiments.language.replace_attention_figure import draw  # matplotlib, which jobs do without
 
-    count = (1 if quick else SEEDS) if seeds is None else seeds
-    if count < 1:
-        raise ValueError(f"seeds must be at least 1, got {count}.")
+    count = seed_count(seeds, 1 if quick else SEEDS)
     stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
     path = stem.with_suffix(".jsonl")
     planned = runs(count, quick)
