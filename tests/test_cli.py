@@ -305,7 +305,7 @@ def test_demo_and_reproduce_start_what_they_name(run, refused, tmp_path, monkeyp
             raise JobError("The job failed.")
         return [make_record("juggling", {"balls": 3}, {"drops": 1}, seed=0, seconds=1.0)]
 
-    juggling = types.SimpleNamespace(description="[Balls].", run=start, text="")
+    juggling = types.SimpleNamespace(description="[Balls].", run=start, text="", trains=False)
     monkeypatch.setitem(experiments.EXPERIMENTS, "juggling", juggling)
     listed = {line.partition(":")[0]: line for line in run("reproduce").stdout.splitlines()}
     assert listed["juggling"] == "juggling: [Balls]."
@@ -313,11 +313,15 @@ def test_demo_and_reproduce_start_what_they_name(run, refused, tmp_path, monkeyp
         assert words in listed[name].partition("--text FOLDER:")[2]
     assert run("reproduce", "juggling", "--seeds=2", "--json", tmp_path / "j.json").exit_code == 0
     assert json.loads((tmp_path / "j.json").read_text())["records"][0]["figures"] == {"drops": 1}
-    assert calls[1] == {"seeds": 2, "quick": False, "text": None}
+    assert calls[1] == {"seeds": 2, "quick": False, "text": None, "device": "cpu"}
     refused("The job failed.", "reproduce", "juggling", "--quick")
     refused("no experiment 'nope': choose from", "reproduce", "nope")
     refused("leave out --text, which is for language-model", "reproduce", "recipe", "--text", tmp_path)
     refused("give --text a folder with train/", "reproduce", "language-model")
+    refused("leave out --device, which is for aids", "reproduce", "recipe", "--device=cuda")
+    refused("Device must be cpu or cuda, got 'tpu'", "reproduce", "aids", "--device=tpu")
+    if not torch.cuda.is_available():
+        refused("torch finds no GPU: leave out --device", "reproduce", "aids", "--device=cuda")
     refused("has no folder train", "reproduce", "language-model", "--text", tmp_path)
 
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from echo_ska.nn.fla import fla_function
+from echo_ska.nn import fla
+from echo_ska.nn.fla import GATED, fla_function
 from echo_ska.nn.mamba2 import state_space_scan
+from echo_ska.nn.peers import GatedDeltaNet
 from echo_ska.nn.simple_gla import SIMPLE_GLA, simple_gla_scan
 
 
@@ -53,6 +55,21 @@ def test_the_scan_is_gated_linear_attention(packed):
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
     assert simple_gla_scan(gated_linear_attention, **tensors, cu_seqlens=bounds)[1] is None
+
+
+@pytest.mark.parametrize(
+    ("triton", "capability", "broken"),
+    [("3.3.1", (9, 0), False), ("3.6.0", (9, 0), True), ("3.6.0", (8, 0), False), ("3.7.1+git", (9, 0), False)],
+)
+def test_a_triton_that_breaks_the_gates_gradient_is_told_apart(triton, capability, broken, monkeypatch, caplog):
+    monkeypatch.setattr(fla, "version", lambda name: triton)
+    fla._miscompiled.cache_clear()
+    try:
+        assert fla._miscompiled(capability) is broken
+    finally:
+        fla._miscompiled.cache_clear()
+    assert ("install triton>=3.7.1" in caplog.text) is broken
+    assert {SIMPLE_GLA, GatedDeltaNet.kernel} == set(GATED)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel runs on a GPU alone")

@@ -132,6 +132,9 @@ def reproduce(
             help="Your texts, in the form that the list names for an experiment on language.",
         ),
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="Where models are trained: cpu, or cuda, where the experiment can use a GPU.")
+    ] = "cpu",
     json_file: JsonFile = None,
 ) -> None:
     """Run an experiment behind a table or figure, and draw it from its records.
@@ -144,7 +147,7 @@ def reproduce(
     require_writable(json_file, "--json")
     from echo_ska.commands.run import start_experiment
 
-    start_experiment(name, seeds, quick, text, json_file, console())
+    start_experiment(name, seeds, quick, text, device, json_file, console())
 
 
 @app.command()

@@ -19,7 +19,13 @@ def start_demo(output: Path, json_file: Path | None, console: Console) -> None:
 
 
 def start_experiment(
-    name: str | None, seeds: int | None, quick: bool, text: Path | None, json_file: Path | None, console: Console
+    name: str | None,
+    seeds: int | None,
+    quick: bool,
+    text: Path | None,
+    device: str,
+    json_file: Path | None,
+    console: Console,
 ) -> None:
     """Run an experiment, or list them all for None; ValueError if it is unknown."""
     if name is None:
@@ -29,5 +35,5 @@ def start_experiment(
         return
     if name not in EXPERIMENTS:
         raise ValueError(f"There is no experiment {name!r}: choose from {', '.join(EXPERIMENTS)}.")
-    records = EXPERIMENTS[name].run(console, seeds=seeds, quick=quick, text=text)
+    records = EXPERIMENTS[name].run(console, seeds=seeds, quick=quick, text=text, device=device)
     write_json(json_file, {"name": name, "records": [dataclasses.asdict(record) for record in records]})

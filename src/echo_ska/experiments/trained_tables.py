@@ -8,6 +8,7 @@ from pathlib import Path
 
 from echo_ska.experiments.language import (
     language_model,
+    language_model_50m,
     language_model_results,
     replace_attention,
     replace_attention_results,
@@ -75,9 +76,9 @@ def _aids(question: str) -> Rows | None:
     return aids.rows(results, question) if results else None
 
 
-def _language(rows: Callable[[Results], Rows]) -> Rows | None:
-    path = _file(language_model.NAME)
-    found = language_model.recorded_comparison(path)
+def _language(plan: language_model.Plan, rows: Callable[[Results], Rows]) -> Rows | None:
+    path = _file(plan.name)
+    found = plan.recorded_comparison(path)
     results = {} if found is None else found.recorded(path)
     return rows(results) if found is not None and len(results) == len(found.trials) else None
 
@@ -119,8 +120,12 @@ ROWS: dict[str, Callable[[], Rows | None]] = {
     "length-conditioning": _conditioning,
     "gradient-flow": _gradients,
     "cliff": _cliff,
-    "language-model": functools.partial(_language, language_model_results.rows),
-    "language-model-contexts": functools.partial(_language, language_model_results.context_rows),
+    "language-model": functools.partial(_language, language_model.PLAN, language_model_results.rows),
+    "language-model-contexts": functools.partial(_language, language_model.PLAN, language_model_results.context_rows),
+    "language-model-50m": functools.partial(_language, language_model_50m.PLAN, language_model_results.rows),
+    "language-model-50m-contexts": functools.partial(
+        _language, language_model_50m.PLAN, language_model_results.context_rows
+    ),
     "zero-shot": functools.partial(_zero_shot, zero_shot.benchmark_rows),
     "zero-shot-recall": functools.partial(_zero_shot, zero_shot.recall_rows),
     "zero-shot-reading": functools.partial(_zero_shot, zero_shot.reading_rows),

@@ -6,6 +6,7 @@ import functools
 import importlib
 import logging
 from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor
@@ -31,11 +32,38 @@ def fla_function(name: str) -> Kernel | None:
     return kernel
 
 
+GATED = ("fla.ops.simple_gla.chunk_simple_gla", "fla.ops.gated_delta_rule.chunk_gated_delta_rule")
+"""Functions that go back through one gate a head."""
+
+
 def kernel_for(name: str, tokens: Tensor) -> Kernel | None:
     """The function that runs these tokens [N, T, H, any], or None where PyTorch does: not on a GPU, or in float64."""
     if not tokens.is_cuda or tokens.dtype != torch.float32 or tokens.shape[1] < 2:
         return None
+    if name in GATED and _miscompiled(torch.cuda.get_device_capability(tokens.device)):
+        return None
     return fla_function(name)
+
+
+@functools.cache
+def _miscompiled(capability: tuple[int, int]) -> bool:
+    """Whether the Triton that is installed breaks the gradient of one gate a head on this GPU.
+
+    Versions 3.4 to 3.7.0 do on Hopper; flash-linear-attention refuses the backward pass there (its issue 640), which
+    is too late for who is training.
+    """
+    try:
+        installed = tuple(int(part) for part in version("triton").split("+")[0].split(".")[:3])
+    except (PackageNotFoundError, ValueError):
+        return False
+    broken = capability[0] == 9 and (3, 4) <= installed < (3, 7, 1)
+    if broken:
+        logger.warning(
+            "Triton %s computes wrong gradients on this GPU for Mamba-2 and gated DeltaNet: PyTorch computes them, "
+            "more slowly; install triton>=3.7.1 for flash-linear-attention's kernels",
+            ".".join(map(str, installed)),
+        )
+    return broken
 
 
 def scan_by(kernel: Kernel, memory: Tensor, arguments: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -84,6 +84,7 @@ FILES = {
     "7": "bench",
     "8": "bench",
     "9": "language-model",
+    "9, 50M": "language-model-50m",
     "10": "zero-shot",
     "11": "gradient-flow",
     "look-ahead": "filter-ablation",

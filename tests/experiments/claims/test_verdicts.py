@@ -16,7 +16,8 @@ from echo_ska.experiments.claims import CLAIMS, Evidence, Level, weigh
 from echo_ska.experiments.claims.claim import judge
 from echo_ska.experiments.claims.filters import Ablation
 from echo_ska.experiments.demo import seeds as demo_seeds
-from echo_ska.experiments.language import language_model, replace_attention, zero_shot
+from echo_ska.experiments.language import language_model, language_model_50m, replace_attention, zero_shot
+from echo_ska.experiments.language.language_model_results import ECHO
 from echo_ska.experiments.language.replace_attention import NAME
 from echo_ska.experiments.language.replace_attention_results import ARMS
 from echo_ska.experiments.recall import (
@@ -256,30 +257,36 @@ def regressed(ska: float, softmax: float, by_hand: float = 1e-9) -> Write:
     return write
 
 
-def read_on(at_training: float, at_longest: float, echo_longest: float = 2.0, apart: float = 0.0) -> Write:
+def read_on(
+    at_training: float,
+    at_longest: float,
+    echo_longest: float = 2.0,
+    apart: float = 0.0,
+    plan: language_model.Plan = language_model.PLAN,
+) -> Write:
     """Bits per byte of the controls, where Echo has 2.1 at the training's length."""
     part = {"files": ["a.txt"], "bytes": [99_999], "blake2b": "0"}
     texts = TextFolder(None, json.dumps(dict.fromkeys(("train", "valid", "test", "wikitext2"), part)))
 
     def bits(arm: str, _: str, context: int) -> float:
-        far = context > language_model.LENGTH
-        if arm == language_model.ECHO:
+        far = context > plan.length
+        if arm == ECHO:
             return echo_longest if far else 2.1
         return at_longest if far else at_training
 
     def write(folder: Path) -> None:
-        comparison = language_model.comparison(texts)
+        comparison = plan.comparison(texts)
         for trial in comparison.trials:
             runs = [
                 *comparison.candidates(trial),
-                *(trial.with_(seed=seed, learning_rate=comparison.rates[0]) for seed in range(3)),
+                *(trial.with_(seed=seed, learning_rate=comparison.rates[0]) for seed in range(plan.seeds)),
             ]
             for run in runs:
                 whole = {"a.txt": {"bits_per_byte": 2.0, "bytes": 9, "state_bytes": [8, 8]}}
                 more: dict[str, Any] = {} if run.measure is None else {"whole": whole}
-                if run.measure is not None and run.arm.name == language_model.ECHO and run.seed == 0:
+                if run.measure is language_model.readings and run.arm.name == ECHO and run.seed == 0:
                     more["segments"] = {name: {"512": 2.0, "4096": 2.0 + apart} for name in ("whole", "first")}
-                append(of_text_trial(run, bits, **more), folder / "language-model.jsonl")
+                append(of_text_trial(run, bits, **more), folder / f"{plan.name}.jsonl")
 
     return write
 
@@ -398,6 +405,9 @@ CASES: list[tuple[str, Level, Write]] = [
     ("9", PARTLY, read_on(2.15, 2.2, apart=1e-3)),
     ("9", PARTLY, read_on(2.15, 2.3, echo_longest=2.11)),
     ("9", NO, read_on(2.09, 2.2)),
+    ("9, 50M", YES, read_on(2.15, 2.2, plan=language_model_50m.PLAN)),
+    ("9, 50M", PARTLY, read_on(2.15, 2.03, plan=language_model_50m.PLAN)),
+    ("9, 50M", NO, read_on(2.09, 2.2, plan=language_model_50m.PLAN)),
     ("10", YES, hidden(0.9, 0.5)),
     ("10", PARTLY, hidden(0.9, 0.1)),
     ("10", PARTLY, hidden(0.9, 0.5, memory=1.5)),

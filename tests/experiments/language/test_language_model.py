@@ -16,35 +16,50 @@ from rich.console import Console
 from text_folder import write_texts
 
 from echo_ska.experiments import EXPERIMENTS
-from echo_ska.experiments.language import language_model, language_model_results
-from echo_ska.experiments.language.language_model import (
-    arms,
-    comparison,
-    readings,
-    recorded_comparison,
-)
+from echo_ska.experiments.language import language_model, language_model_50m, language_model_results
+from echo_ska.experiments.language.language_model import PLAN, Plan, readings
 from echo_ska.experiments.language.language_model_figure import COLOURS, draw
 from echo_ska.experiments.language.language_model_results import CONTROLS, ECHO, SWIGLU
 from echo_ska.experiments.trials import recorded as recorded_runs
-from echo_ska.experiments.trials.text_trial import Scoring
 from echo_ska.experiments.trials.texts import TextFolder
 from echo_ska.models.presets import count_parameters
 from echo_ska.training.records import read
 
-LAYERS = {arm.name: arm.fields["layer_types"] for arm in arms()}
 
-
-def test_arms_are_of_one_size_and_what_they_are_called():
-    sizes = {arm.name: count_parameters(arm.config(256)) for arm in arms()}
+@pytest.mark.parametrize(
+    ("plan", "parameters"),
+    [(PLAN, 1.1e6), (language_model_50m.PLAN, 50e6)],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_arms_are_of_one_size_and_what_they_are_called(plan, parameters):
+    arms = plan.arms()
+    layers = {arm.name: arm.fields["layer_types"] for arm in arms}
+    sizes = {arm.name: count_parameters(arm.config(256)) for arm in arms}
     assert set(sizes) == {*CONTROLS, SWIGLU, ECHO} == set(COLOURS)
     assert max(sizes.values()) <= 1.005 * min(sizes.values())
-    for arm in arms():
+    assert sizes[ECHO] == pytest.approx(parameters, rel=0.02)
+    for arm in arms:
         assert arm.fields["feed_forward"] == ("koopman" if arm.name == ECHO else "swiglu")
-    assert LAYERS[ECHO] == LAYERS[SWIGLU]
-    assert LAYERS["mamba-2 + attention"] == [kind.replace("ska", "full_attention") for kind in LAYERS[ECHO]]
-    mixers_and_feed_forwards = 2 * len(LAYERS[ECHO])
-    assert 1 - 1 / mixers_and_feed_forwards == pytest.approx(0.92, abs=0.004)  # Nemotron-H counts both
-    assert LAYERS["mamba-2 + attention, 8 %"].count("full_attention") == 1
+    assert layers[ECHO] == layers[SWIGLU]
+    assert layers["mamba-2 + attention"] == [kind.replace("ska", "full_attention") for kind in layers[ECHO]]
+    mixers_and_feed_forwards = 2 * len(layers[ECHO])
+    of_attention = layers["mamba-2 + attention, 8 %"].count("full_attention")
+    assert 1 - of_attention / mixers_and_feed_forwards == pytest.approx(0.92, abs=0.004)  # Nemotron-H counts both
+
+
+TINY = replace(
+    PLAN,
+    shape={**PLAN.shape, "hidden_size": 16, "rank": 4, "state_size": 4, "num_heads": 2},
+    echo_width=200,  # wide enough for the others to be as large
+    length=16,
+    rates=(1e-3, 1e-2),
+    contexts=(8, 16, 64, 128),
+    blocks=2,
+    steps=3,
+    tuning_steps=1,
+    tuned_blocks=4,
+)
+LAYERS = {arm.name: arm.fields["layer_types"] for arm in TINY.arms()}
 
 
 @pytest.fixture
@@ -52,24 +67,10 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Tiny models on tiny texts, run in this process; returns the names of the jobs that were run."""
     monkeypatch.chdir(tmp_path)
     write_texts(tmp_path / "texts")
-    tiny = {"hidden_size": 16, "rank": 4, "state_size": 4, "num_heads": 2}
-    monkeypatch.setattr(language_model, "SHAPE", language_model.SHAPE | tiny)
-    for name, value in {
-        "ECHO_WIDTH": 200,  # wide enough for the others to be as large
-        "LENGTH": 16,
-        "RATES": (1e-3, 1e-2),
-        "CONTEXTS": (8, 16, 64),
-        "QUICK_CONTEXTS": (16, 32),
-        "BLOCKS": 2,
-        "STEPS": 3,
-        "QUICK_STEPS": 4,
-        "TUNING_STEPS": 1,
-        "TUNED_ON": (Scoring("valid", (16,), 4),),
-        "SEGMENTS": (16, 100, 1000),
-        "STEPPED_BYTES": 60,
-    }.items():
+    quick = Plan.quick
+    monkeypatch.setattr(Plan, "quick", lambda plan: replace(quick(plan), steps=4, tuning_steps=1))
+    for name, value in {"PLAN": TINY, "SEGMENTS": (16, 100, 1000), "STEPPED_BYTES": 60}.items():
         monkeypatch.setattr(language_model, name, value)
-    monkeypatch.setattr(language_model_results, "LENGTH", language_model.LENGTH)
     names: list[str] = []
 
     def run_jobs(jobs, console, *, on_result):
@@ -99,7 +100,7 @@ def test_it_runs_once_prints_its_tables_and_draws(small, quick):
     if not quick:
         echo = next(record for record in records if record.figures["arm"] == ECHO)
         assert set(echo.figures["whole"]) == {"x.txt", "y.txt"}
-        found = recorded_comparison(stem.with_suffix(".jsonl"))
+        found = TINY.recorded_comparison(stem.with_suffix(".jsonl"))
         assert found is not None
         assert [len(each) for each in found.recorded(stem.with_suffix(".jsonl")).values()] == [1] * len(LAYERS)
 
@@ -107,7 +108,7 @@ def test_it_runs_once_prints_its_tables_and_draws(small, quick):
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("test/x", "test/x.txt has 5 bytes, but 64 are read to score it at a context of 64"),
+        ("test/x", "test/x.txt has 5 bytes, but 128 are read to score it at a context of 128"),
         ("valid/v", "valid/v.txt has 5 bytes, but 40 are read"),  # four blocks of 8, and half a context before them
     ],
 )
@@ -119,8 +120,7 @@ def test_texts_that_are_too_short_are_refused_at_once(small, path, words):
 
 
 def test_a_text_is_read_alike_byte_by_byte_in_segments_and_whole_in_a_state_of_one_size(small):
-    trials = language_model.trials(TextFolder.read(Path("texts"), "x"))
-    for trial in trials:
+    for trial in TINY.comparison(TextFolder.read(Path("texts"), "x")).trials:
         torch.manual_seed(0)
         network = trial.arm.build(256, 0).eval()
         found = readings(network, trial)
@@ -145,11 +145,11 @@ def test_what_gets_worse_with_context_and_what_diverged_is_drawn(small, tmp_path
 
     results = {
         trial.arm.name: [of_text_trial(trial.with_(seed=seed), bits) for seed in range(2)]
-        for trial in comparison(TextFolder.read(Path("texts"), "x")).trials
+        for trial in TINY.comparison(TextFolder.read(Path("texts"), "x")).trials
     }
     draw(results, tmp_path / "picture.png")
     assert imread(tmp_path / "picture.png").shape[1] > 800
     table = language_model_results.context_rows(results)
-    assert {len(row) for row in table} == {4}
-    assert table[-1][1:] == ["+0.000"] * 3
+    assert {len(row) for row in table} == {5}
+    assert table[-1][1:] == ["+0.000"] * 4
     assert language_model_results.lead(results, "test", 64)[1] != "transformer"

@@ -59,6 +59,28 @@ def test_a_trial_records_what_it_was_and_what_it_found():
     assert record.figures["parameters"] == count_parameters(trial.arm.config(TASK.vocab_size))
 
 
+def test_a_record_counts_wherever_it_was_made_but_in_no_other_precision():
+    trial = tiny_trial()
+    here, on_a_gpu = trial.recorded_run(), trial.recorded_run("cuda")
+    assert on_a_gpu.job.arguments["device"] == "cuda"
+    assert on_a_gpu.configuration["training"] | {"device": "cpu", "precision": "auto"} == here.configuration["training"]
+    assert on_a_gpu.configuration["training"]["precision"] == "fp32"  # "auto" would take bfloat16
+    assert on_a_gpu.folder != here.folder  # checkpoints are not mixed
+    record = RunRecord(**run_trial(lambda stage: Silent(), trial=trial))
+    assert on_a_gpu.matches(record)
+    assert here.matches(replace(record, configuration=on_a_gpu.configuration))
+    training = record.configuration["training"] | {"device": "cuda", "precision": "bf16"}
+    assert not here.matches(replace(record, configuration=record.configuration | {"training": training}))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_finds_the_same_but_for_rounding():
+    found = [run_trial(lambda stage: Silent(), trial=tiny_trial(), device=device) for device in ("cpu", "cuda")]
+    losses = [each["figures"]["training_loss"] for each in found]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert found[1]["hardware"]["gpu"]
+
+
 def count_layers(network, trial):
     return {"layers": network.config.num_hidden_layers}
 

@@ -12,146 +12,71 @@ on `valid/` after 400 steps; three seeds.
 Then bits per byte on the unseen authors of `test/` and on every further folder, at contexts of 256 to 16,384 bytes, 32
 times the training's, the same bytes at every length (`evaluation.context_length`). Models with a state of fixed size
 also read the unseen novels whole, from the first byte to the last; Echo once more in segments of other lengths, and
-byte by byte. On one core about 27 minutes a run and 5 a rate.
+byte by byte. On one core about 27 minutes a run and 5 a rate. `language_model_50m` is the same at 50M parameters.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from echo_ska.experiments.language.language_model_results import ECHO, LENGTH, SWIGLU, context_rows, label, rows
+from echo_ska.experiments.language.language_model_results import ECHO, SWIGLU, context_rows, label, rows
 from echo_ska.experiments.trials.comparison import print_rows
 from echo_ska.experiments.trials.recorded import records_named
+from echo_ska.experiments.trials.studies import seed_count, study_files
 from echo_ska.experiments.trials.text_trial import Scoring, TextTrial
 from echo_ska.experiments.trials.texts import TEST, VALID, TextFolder
-from echo_ska.experiments.trials.trial import Arm, as_large_as
+from echo_ska.experiments.trials.trial import Arm, Measure, as_large_as
 from echo_ska.experiments.trials.tuning import Comparison
 from echo_ska.models import EchoForCausalLM
 from echo_ska.training import RunRecord, bits_per_byte
 from echo_ska.training.text import VOCAB_SIZE
 
-NAME = "language-model"
-LAYERS = 6
-SHAPE: dict[str, Any] = {
-    "hidden_size": 128,
-    "num_hidden_layers": LAYERS,
-    "num_heads": 4,
-    "rank": 24,
-    "state_size": 32,
-    "feed_forward": "swiglu",
-}
-ECHO_WIDTH = 320
-"""Of Echo's feed-forward layers; the others' follow from it."""
-STEPS, TUNING_STEPS, BATCH_SIZE = 1800, 400, 8
-RATES = (2e-3, 5e-3, 1.2e-2)
-SEEDS = 3
-CONTEXTS = (256, 512, 1024, 2048, 4096, 8192, 16_384)
-BLOCKS = 8
-QUICK_STEPS, QUICK_CONTEXTS = 120, (256, 512, 1024, 2048)
-TUNED_ON = (Scoring(VALID, (LENGTH,), 512),)
 SEGMENTS = (512, 4096, 16_384)
 STEPPED_BYTES = 65_536
 """Of a novel that are also read one by one."""
 
 
-def _layers(mixer: str, *places: int) -> list[str]:
-    """Mamba-2, with `mixer` in some places."""
-    return [mixer if layer in places else "mamba2" for layer in range(LAYERS)]
-
-
-def arms() -> list[Arm]:
-    """Echo, and as large as it the others; those that take longest first."""
-    echo = Arm(
-        ECHO,
-        SHAPE | {"layer_types": _layers("ska", 2, 4), "feed_forward": "koopman", "intermediate_size": ECHO_WIDTH},
-    )
-    others: dict[str, dict[str, Any]] = {
-        "mamba-3": {"layer_types": ["mamba3"] * LAYERS},
-        "transformer": {"layer_types": ["full_attention"] * LAYERS},
-        "gated deltanet": {"layer_types": ["gated_delta_net"] * LAYERS, "rank": 32},
-        "mamba-2": {"layer_types": ["mamba2"] * LAYERS},
-        "mamba-2 + attention": {"layer_types": _layers("full_attention", 2, 4)},
-        "mamba-2 + attention, 8 %": {"layer_types": _layers("full_attention", 3)},
-        SWIGLU: {"layer_types": _layers("ska", 2, 4)},
-    }
-    found = {name: as_large_as(Arm(name, SHAPE | fields), echo, VOCAB_SIZE) for name, fields in others.items()}
-    return [found["mamba-3"], echo, *(arm for name, arm in found.items() if name != "mamba-3")]
-
-
-def trials(texts: TextFolder, quick: bool = False) -> list[TextTrial]:
-    """A trial an arm; `quick` takes fewer steps and shorter contexts."""
-    steps, scored = QUICK_STEPS if quick else STEPS, scorings(texts, quick)
-    return [
-        TextTrial(NAME, arm, texts, steps, BATCH_SIZE, LENGTH, RATES[1], scored, measure=None if quick else readings)
-        for arm in arms()
-    ]
-
-
-def scorings(texts: TextFolder, quick: bool = False) -> tuple[Scoring, ...]:
-    """What trained models are scored on."""
-    return tuple(Scoring(part, QUICK_CONTEXTS if quick else CONTEXTS, BLOCKS) for part in texts.scored)
-
-
-def comparison(texts: TextFolder, quick: bool = False) -> Comparison:
-    """What is run; `quick` tries the middle rate alone."""
-    return Comparison(
-        trials(texts, quick),
-        RATES[1:2] if quick else RATES,
-        TUNED_ON,
-        QUICK_STEPS // 4 if quick else TUNING_STEPS,
-    )
-
-
-def run(
-    console: Console, *, seeds: int | None = None, quick: bool = False, text: Path | None = None
-) -> list[RunRecord]:
-    """Run what is not recorded, print the tables and draw the picture.
-
-    `quick` takes one seed, one rate, 120 steps and contexts up to 2,048 bytes, in files of its own. `text` is the
-    folder of the texts, see `TextFolder.read`.
-
-    Raises:
-        ValueError: the texts are not there or too short, or the records cannot be read.
-        JobError: a run failed; those that ended before it are recorded.
-    """
-    from echo_ska.experiments.language.language_model_figure import draw  # matplotlib, which jobs do without
-
-    texts = TextFolder.read(text, NAME)
-    asked = comparison(texts, quick)
-    for scoring in (*TUNED_ON, *scorings(texts, quick)):
-        scoring.refuse_short(texts)
-    stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
-    count = seeds or (1 if quick else SEEDS)
-    results = asked.run(console, count, stem.with_suffix(".jsonl"))
-    print_rows(console, "Bits per byte, mean over seeds", rows(results))
-    print_rows(console, f"Bits per byte of {label(TEST)} by context", context_rows(results))
-    draw(results, stem.with_suffix(".png"))
-    return [record for records in results.values() for record in records]
-
-
-def recorded_comparison(path: Path) -> Comparison | None:
-    """The comparison on the texts that the newest record was trained on; None where there is none."""
-    found = records_named(NAME, path)
-    return comparison(TextFolder.of_records(found)) if found else None
-
-
 def readings(network: EchoForCausalLM, trial: TextTrial) -> dict[str, Any]:
-    """The unseen texts read whole, one a `whole`, by networks whose state does not grow; Echo's seed 0 in segments too.
+    """`read_whole`; Echo's seed 0 also in segments of other lengths and byte by byte.
+
+    Returns:
+        Besides, `segments`: of the longest text, bits per byte by segment length for all of it (`whole`) and for its
+        first bytes (`first`, of which there are `bytes`; there by 1 byte a call, too).
+    """
+    found = read_whole(network, trial)
+    if trial.arm.name != ECHO or trial.seed != 0:
+        return found
+    # Byte by byte so small a model is quicker on the CPU, and segments are compared with that.
+    network.to("cpu")
+    longest = max(trial.texts.load(TEST), key=lambda text: len(text.tokens))
+    segments: dict[str, Any] = {"text": longest.path.name, "bytes": min(STEPPED_BYTES, len(longest.tokens))}
+    for name, lengths, most in (("whole", SEGMENTS, None), ("first", (1, *SEGMENTS), STEPPED_BYTES)):
+        segments[name], started = {}, time.perf_counter()
+        for length in lengths:
+            score = bits_per_byte(network, longest.tokens, segment_length=length, max_bytes=most)
+            segments[name][str(length)] = score.bits_per_byte
+        segments[f"{name}_seconds"] = time.perf_counter() - started
+    return found | {"segments": segments}
+
+
+def read_whole(network: EchoForCausalLM, trial: TextTrial) -> dict[str, Any]:
+    """The unseen texts from first byte to last, by networks whose state does not grow.
 
     Returns:
         `whole`: by text `bits_per_byte`, `bytes`, and `state_bytes` after the first segment and after the last; empty
-        for the other networks. `segments`: of the longest text, bits per byte by segment length for all of it
-        (`whole`) and for its first bytes (`first`, of which there are `bytes`; there by 1 byte a call, too).
+        for the other networks.
     """
     if network.state_bytes(1) != network.state_bytes(1 << 20):
         return {"whole": {}}
-    texts = trial.texts.load(TEST)
     whole = {}
-    for text in texts:
+    for text in trial.texts.load(TEST):
         segment = SEGMENTS[1]
         begun = bits_per_byte(network, text.tokens, segment_length=segment, max_bytes=segment)
         score = bits_per_byte(network, text.tokens, segment_length=segment)
@@ -160,14 +85,165 @@ def readings(network: EchoForCausalLM, trial: TextTrial) -> dict[str, Any]:
             "bytes": score.bytes_scored,
             "state_bytes": [begun.cache.nbytes, score.cache.nbytes],
         }
-    if trial.arm.name != ECHO or trial.seed != 0:
-        return {"whole": whole}
-    longest = max(texts, key=lambda text: len(text.tokens))
-    found: dict[str, Any] = {"text": longest.path.name, "bytes": min(STEPPED_BYTES, len(longest.tokens))}
-    for name, lengths, most in (("whole", SEGMENTS, None), ("first", (1, *SEGMENTS), STEPPED_BYTES)):
-        found[name], started = {}, time.perf_counter()
-        for length in lengths:
-            score = bits_per_byte(network, longest.tokens, segment_length=length, max_bytes=most)
-            found[name][str(length)] = score.bits_per_byte
-        found[f"{name}_seconds"] = time.perf_counter() - started
-    return {"whole": whole, "segments": found}
+    return {"whole": whole}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A size of the comparison.
+
+    Attributes:
+        name: of the experiment.
+        shape: fields of `EchoConfig` that all arms share.
+        echo_width: of Echo's feed-forward layers; the others' follow from it.
+        recalling: layers that have SKA, or attention in its place.
+        few: those that have attention in the hybrid with 8 %.
+        steps, batch_size, length: of every training, in windows of `length` bytes.
+        rates, tuning_steps: what every arm tries, and how long.
+        contexts, blocks: what is scored of every part, see `Scoring`.
+        tuned_blocks: of `VALID`, at the training's length.
+        measure: further figures of a trained network.
+        precision: of the trainings.
+        at_once: see `Comparison`.
+        seeds: of every arm at its best rate.
+    """
+
+    name: str
+    shape: Mapping[str, Any]
+    echo_width: int
+    recalling: tuple[int, ...]
+    few: tuple[int, ...]
+    steps: int
+    batch_size: int
+    length: int
+    rates: tuple[float, ...]
+    tuning_steps: int
+    contexts: tuple[int, ...] = (256, 512, 1024, 2048, 4096, 8192, 16_384)
+    blocks: int = 8
+    tuned_blocks: int = 512
+    measure: Measure | None = readings
+    precision: str = "fp32"
+    at_once: int | None = None
+    seeds: int = 3
+
+    def quick(self) -> Plan:
+        """The middle rate alone, 120 steps, contexts up to twice the training's, nothing further measured."""
+        contexts = tuple(context for context in self.contexts if context <= 4 * self.length)
+        middle = self.rates[len(self.rates) // 2]
+        return dataclasses.replace(
+            self, rates=(middle,), steps=120, tuning_steps=30, contexts=contexts, measure=None, seeds=1
+        )
+
+    @property
+    def tuned_on(self) -> tuple[Scoring, ...]:
+        """What decides between rates."""
+        return (Scoring(VALID, (self.length,), self.tuned_blocks),)
+
+    def scorings(self, texts: TextFolder) -> tuple[Scoring, ...]:
+        """What trained models are scored on."""
+        return tuple(Scoring(part, self.contexts, self.blocks) for part in texts.scored)
+
+    def _layers(self, mixer: str, *places: int) -> list[str]:
+        """Mamba-2, with `mixer` in some places."""
+        count = self.shape["num_hidden_layers"]
+        return [mixer if layer in places else "mamba2" for layer in range(count)]
+
+    def arms(self) -> list[Arm]:
+        """Echo, and as large as it the others; those that take longest first."""
+        count, shape = self.shape["num_hidden_layers"], dict(self.shape)
+        with_ska = self._layers("ska", *self.recalling)
+        echo = Arm(
+            ECHO,
+            shape | {"layer_types": with_ska, "feed_forward": "koopman", "intermediate_size": self.echo_width},
+        )
+        others: dict[str, dict[str, Any]] = {
+            "mamba-3": {"layer_types": ["mamba3"] * count},
+            "transformer": {"layer_types": ["full_attention"] * count},
+            "gated deltanet": {
+                "layer_types": ["gated_delta_net"] * count,
+                "rank": shape["hidden_size"] // shape["num_heads"],
+            },
+            "mamba-2": {"layer_types": ["mamba2"] * count},
+            "mamba-2 + attention": {"layer_types": self._layers("full_attention", *self.recalling)},
+            "mamba-2 + attention, 8 %": {"layer_types": self._layers("full_attention", *self.few)},
+            SWIGLU: {"layer_types": with_ska},
+        }
+        found = {name: as_large_as(Arm(name, shape | fields), echo, VOCAB_SIZE) for name, fields in others.items()}
+        return [found["mamba-3"], echo, *(arm for name, arm in found.items() if name != "mamba-3")]
+
+    def comparison(self, texts: TextFolder) -> Comparison:
+        """What is run."""
+        trials = [
+            TextTrial(
+                self.name,
+                arm,
+                texts,
+                self.steps,
+                self.batch_size,
+                self.length,
+                self.rates[0],
+                self.scorings(texts),
+                measure=self.measure,
+                precision=self.precision,
+            )
+            for arm in self.arms()
+        ]
+        return Comparison(trials, self.rates, self.tuned_on, self.tuning_steps, at_once=self.at_once)
+
+    def recorded_comparison(self, path: Path) -> Comparison | None:
+        """The comparison on the texts that the newest record was trained on; None where there is none."""
+        found = records_named(self.name, path)
+        return self.comparison(TextFolder.of_records(found)) if found else None
+
+    def run(
+        self, console: Console, *, seeds: int | None, quick: bool, text: Path | None, device: str
+    ) -> list[RunRecord]:
+        """See `run`."""
+        from echo_ska.experiments.language.language_model_figure import draw  # matplotlib, which jobs do without
+
+        plan = self.quick() if quick else self
+        texts = TextFolder.read(text, self.name)
+        for scoring in (*plan.tuned_on, *plan.scorings(texts)):
+            scoring.refuse_short(texts)
+        path, picture = study_files(self.name, quick)
+        results = plan.comparison(texts).on(device).run(console, seed_count(seeds, plan.seeds), path)
+        print_rows(console, "Bits per byte, mean over seeds", rows(results))
+        print_rows(console, f"Bits per byte of {label(TEST)} by context", context_rows(results))
+        draw(results, picture)
+        return [record for records in results.values() for record in records]
+
+
+PLAN = Plan(
+    name="language-model",
+    shape={
+        "hidden_size": 128,
+        "num_hidden_layers": 6,
+        "num_heads": 4,
+        "rank": 24,
+        "state_size": 32,
+        "feed_forward": "swiglu",
+    },
+    echo_width=320,
+    recalling=(2, 4),
+    few=(3,),
+    steps=1800,
+    batch_size=8,
+    length=512,
+    rates=(2e-3, 5e-3, 1.2e-2),
+    tuning_steps=400,
+)
+
+
+def run(
+    console: Console, *, seeds: int | None = None, quick: bool = False, text: Path | None = None, device: str = "cpu"
+) -> list[RunRecord]:
+    """Run what is not recorded, print the tables and draw the picture.
+
+    `quick` takes one seed, one rate, 120 steps and contexts up to 2,048 bytes, in files of its own. `text` is the
+    folder of the texts, see `TextFolder.read`; `device` where models are trained and scored, "cpu" or "cuda".
+
+    Raises:
+        ValueError: the texts are not there or too short, or the records cannot be read.
+        JobError: a run failed; those that ended before it are recorded.
+    """
+    return PLAN.run(console, seeds=seeds, quick=quick, text=text, device=device)

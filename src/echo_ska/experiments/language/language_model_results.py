@@ -11,9 +11,6 @@ from echo_ska.experiments.trials.texts import TEST
 from echo_ska.training import RunRecord
 from echo_ska.training.bits_per_byte import over_texts
 
-LENGTH = 512
-"""Bytes of a training window."""
-
 ECHO, SWIGLU = "echo", "mamba-2 + ska"
 CONTROLS = (
     "transformer",
@@ -46,6 +43,11 @@ def lead(results: Results, part: str, context: int) -> tuple[float, str]:
     """By how many bits per byte Echo is below the best control, negative if above; and which control that is."""
     best = min((arm for arm in CONTROLS if arm in results), key=lambda arm: mean(results, arm, part, context))
     return mean(results, best, part, context) - mean(results, ECHO, part, context), best
+
+
+def training_length(results: Results) -> int:
+    """Bytes of a training window."""
+    return int(next(iter(results.values()))[0].configuration["data"]["length"])
 
 
 def scored_contexts(results: Results) -> list[int]:
@@ -83,7 +85,7 @@ def spread(of_seeds: Sequence[float]) -> str:
 def rows(results: Results) -> list[list[str]]:
     """A row an arm: its rate, its state, and every text at the training's length and at the longest context."""
     contexts, parts = scored_contexts(results), scored_parts(results)
-    shown = [(part, context) for part in parts for context in (LENGTH, contexts[-1])]
+    shown = [(part, context) for part in parts for context in (training_length(results), contexts[-1])]
     headings = [f"{label(part)}, {short_number(context)}" for part, context in shown]
     table = [["model", "rate", f"state at {short_number(contexts[-1])}", *headings, f"{label(TEST)}, read whole"]]
     for name in in_order(results):

@@ -99,7 +99,7 @@ def training_text(network: EchoForCausalLM, trial: TextTrial) -> dict[str, Any]:
 
 
 def run(
-    console: Console, *, seeds: int | None = None, quick: bool = False, text: Path | None = None
+    console: Console, *, seeds: int | None = None, quick: bool = False, text: Path | None = None, device: str = "cpu"
 ) -> list[RunRecord]:
     """Run what is not recorded, print the table, draw the picture.
 
@@ -108,6 +108,7 @@ def run(
         seeds: of every size at its best rate, three else; one in the quick form.
         quick: three sizes, a twentieth of the steps, one rate; recorded apart.
         text: a folder of texts, see `TextFolder.read`; None = the two novels that the package ships.
+        device: where models are trained and scored, "cpu" or "cuda".
 
     Raises:
         ValueError: the text cannot be read, or is too short for what is scored.
@@ -123,7 +124,7 @@ def run(
     if text is None:
         said += " With --text FOLDER it is text of yours."
     console.print(said, markup=False, highlight=False, soft_wrap=True)
-    results = comparison(texts, plan).run(console, count, path)
+    results = comparison(texts, plan).on(device).run(console, count, path)
     print_rows(console, "Bits per byte of unseen text by size", rows(results))
     draw(results, picture)
     console.print(f"Records: {path}, picture: {picture}", markup=False, highlight=False, soft_wrap=True)

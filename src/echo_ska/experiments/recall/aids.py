@@ -74,15 +74,15 @@ def without(found: Results) -> list[Trial]:
     ]
 
 
-def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> list[RunRecord]:
+def run(console: Console, *, seeds: int | None = None, quick: bool = False, device: str = "cpu") -> list[RunRecord]:
     """Run what is not recorded, print the table and draw the picture.
 
     `quick` takes one seed at one rate, in files of its own.
     """
     stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
     path, count = stem.with_suffix(".jsonl"), seeds or (1 if quick else SEEDS)
-    found = comparison(quick).run(console, count, path)
-    results: Results = {**found, **run_seeds(console, without(found), count, path)}
+    found = comparison(quick).on(device).run(console, count, path)
+    results: Results = {**found, **run_seeds(console, without(found), count, path, device)}
     for question in QUESTIONS:
         print_rows(
             console, f"Accuracy, %, at {question.name} tokens, mean over seeds (range)", rows(results, question.name)

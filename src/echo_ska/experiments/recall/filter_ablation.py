@@ -96,16 +96,16 @@ def orbit_trials(distance: int) -> list[Trial]:
     ]
 
 
-def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> list[RunRecord]:
+def run(console: Console, *, seeds: int | None = None, quick: bool = False, device: str = "cpu") -> list[RunRecord]:
     """Run what is not recorded, print the tables and draw the picture.
 
     `quick` takes one seed at one rate, no mask and distances 1 to 3, in files of its own.
     """
     stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
     path, count = stem.with_suffix(".jsonl"), seeds or (1 if quick else SEEDS)
-    recall = recall_comparison(quick).run(console, count, path)
+    recall = recall_comparison(quick).on(device).run(console, count, path)
     distances = DISTANCES[:3] if quick else DISTANCES
-    orbit = {distance: orbit_comparison(distance, quick).run(console, count, path) for distance in distances}
+    orbit = {distance: orbit_comparison(distance, quick).on(device).run(console, count, path) for distance in distances}
     print_rows(console, "Recall: accuracy, %, mean over seeds (range)", recall_rows(recall))
     print_rows(console, "Orbit: accuracy, %, mean over seeds (range)", orbit_rows(orbit))
     draw(recall, orbit, stem.with_suffix(".png"))

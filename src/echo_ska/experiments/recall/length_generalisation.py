@@ -62,13 +62,13 @@ def questions(arm: Arm, quick: bool) -> tuple[Question, ...]:
     )
 
 
-def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> list[RunRecord]:
+def run(console: Console, *, seeds: int | None = None, quick: bool = False, device: str = "cpu") -> list[RunRecord]:
     """Run what is not recorded, print the table and draw the picture.
 
     `quick` takes one seed, lengths up to 4,096 and the rates of the full records, in files of its own.
     """
     stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
-    results = comparison(quick).run(console, seeds or (1 if quick else SEEDS), stem.with_suffix(".jsonl"))
+    results = comparison(quick).on(device).run(console, seeds or (1 if quick else SEEDS), stem.with_suffix(".jsonl"))
     print_rows(console, f"Accuracy, %, after training on {TASK.length} tokens", rows(results))
     draw(results, stem.with_suffix(".png"))
     return [record for records in results.values() for record in records]

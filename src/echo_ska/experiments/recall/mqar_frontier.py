@@ -179,13 +179,13 @@ def comparison(quick: bool = False) -> Comparison:
     return Comparison(trials(quick), RATES[1:2] if quick else RATES, TUNED_ON, 100 if quick else TUNING_STEPS)
 
 
-def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> list[RunRecord]:
+def run(console: Console, *, seeds: int | None = None, quick: bool = False, device: str = "cpu") -> list[RunRecord]:
     """Run what is not recorded, print the table and draw the picture.
 
     `quick` takes one seed, one rate, 8 kB and a third of the steps, in files of its own.
     """
     stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
-    results = comparison(quick).run(console, seeds or (1 if quick else SEEDS), stem.with_suffix(".jsonl"))
+    results = comparison(quick).on(device).run(console, seeds or (1 if quick else SEEDS), stem.with_suffix(".jsonl"))
     print_rows(console, "Accuracy, %, mean over seeds, by length and pairs", rows(results))
     draw(results, stem.with_suffix(".png"))
     return [record for records in results.values() for record in records]

@@ -51,13 +51,13 @@ def cell(pairs: int, gap: int) -> Question:
     return Question(f"{pairs} x {gap}", task, task.length, max(MINIMUM_SEQUENCES, ANSWERS // pairs))
 
 
-def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> list[RunRecord]:
+def run(console: Console, *, seeds: int | None = None, quick: bool = False, device: str = "cpu") -> list[RunRecord]:
     """Run what is not recorded, print the table and draw the picture.
 
     `quick` takes one seed, half the steps and gaps up to 256, in files of its own.
     """
     stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
-    results = comparison(quick).run(console, seeds or (1 if quick else SEEDS), stem.with_suffix(".jsonl"))
+    results = comparison(quick).on(device).run(console, seeds or (1 if quick else SEEDS), stem.with_suffix(".jsonl"))
     print_rows(console, "Accuracy, %, mean over seeds (lowest seed) by pairs x gap", rows(results))
     draw(results, stem.with_suffix(".png"))
     return [record for records in results.values() for record in records]

@@ -79,14 +79,14 @@ def comparison(quick: bool = False) -> Comparison:
     return dataclasses.replace(mqar_frontier.comparison(quick), trials=trials(quick))
 
 
-def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> list[RunRecord]:
+def run(console: Console, *, seeds: int | None = None, quick: bool = False, device: str = "cpu") -> list[RunRecord]:
     """Run what is not recorded, print the table and draw the picture.
 
     `quick` takes one seed, one rate and a third of the steps, in files of its own.
     """
     stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
     count = seeds or (1 if quick else mqar_frontier.SEEDS)
-    results = comparison(quick).run(console, count, stem.with_suffix(".jsonl"))
+    results = comparison(quick).on(device).run(console, count, stem.with_suffix(".jsonl"))
     print_rows(console, "Accuracy, %, mean over seeds, by length and pairs", rows(results))
     draw(results, stem.with_suffix(".png"))
     return [record for records in results.values() for record in records]

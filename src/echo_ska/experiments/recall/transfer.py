@@ -78,13 +78,13 @@ def trials(quick: bool = False) -> list[Trial]:
     return [Trial(NAME, arm, TASK, steps, BATCH_SIZE, RATES[1], QUESTIONS) for arm in arms]
 
 
-def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> list[RunRecord]:
+def run(console: Console, *, seeds: int | None = None, quick: bool = False, device: str = "cpu") -> list[RunRecord]:
     """Run what is not recorded, print the table and draw the picture.
 
     `quick` takes one seed of the small models for 1,000 steps, in files of its own.
     """
     stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
-    results = comparison(quick).run(console, seeds or (1 if quick else SEEDS), stem.with_suffix(".jsonl"))
+    results = comparison(quick).on(device).run(console, seeds or (1 if quick else SEEDS), stem.with_suffix(".jsonl"))
     steps = QUICK_STEPS if quick else STEPS
     print_rows(console, f"Accuracy, %, after {steps:,} steps on system prompts and tool traces", rows(results))
     draw(results, stem.with_suffix(".png"))

@@ -32,8 +32,8 @@ class RecordedRun:
     folder: Path | None = None
 
     def matches(self, record: RunRecord) -> bool:
-        """Whether `record` is of this run, whenever it was made."""
-        return record.seed == self.seed and record.configuration == self.configuration
+        """Whether `record` is of this run, whenever and wherever it was made."""
+        return record.seed == self.seed and _anywhere(record.configuration) == _anywhere(self.configuration)
 
 
 def run_missing(
@@ -99,3 +99,13 @@ def records_named(name: str, path: Path) -> list[RunRecord]:
 def newest_of(run: RecordedRun, records: Sequence[RunRecord]) -> RunRecord | None:
     """The last of the records that is of this run."""
     return next((record for record in reversed(records) if run.matches(record)), None)
+
+
+def _anywhere(configuration: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without the device of its training: float32 is the same on all of them but for rounding."""
+    training = configuration.get("training")
+    if not training or "device" not in training:
+        return configuration
+    where = training["device"]
+    precision = "fp32" if (where, training["precision"]) == ("cpu", "auto") else training["precision"]
+    return configuration | {"training": training | {"device": None, "precision": precision}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from echo_ska.experiments.trials.pool import Stage
 from echo_ska.experiments.trials.texts import TRAIN, TextFolder
 from echo_ska.experiments.trials.trial import Arm, Measure, TrainedRun
 from echo_ska.models import EchoForCausalLM
-from echo_ska.training import RunRecord, TextData
+from echo_ska.training import RunRecord, TextData, TrainingConfig
 from echo_ska.training.text import VOCAB_SIZE
 
 UNIFORM = 8.0
@@ -67,6 +68,7 @@ class TextTrial(TrainedRun):
         experiment: whose record it is. arm: what is trained. texts: what it reads. steps, batch_size, length,
         learning_rate: the budget, in windows of `length` bytes. scored: what it is scored on. seed: of weights and
         windows. weight_decay: AdamW's. measure: a module's function that measures more of the trained network.
+        precision: of the training's products, float32 unless told.
     """
 
     experiment: str
@@ -80,6 +82,12 @@ class TextTrial(TrainedRun):
     seed: int = 0
     weight_decay: float = 0.1
     measure: Measure | None = None
+    precision: str = "fp32"
+
+    def training_config(self, device: str = "cpu") -> TrainingConfig:
+        """See `TrainedRun.training_config`."""
+        config = super().training_config(device)
+        return config if self.precision == "fp32" else dataclasses.replace(config, precision=self.precision)
 
     @property
     def vocab_size(self) -> int:
@@ -119,7 +127,7 @@ class TextTrial(TrainedRun):
             scores[one.part] = {str(context): value for context, value in bits.items()}
         longest = max(max(one.contexts) for one in self.scored)
         return {
-            "curve": learning_curve(self.folder() / "log.jsonl"),
+            "curve": learning_curve(self.folder(training.configuration["training"]["device"]) / "log.jsonl"),
             "state_bytes": network.state_bytes(longest),
             "bits_per_byte": scores,
         }

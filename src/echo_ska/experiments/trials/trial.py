@@ -173,15 +173,16 @@ class TrainedRun(ABC):
         replaced: Self = dataclasses.replace(cast(Any, self), **changes)
         return replaced
 
-    def training_config(self) -> TrainingConfig:
-        """On the CPU wherever it runs: so small a model gains nothing from a GPU, and its figures stay the same."""
+    def training_config(self, device: str = "cpu") -> TrainingConfig:
+        """In float32, on a GPU too; the same but for rounding."""
         return TrainingConfig(
             steps=self.steps,
             learning_rate=self.learning_rate,
             final_learning_rate_fraction=0.0,
             weight_decay=self.weight_decay,
             seed=self.seed,
-            device="cpu",
+            precision="auto" if device == "cpu" else "fp32",
+            device=device,
             checkpoint_every=250,
             keep_checkpoints=1,
         )
@@ -190,10 +191,10 @@ class TrainedRun(ABC):
         """What determines the training batches."""
         return self.data().describe()
 
-    def configuration(self) -> dict[str, Any]:
+    def configuration(self, device: str = "cpu") -> dict[str, Any]:
         """What its record has as configuration, known without running it, in the types that JSON gives."""
         parts = {
-            "training": dataclasses.asdict(self.training_config()),
+            "training": dataclasses.asdict(self.training_config(device)),
             "data": self.describe_data(),
             "model": _described(json.dumps({"vocab_size": self.vocab_size, **self.arm.fields})),
             "arm": self.arm.name,
@@ -205,14 +206,16 @@ class TrainedRun(ABC):
         as_json: dict[str, Any] = json.loads(json.dumps(parts))
         return as_json
 
-    def recorded_run(self) -> RecordedRun:
-        """The trial as a job whose record can be found again."""
+    def recorded_run(self, device: str = "cpu") -> RecordedRun:
+        """The trial as a job, on "cpu" or "cuda", whose record can be found again."""
         name = f"{self.arm.name}, rate {self.learning_rate:g}, seed {self.seed}"
-        return RecordedRun(Job(name, run_trial, {"trial": self}), self.seed, self.configuration(), self.folder())
+        job = Job(name, run_trial, {"trial": self, "device": device})
+        return RecordedRun(job, self.seed, self.configuration(device), self.folder(device))
 
-    def folder(self) -> Path:
+    def folder(self, device: str = "cpu") -> Path:
         """Where its checkpoints are until it is recorded."""
-        digest = hashlib.sha256(json.dumps([self.configuration(), self.seed], sort_keys=True).encode()).hexdigest()
+        described = json.dumps([self.configuration(device), self.seed], sort_keys=True)
+        digest = hashlib.sha256(described.encode()).hexdigest()
         return UNFINISHED / f"{self.experiment}-{digest[:16]}"
 
 
@@ -297,12 +300,12 @@ def as_large_as(arm: Arm, other: Arm, vocab_size: int) -> Arm:
     return dataclasses.replace(arm, fields={**fields, "intermediate_size": width})
 
 
-def run_trial(stage: Stage, *, trial: TrainedRun) -> dict[str, Any]:
+def run_trial(stage: Stage, *, trial: TrainedRun, device: str = "cpu") -> dict[str, Any]:
     """Train and ask one model: a `RunRecord` as plain data. A run that was stopped goes on from its last checkpoint.
 
     A training that diverges is a result too: its record says so, with nothing learnt.
     """
-    configuration = trial.configuration()
+    configuration, folder = trial.configuration(device), trial.folder(device)
     network = trial.arm.build(trial.vocab_size, trial.seed)
     started = time.perf_counter()
     figures: dict[str, Any] = {
@@ -312,7 +315,7 @@ def run_trial(stage: Stage, *, trial: TrainedRun) -> dict[str, Any]:
     }
     try:
         training = train(
-            network, trial.data(), trial.training_config(), directory=trial.folder(), reporter=stage("training")
+            network, trial.data(), trial.training_config(device), directory=folder, reporter=stage("training")
         )
     except FloatingPointError as error:
         seconds = time.perf_counter() - started

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from echo_ska.experiments.trials.pool import run_jobs
 from echo_ska.experiments.trials.recorded import RecordedRun, newest_of, recorded, records_named, run_missing
 from echo_ska.experiments.trials.trial import TrainedRun
 from echo_ska.training import RunRecord
@@ -25,12 +28,20 @@ class Comparison:
         rates: tried for each with seed 0.
         tuned_on: what is asked to decide between rates (`TrainedRun.merit` says how), at lengths that training saw.
         tuning_steps: of every try; None are the trial's own.
+        device: where they are trained and asked, "cpu" or "cuda".
+        at_once: how many of them at once, as many as there are cores for None; large ones fill a GPU alone.
     """
 
     trials: Sequence[TrainedRun]
     rates: Sequence[float]
     tuned_on: Sequence[Any]
     tuning_steps: int | None = None
+    device: str = "cpu"
+    at_once: int | None = None
+
+    def on(self, device: str) -> Comparison:
+        """The same, trained there."""
+        return dataclasses.replace(self, device=device)
 
     def run(self, console: Console, seeds: int, path: Path) -> dict[str, list[RunRecord]]:
         """Every trial at every rate, asked `tuned_on`; then all seeds at its best rate, asked everything.
@@ -50,10 +61,11 @@ class Comparison:
         if seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {seeds}.")
         name = self.trials[0].experiment
-        run_missing(console, name, [run for runs in self._tries for run in runs], path)
+        run = None if self.at_once is None else functools.partial(run_jobs, cores=self.at_once)
+        run_missing(console, name, [run for runs in self._tries for run in runs], path, run)
         chosen = [trial for trial in self._at_best_rate(path) if trial is not None]
-        runs = [trial.with_(seed=seed).recorded_run() for seed in range(seeds) for trial in chosen]
-        records = run_missing(console, name, runs, path)
+        runs = [trial.with_(seed=seed).recorded_run(self.device) for seed in range(seeds) for trial in chosen]
+        records = run_missing(console, name, runs, path, run)
         return {trial.arm.name: records[place :: len(chosen)] for place, trial in enumerate(chosen)}
 
     def recorded(self, path: Path) -> dict[str, list[RunRecord]]:
@@ -72,7 +84,7 @@ class Comparison:
     @cached_property
     def _tries(self) -> list[list[RecordedRun]]:
         """By trial, a run a rate; kept, since a configuration takes a while to describe."""
-        return [[candidate.recorded_run() for candidate in self.candidates(trial)] for trial in self.trials]
+        return [[candidate.recorded_run(self.device) for candidate in self.candidates(trial)] for trial in self.trials]
 
     def candidates(self, trial: TrainedRun) -> list[TrainedRun]:
         """A trial at every rate with seed 0, asked what decides between them."""
@@ -91,9 +103,11 @@ class Comparison:
         return best
 
 
-def run_seeds(console: Console, trials: Sequence[TrainedRun], seeds: int, path: Path) -> dict[str, list[RunRecord]]:
+def run_seeds(
+    console: Console, trials: Sequence[TrainedRun], seeds: int, path: Path, device: str = "cpu"
+) -> dict[str, list[RunRecord]]:
     """All seeds of every trial at its own rate, run where they are missing: by arm, the records by seed."""
-    runs = [trial.with_(seed=seed).recorded_run() for seed in range(seeds) for trial in trials]
+    runs = [trial.with_(seed=seed).recorded_run(device) for seed in range(seeds) for trial in trials]
     records = run_missing(console, trials[0].experiment, runs, path)
     return {trial.arm.name: records[place :: len(trials)] for place, trial in enumerate(trials)}
 
