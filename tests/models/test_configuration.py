@@ -27,7 +27,7 @@ def test_it_survives_saving(tmp_path):
 
 def test_at_most_about_twenty_fields_of_its_own():
     own = set(inspect.signature(EchoConfig.__init__).parameters) - {"self", "kwargs", "ska_layers", "attention_layers"}
-    assert len(own) <= 21
+    assert len(own) <= 22
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,8 @@ def test_at_most_about_twenty_fields_of_its_own():
         ({"conv_kernel": 1}, "conv_kernel must be an integer >= 2, got 1"),
         ({"norm_eps": "abc"}, "norm_eps must be a positive number, got 'abc'"),
         ({"rope_theta": 0}, "rope_theta must be a positive number, got 0"),
+        ({"gate_dropout": 1}, "gate_dropout must be a number of at least 0 and below 1, got 1"),
+        ({"gate_dropout": True}, "gate_dropout must be a number"),
         ({"blended": "no"}, "blended must be true or false, got 'no'"),
         ({"power": True}, "power must be an integer >= 0, got True"),
         ({"ska_layers": 1}, "ska_layers must be a list of layers, got 1"),

@@ -128,6 +128,28 @@ def test_gradients_start_small():
     assert max(norms.values()) < 10, norms
 
 
+def test_gate_dropout_opens_whole_heads_of_rows_in_training_alone():
+    mixer = layer(gate_dropout=0.4, power=0)
+    closed, opened = layer(gate_dropout=0.0, power=0), layer(write_gate=False, power=0)
+    for other in (closed, opened):
+        other.load_state_dict(mixer.state_dict(), strict=False)
+        other.o_proj = torch.nn.Identity()
+    mixer.o_proj = torch.nn.Identity()
+    hidden = torch.randn(40, 9, 32)
+    torch.manual_seed(1)
+    found = mixer(hidden)[0].unflatten(-1, (2, -1))
+    by_gate, by_none = (other(hidden)[0].unflatten(-1, (2, -1)) for other in (closed, opened))
+    of_gate = torch.isclose(found, by_gate, atol=1e-5).all(dim=-1).all(dim=1)  # [B, H]
+    of_none = torch.isclose(found, by_none, atol=1e-5).all(dim=-1).all(dim=1)
+    assert (of_gate ^ of_none).all()
+    assert 0.25 < of_none.float().mean() < 0.55
+    assert torch.equal(mixer.eval()(hidden)[0].unflatten(-1, (2, -1)), by_gate)
+    mask = torch.zeros(40, 9, dtype=torch.bool)
+    assert not mixer.train()(hidden, write_mask=mask)[0].any()  # what is masked stays unwritten
+    with pytest.raises(ValueError, match="gate_dropout must be at least 0 and below 1, got 1"):
+        layer(gate_dropout=1)
+
+
 def test_a_closed_gate_leaves_the_state_untouched():
     mixer = layer()
     _, state = mixer(torch.randn(2, 9, 32), output_state=True)

@@ -96,7 +96,7 @@ class Plan:
             memory_lengths=(8192, 131_072, 1_048_576),
             layer_lengths=(2048, 8192, 32_768),
             prefill=(1_048_576, 65_536),
-            decode_tokens=100_000,
+            decode_tokens=20_000,
             seconds_per_call=5.0,
             seconds_per_length=6.0,
         )

@@ -71,6 +71,12 @@ def _gradients() -> Rows | None:
     return gradient_flow.rows(results) if results else None
 
 
+def _transfer() -> Rows | None:
+    results = transfer.recorded_results(_file(transfer.NAME))
+    whole = all(trial.arm.name in results for trial in transfer.comparison().trials)
+    return transfer.rows(results) if whole else None
+
+
 def _aids(question: str) -> Rows | None:
     results = aids.recorded_results(_file(aids.NAME))
     return aids.rows(results, question) if results else None
@@ -110,7 +116,7 @@ ROWS: dict[str, Callable[[], Rows | None]] = {
         length_generalisation.NAME, length_generalisation.comparison, length_generalisation.rows
     ),
     "mqar-grid": _compared(mqar_grid.NAME, mqar_grid.comparison, mqar_grid.rows),
-    "transfer": _compared(transfer.NAME, transfer.comparison, transfer.rows),
+    "transfer": _transfer,
     "filter-ablation-recall": _compared(
         filter_ablation.NAME, filter_ablation.recall_comparison, filter_ablation.recall_rows
     ),

@@ -22,6 +22,7 @@ _NOT_OF_THE_FUNCTION = (
     "ska_layers",
     "attention_layers",
     "intermediate_size",
+    "gate_dropout",
     "max_position_embeddings",
     "tie_word_embeddings",
 )

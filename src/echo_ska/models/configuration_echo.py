@@ -35,6 +35,8 @@ class EchoConfig(PreTrainedConfig):
         power: K of SKA's spectral filter.
         blended: whether SKA mixes the filtered read with the plain one.
         refresh_interval: None reads exactly; S reads chunk-causally.
+        gate_dropout: in training, the probability that a head of SKA or of a peer with its write gate stores all of a
+            row in full (docs/recipe.md).
         state_size: columns of Mamba-2's and Mamba-3's state. Their heads are 64 wide, or hidden_size / num_heads where
             64 does not divide their inner width.
         expand: Mamba-2's and Mamba-3's inner width over `hidden_size`.
@@ -70,6 +72,7 @@ class EchoConfig(PreTrainedConfig):
         power: int = 2,
         blended: bool = True,
         refresh_interval: int | None = None,
+        gate_dropout: float = 0.0,
         state_size: int = 64,
         expand: int = 2,
         conv_kernel: int = 4,
@@ -97,6 +100,7 @@ class EchoConfig(PreTrainedConfig):
         self.power = power
         self.blended = blended
         self.refresh_interval = refresh_interval
+        self.gate_dropout = gate_dropout
         self.state_size = state_size
         self.expand = expand
         self.conv_kernel = conv_kernel
@@ -120,8 +124,9 @@ class EchoConfig(PreTrainedConfig):
 
     @property
     def unread_fields(self) -> frozenset[str]:
-        """Fields that no layer of this model reads: it is the same model whatever they say."""
-        return frozenset(name for name, kind in _READ_BY_ONE_KIND.items() if kind not in self.layer_types)
+        """Fields that change nothing in this model: no layer reads them, or they ask for nothing."""
+        unread = {name for name, kind in _READ_BY_ONE_KIND.items() if kind not in self.layer_types}
+        return frozenset(unread if self.gate_dropout else unread | {"gate_dropout"})
 
     def validate(self) -> None:
         """Check all fields together (Hugging Face calls this on saving)."""
@@ -150,6 +155,9 @@ class EchoConfig(PreTrainedConfig):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
+        dropout = self.gate_dropout
+        if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+            raise ValueError(f"gate_dropout must be a number of at least 0 and below 1, got {dropout!r}")
         for name in ("blended", "ska_at_ends"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")

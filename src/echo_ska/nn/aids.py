@@ -33,6 +33,23 @@ def stretched_sigmoid(scores: Tensor, stretch: float = GATE_STRETCH) -> Tensor:
     return ((1 + 2 * stretch) * torch.sigmoid(scores) - stretch).clamp(0, 1)
 
 
+def open_at_random(weight: Tensor, probability: float) -> Tensor:
+    """Gate dropout: write weights [B, T, H, ...], with all of a head's in a row set to 1 with this probability.
+
+    For training alone. A gate learns where the training's pairs stand; a model that must also do without it does not
+    come to rely on that, and so recalls what stands elsewhere.
+    """
+    drawn = torch.rand(weight.shape[0], 1, weight.shape[2], device=weight.device) < probability
+    opened = drawn.view(*drawn.shape, *[1] * (weight.dim() - 3))
+    return torch.where(opened, torch.ones_like(weight), weight)
+
+
+def require_probability(name: str, value: float) -> None:
+    """Raise ValueError unless `value` is in [0, 1)."""
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
+
+
 def gate_score(weight: float, stretch: float = GATE_STRETCH) -> float:
     """The score whose `stretched_sigmoid` is `weight`, in (0, 1): where a gate's bias starts."""
     gate = (weight + stretch) / (1 + 2 * stretch)

@@ -26,6 +26,7 @@ class LayerSizes(Protocol):
     power: int
     blended: bool
     refresh_interval: int | None
+    gate_dropout: float
     state_size: int
     expand: int
     conv_kernel: int
@@ -48,6 +49,7 @@ def _ska(config: LayerSizes) -> SequenceMixer:
         blended=config.blended,
         conv_kernel=config.conv_kernel,
         refresh_interval=config.refresh_interval,
+        gate_dropout=config.gate_dropout,
         norm_eps=config.norm_eps,
     )
 
@@ -103,7 +105,7 @@ _SETTINGS: dict[str, dict[str, str]] = {
     },
 }
 """What a peer is built with, and the field of the configuration that says it, where that is not `_USUAL_SETTINGS`."""
-_USUAL_SETTINGS = {name: name for name in ("num_heads", "rank", "head_dim", "conv_kernel", "norm_eps")}
+_USUAL_SETTINGS = {name: name for name in ("num_heads", "rank", "head_dim", "conv_kernel", "gate_dropout", "norm_eps")}
 
 PEERS_AT_HAND: dict[str, Callable[..., SequenceMixer]] = {}
 """Those that are imported. A file that `echo-ska export` writes holds its own model's and puts them here."""

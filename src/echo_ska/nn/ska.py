@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from echo_ska.algebra import SufficientStatistics, weighted
-from echo_ska.nn.aids import GATE_STRETCH, head_norm, precise, stretched_sigmoid, unit_norm
+from echo_ska.nn.aids import (
+    GATE_STRETCH,
+    head_norm,
+    open_at_random,
+    precise,
+    require_probability,
+    stretched_sigmoid,
+    unit_norm,
+)
 from echo_ska.nn.mixer import MixerState, SequenceMixer
 from echo_ska.nn.parts import PartExchange, last_sequence, last_tokens
 from echo_ska.nn.projections import QueryKeyValue, head_width
@@ -81,6 +89,8 @@ class SpectralKoopmanAttention(SequenceMixer):
         fixed_ridge: keep the ridge at its start.
         conv_kernel, key_delay: see `QueryKeyValue`.
         write_gate: weigh each stored pair (key, value) by a stretched sigmoid of the token, per head.
+        gate_dropout: in training, the probability that a head stores all of a row in full, whatever its gate says: a
+            gate learns where the training's pairs stand, and closes on others (docs/recipe.md).
         output_norm: RMSNorm of each head's read (its size varies with how often a key was stored); False learns
             one scale per head instead.
         normalisation: "token" divides every key and query by its own norm; "sequence-max" by the largest key norm
@@ -110,6 +120,7 @@ class SpectralKoopmanAttention(SequenceMixer):
         conv_kernel: int | None = 4,
         key_delay: int = 1,
         write_gate: bool = True,
+        gate_dropout: float = 0.0,
         output_norm: bool = True,
         normalisation: Literal["token", "sequence-max"] = "token",
         zero_output: bool = False,
@@ -125,7 +136,9 @@ class SpectralKoopmanAttention(SequenceMixer):
             raise ValueError(f'normalisation must be "token" or "sequence-max", got {normalisation!r}')
         if refresh_interval is not None and not causal:
             raise ValueError("refresh_interval is for causal reading: leave it None with causal=False")
+        require_probability("gate_dropout", gate_dropout)
         self.num_heads, self.rank, self.head_dim, self.power = num_heads, rank, head_dim, power
+        self.gate_dropout = gate_dropout
         self.initial_ridge, self.normalisation, self.zero_output = initial_ridge, normalisation, zero_output
         self.refresh_interval, self.causal, self.gate_stretch = refresh_interval, causal, GATE_STRETCH
         self.qkv = QueryKeyValue(
@@ -233,6 +246,8 @@ class SpectralKoopmanAttention(SequenceMixer):
             tail = self.exchange.inputs_before(last, tail, cu_seqlens)
         inputs, tail = self.head_inputs(hidden_states, tail, cu_seqlens=cu_seqlens, output_state=output_state)
         write_weight = inputs.write_weight
+        if self.training and self.gate_dropout > 0 and write_weight is not None:
+            write_weight = open_at_random(write_weight, self.gate_dropout)
         if write_mask is not None:
             stored = write_mask.unsqueeze(-1).to(inputs.query.dtype)
             write_weight = stored.expand(inputs.query.shape[:3]) if write_weight is None else write_weight * stored

@@ -119,9 +119,22 @@ def test_the_gate_starts_where_it_is_told(start):
     assert torch.allclose(strength, torch.full_like(strength, start), atol=1e-6)
 
 
+@KINDS
+def test_gate_dropout_opens_the_gate_of_every_peer_in_training_alone(kind):
+    mixer = mixer_of(kind, gate_dropout=0.999999)
+    mixer.gate_proj.bias.data.fill_(-20.0)  # closed
+    hidden = torch.randn(2, 7, 32)
+    closed, state = mixer.eval()(hidden, output_state=True)
+    assert not state.memory.any()
+    opened, state = mixer.train()(hidden, output_state=True)
+    assert state.memory.any()
+    assert not torch.equal(opened, closed)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"gate_dropout": -0.1}, "gate_dropout must be at least 0 and below 1, got -0.1"),
         ({"initial_gate": 1.0}, "initial_gate must be between 0 and 1, got 1.0"),
         ({"chunk_size": 0}, "chunk_size must be at least 1, got 0"),
         ({"num_heads": 3, "head_dim": None}, "hidden_size 32 is no multiple of num_heads 3"),

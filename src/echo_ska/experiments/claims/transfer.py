@@ -6,21 +6,27 @@ from pathlib import Path
 from statistics import fmean
 
 from echo_ska.experiments.claims.claim import Claim, Criterion, Evidence, Finding, Table
-from echo_ska.experiments.claims.evidence import of_comparisons
+from echo_ska.experiments.claims.evidence import file_of, of_comparisons
 from echo_ska.experiments.claims.words import accuracy, gain, points
 from echo_ska.experiments.recall import transfer as experiment
 from echo_ska.experiments.trials.arms import ECHO
 from echo_ska.experiments.trials.comparison import Results
 
+CONTROLS = ("ssm", "ssm+attention")
 AHEAD = 1.0
+AIM = 95.0
+"""Of the mean over the six, %: ours, not the paper's."""
 NEAR = 10.0
 PAPER = {arm: fmean(figures) for arm, figures in experiment.PAPER.items()}
 
 
 def gather(folder: Path) -> Evidence[Results]:
-    """The comparison of the three models."""
-    found = of_comparisons(folder, experiment.NAME, [experiment.comparison()], experiment.SEEDS)
-    return Evidence(found.measured[0] if found.measured else None, found.records, found.missing, found.unused)
+    """The comparison of the three models, and what there is of SSM+SKA with gate dropout."""
+    both = [experiment.comparison(), experiment.dropout_comparison()]
+    found = of_comparisons(folder, experiment.NAME, both, experiment.SEEDS)
+    measured = experiment.recorded_results(file_of(folder, experiment.NAME))
+    whole = all(trial.arm.name in measured for trial in both[0].trials)
+    return Evidence(measured if whole else None, found.records, found.missing, found.unused)
 
 
 def means(results: Results) -> dict[str, float]:
@@ -30,12 +36,12 @@ def means(results: Results) -> dict[str, float]:
 
 def _ahead(results: Results) -> Finding:
     mean = means(results)
-    lead = mean[ECHO] - max(value for arm, value in mean.items() if arm != ECHO)
+    lead = mean[ECHO] - max(mean[arm] for arm in CONTROLS)
     return Finding(lead >= AHEAD, gain(lead))
 
 
 def _everywhere(results: Results) -> Finding:
-    best = {task: max(results, key=lambda arm: accuracy(results[arm], task)) for task in experiment.TASKS}
+    best = {task: max((*CONTROLS, ECHO), key=lambda arm: accuracy(results[arm], task)) for task in experiment.TASKS}
     won = [task for task, arm in best.items() if arm == ECHO]
     return Finding(len(won) == len(best), f"best on {len(won)} of {len(best)}" + (f": {', '.join(won)}" if won else ""))
 
@@ -43,6 +49,14 @@ def _everywhere(results: Results) -> Finding:
 def _near(results: Results) -> Finding:
     value = means(results)[ECHO]
     return Finding(value >= PAPER[ECHO] - NEAR, points(value))
+
+
+def _with_dropout(results: Results) -> Finding | None:
+    if experiment.WITH_DROPOUT not in results:
+        return None
+    mean = means(results)
+    ours, best = mean[experiment.WITH_DROPOUT], max(mean[arm] for arm in CONTROLS)
+    return Finding(ours >= AIM and ours > best, f"{points(ours)} against {points(best)}")
 
 
 CLAIM: Claim[Results] = Claim(
@@ -65,6 +79,10 @@ CLAIM: Claim[Results] = Claim(
             _near,
             points(PAPER[ECHO]),
         ),
+        Criterion(
+            f"With gate dropout of {experiment.GATE_DROPOUT:g} its mean is at least {AIM:g} % and above both controls",
+            _with_dropout,
+        ),
     ),
     summary=lambda r: (
         "Mean of the six tasks: " + ", ".join(f"{arm} {points(value)}" for arm, value in means(r).items()) + "."
@@ -74,6 +92,7 @@ CLAIM: Claim[Results] = Claim(
     picture="A bar a model for every task, a line over the range of seeds, the paper's figure as a dotted notch.",
     caveats=(
         "Two of the six, system prompts and tool traces, are the curriculum's own, with other sequences.",
+        "Gate dropout was found by small models asked these very tasks; the runs here are of another size.",
         "Two hops stand in the mean with the key on the way written out, so that every answer is one recall; the end "
         "of two hops with nothing written out stands beside it.",
         "The paper's curriculum to the letter: its sequences are drawn by our own generators, as docs/tasks.md "

@@ -37,6 +37,7 @@ CHANGES: dict[str, changes.Change | None] = {
     "keys not delayed": changes.no_delay,
     "gate a plain sigmoid": changes.plain_sigmoid,
     "no write gate": changes.no_gate,
+    "gate dropout of a fifth added": changes.gate_dropout,
     "ridge fixed at 1e-3": changes.paper_ridge,
     "no output norm": changes.no_output_norm,
     "power 2 without a blend": changes.no_blend,
@@ -44,7 +45,7 @@ CHANGES: dict[str, changes.Change | None] = {
     "tokens start 50 times smaller": changes.small_tokens,
     "residual branches start unscaled": changes.full_branches,
 }
-"""What is taken away, and how from a freshly built network."""
+"""What is taken away, or added, and how from a freshly built network."""
 
 
 def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> list[RunRecord]:

@@ -2,23 +2,26 @@
 
 A curriculum of system prompts (easy and hard gaps; half of the facts name another key instead of a value, or no model
 would ever have written a key) and tool traces in equal parts, 6,000 steps of 16 sequences, models of the size of
-echo-1m with equal parameters, each at its best of the same rates, three seeds. Then, with no further training, the
-paper's six: new system prompts and new tool traces, which are the curriculum's own tasks, and multi-query recall,
-needles, two hops with the key on the way written out, and the common word. And two that the paper does not have: the
-end of two hops, nothing written out, and inverse matching (chance 20 %). About 25 minutes a run on one core.
+echo-1m with equal parameters, each at its best of the same rates, three seeds; SSM+SKA also with gate dropout, since
+its write gate learns where the curriculum's pairs stand, and attention has no such part. Then, with no further
+training, the paper's six: new system prompts and new tool traces, which are the curriculum's own tasks, and multi-query
+recall, needles, two hops with the key on the way written out, and the common word. And two that the paper does not
+have: the end of two hops, nothing written out, and inverse matching (chance 20 %). About 25 minutes a run on one core.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from statistics import fmean
 
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from echo_ska.experiments.trials.arms import million_arms, small_arms
+from echo_ska.experiments.trials import figures
+from echo_ska.experiments.trials.arms import ECHO, million_arms, small_arms
 from echo_ska.experiments.trials.comparison import Results, print_rows, table_rows
-from echo_ska.experiments.trials.figures import COLOURS, percent, save
+from echo_ska.experiments.trials.figures import percent, save
 from echo_ska.experiments.trials.trial import Question, Trial
 from echo_ska.experiments.trials.tuning import Comparison
 from echo_ska.tasks import (
@@ -44,6 +47,9 @@ TASK = RecallMixture(
 )
 STEPS, QUICK_STEPS, BATCH_SIZE = 6000, 1000, 16
 RATES = (1e-3, 3e-3, 1e-2)
+GATE_DROPOUT = 0.2
+WITH_DROPOUT = f"{ECHO}, gate dropout"
+COLOURS = {**figures.COLOURS, WITH_DROPOUT: "#56B4E9"}
 TUNING_STEPS = 1500
 SEEDS = 3
 SEQUENCES = 512
@@ -84,7 +90,9 @@ def run(console: Console, *, seeds: int | None = None, quick: bool = False, devi
     `quick` takes one seed of the small models for 1,000 steps, in files of its own.
     """
     stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
-    results = comparison(quick).on(device).run(console, seeds or (1 if quick else SEEDS), stem.with_suffix(".jsonl"))
+    path, count = stem.with_suffix(".jsonl"), seeds or (1 if quick else SEEDS)
+    results = comparison(quick).on(device).run(console, count, path)
+    results |= dropout_comparison(quick).on(device).run(console, count, path)
     steps = QUICK_STEPS if quick else STEPS
     print_rows(console, f"Accuracy, %, after {steps:,} steps on system prompts and tool traces", rows(results))
     draw(results, stem.with_suffix(".png"))
@@ -94,6 +102,19 @@ def run(console: Console, *, seeds: int | None = None, quick: bool = False, devi
 def comparison(quick: bool = False) -> Comparison:
     """What is run."""
     return Comparison(trials(quick), RATES, TUNED_ON, QUICK_STEPS // 2 if quick else TUNING_STEPS)
+
+
+def dropout_comparison(quick: bool = False) -> Comparison:
+    """The same for SSM+SKA with gate dropout."""
+    whole = comparison(quick)
+    echo = next(trial for trial in whole.trials if trial.arm.name == ECHO)
+    arm = dataclasses.replace(echo.arm, name=WITH_DROPOUT, fields={**echo.arm.fields, "gate_dropout": GATE_DROPOUT})
+    return dataclasses.replace(whole, trials=[echo.with_(arm=arm)])
+
+
+def recorded_results(path: Path) -> Results:
+    """What is recorded of all arms."""
+    return {**comparison().recorded(path), **dropout_comparison().recorded(path)}
 
 
 def mean_over_tasks(record: RunRecord) -> float:
@@ -109,8 +130,9 @@ def rows(results: Results) -> list[list[str]]:
         means = [mean_over_tasks(record) for record in records]
         spread = f" ({percent(min(means))}-{percent(max(means))})" if len(means) > 1 else ""
         row.insert(1 + len(TASKS), f"{percent(fmean(means))}{spread}")
-    for arm, figures in PAPER.items():
-        table.append([f"paper: {arm}", *(f"{value:.1f}" for value in (*figures, fmean(figures))), *[""] * len(FURTHER)])
+    for arm, published in PAPER.items():
+        cells = [f"{value:.1f}" for value in (*published, fmean(published))]
+        table.append([f"paper: {arm}", *cells, *[""] * len(FURTHER)])
     return table
 
 
@@ -125,7 +147,7 @@ def draw(results: Results, path: Path) -> None:
         values = [[100 * record.figures["accuracy"][name] for record in records] for name in names]
         axes.bar(at, [fmean(v) for v in values], 0.92 * width, color=COLOURS[arm], label=arm)
         axes.vlines(at, [min(v) for v in values], [max(v) for v in values], color="black", linewidth=1.2)
-        for x, figure_of_paper in zip(at, PAPER[arm], strict=False):
+        for x, figure_of_paper in zip(at, PAPER.get(arm, ()), strict=False):
             axes.hlines(figure_of_paper, x - width / 2, x + width / 2, color="black", linewidth=1.2, linestyle=":")
     axes.hlines([], 0, 0, color="black", linewidth=1.2, linestyle=":", label="the paper's figure")
     for n, task in enumerate((TASKS | FURTHER).values()):

@@ -8,7 +8,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from echo_ska.nn.aids import gate_score, head_norm, precise, stretched_sigmoid, unit_norm
+from echo_ska.nn.aids import (
+    gate_score,
+    head_norm,
+    open_at_random,
+    precise,
+    require_probability,
+    stretched_sigmoid,
+    unit_norm,
+)
 from echo_ska.nn.fla import kernel_for, scan_by
 from echo_ska.nn.mixer import MixerState, SequenceMixer
 from echo_ska.nn.packing import pad_packed, unpad
@@ -50,6 +58,7 @@ class LinearMixer(SequenceMixer):
         unit_keys: give keys and queries unit norm (`unit_norm`).
         write_gate: a stretched sigmoid of the token, per head: how strongly its pair (key, value) is written.
         initial_gate: where that weight starts, in (0, 1).
+        gate_dropout: in training, the probability that a head writes all of a row in full, whatever its gate says.
         output_norm: RMSNorm of each head's read; False learns one scale per head instead.
         chunk_size: tokens that training computes at once; it changes speed and memory, not the function.
         norm_eps: epsilon of the norm.
@@ -75,6 +84,7 @@ class LinearMixer(SequenceMixer):
         unit_keys: bool = True,
         write_gate: bool = True,
         initial_gate: float = 0.5,
+        gate_dropout: float = 0.0,
         output_norm: bool = True,
         chunk_size: int = 32,
         norm_eps: float = 1e-5,
@@ -86,7 +96,9 @@ class LinearMixer(SequenceMixer):
         if chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
         self.hidden_size, self.num_heads, self.rank, self.head_dim = hidden_size, num_heads, rank, head_dim
+        require_probability("gate_dropout", gate_dropout)
         self.unit_keys, self.initial_gate, self.chunk_size = unit_keys, initial_gate, chunk_size
+        self.gate_dropout = gate_dropout
         self.qkv = QueryKeyValue(
             hidden_size,
             num_heads=num_heads,
@@ -205,6 +217,8 @@ class LinearMixer(SequenceMixer):
         if self.gate_proj is not None:
             scores = self.gate_proj(hidden_states.to(self.gate_proj.weight.dtype))
             weight = stretched_sigmoid(scores.to(query.dtype)).unsqueeze(-1)
+            if self.training and self.gate_dropout > 0 and hidden_states.dim() == 3:  # not a single decoded token
+                weight = open_at_random(weight, self.gate_dropout)
         return self.tokens(hidden_states, query, key, value, weight)
 
     def _finished(self, read: Tensor, dtype: torch.dtype, tokens: tuple[Tensor, ...]) -> Tensor:
