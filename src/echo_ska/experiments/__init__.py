@@ -177,6 +177,11 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Who recalls more per byte, untrained: SKA, linear attention or DeltaNet, over load, width and kind of keys.",
         "echo_ska.experiments.algebra.recall_map",
     ),
+    "write-gate": Experiment(
+        "What the write gate gives on long sequences and costs on tasks that training never asked; gate dropout.",
+        "echo_ska.experiments.recall.write_gate",
+        trains=True,
+    ),
     "zero-shot": Experiment(
         "Benchmarks, facts in prose of up to 128k tokens, and a novel in any segments, by checkpoints/; needs --text.",
         "echo_ska.experiments.language.zero_shot",

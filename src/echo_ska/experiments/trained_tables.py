@@ -26,6 +26,7 @@ from echo_ska.experiments.recall import (
     mqar_grid,
     recall_per_byte,
     transfer,
+    write_gate,
 )
 from echo_ska.experiments.trials.comparison import Results
 from echo_ska.experiments.trials.recorded import recorded
@@ -77,6 +78,11 @@ def _transfer() -> Rows | None:
     return transfer.rows(results) if whole else None
 
 
+def _gates() -> Rows | None:
+    far, other = write_gate.recorded_results(_file(write_gate.NAME))
+    return write_gate.rows(far, other) if len(other) == len(write_gate.ARMS) else None
+
+
 def _aids(question: str) -> Rows | None:
     results = aids.recorded_results(_file(aids.NAME))
     return aids.rows(results, question) if results else None
@@ -117,6 +123,7 @@ ROWS: dict[str, Callable[[], Rows | None]] = {
     ),
     "mqar-grid": _compared(mqar_grid.NAME, mqar_grid.comparison, mqar_grid.rows),
     "transfer": _transfer,
+    "write-gate": _gates,
     "filter-ablation-recall": _compared(
         filter_ablation.NAME, filter_ablation.recall_comparison, filter_ablation.recall_rows
     ),

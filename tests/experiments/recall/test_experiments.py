@@ -36,6 +36,7 @@ TRAINED = (
     "mqar-grid",
     "recall-per-byte",
     "transfer",
+    "write-gate",
 )
 
 
@@ -108,6 +109,8 @@ def test_all_arms_have_one_budget_and_are_asked_alike(name: str) -> None:
         groups = [module.recall_trials(), *(module.orbit_trials(distance) for distance in module.DISTANCES)]
     elif name == "aids":
         groups = [[module.trial(mixer, taken) for mixer in module.MIXERS for taken in module.TAKEN]]
+    elif name == "write-gate":
+        groups = [module.long_trials(), module.transfer_trials()]
     else:
         groups = [module.trials()]
     for trials in groups:

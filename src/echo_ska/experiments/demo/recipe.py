@@ -89,7 +89,7 @@ def run_change(stage: Stage, *, change: str, seed: int) -> dict[str, Any]:
 
 def table_rows(records: list[RunRecord]) -> list[list[str]]:
     """A header and a row a change: the accuracies of all seeds at each length, lowest first."""
-    rows = [["taken away", *(f"at {length:,}" for length in SEQUENCES)]]
+    rows = [["changed", *(f"at {length:,}" for length in SEQUENCES)]]
     for change in CHANGES:
         of_change = [record.figures["accuracy"] for record in records if record.figures["change"] == change]
         if of_change:

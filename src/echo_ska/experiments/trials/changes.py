@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from echo_ska.models import EchoForCausalLM
 from echo_ska.nn import SpectralKoopmanAttention
-from echo_ska.nn.aids import unit_norm
+from echo_ska.nn.aids import gate_score, unit_norm
 from echo_ska.nn.projections import QueryKeyValue
 
 Change = Callable[[EchoForCausalLM], None]
@@ -92,6 +92,33 @@ def gate_dropout(network: EchoForCausalLM) -> None:
     """In training, SKA and its linear peers open the write gates of a fifth of a batch's rows and heads."""
     for memory in memories(network):
         memory.gate_dropout = 0.2
+
+
+@torch.no_grad()
+def gate_starts_open(network: EchoForCausalLM) -> None:
+    """Every token starts written at 0.9."""
+    for memory in memories(network):
+        nn.init.constant_(memory.gate_proj.bias, gate_score(0.9))
+
+
+def half_gated(network: EchoForCausalLM) -> None:
+    """Every second head of SKA, from the first on, writes every token in full."""
+    for ska in ska_layers(network):
+        cast(Any, ska)._write_weight = _HalfOpen(ska._write_weight)
+
+
+class _HalfOpen:
+    """Stands before an SKA layer's write gate."""
+
+    def __init__(self, gate: Callable[[Tensor, torch.dtype], Tensor | None]) -> None:
+        self.gate = gate
+
+    def __call__(self, hidden_states: Tensor, dtype: torch.dtype) -> Tensor | None:
+        weight = self.gate(hidden_states, dtype)
+        if weight is None:
+            return None
+        gated = torch.arange(weight.shape[-1], device=weight.device) % 2 == 1
+        return torch.where(gated, weight, torch.ones_like(weight))
 
 
 @torch.no_grad()
