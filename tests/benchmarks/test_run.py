@@ -49,6 +49,26 @@ def record():
     return result
 
 
+@pytest.mark.parametrize("when", ["the gate: decoding", "forward and backward over 16"])
+def test_what_was_measured_before_ctrl_c_is_kept(when, monkeypatch, tmp_path):
+    monkeypatch.setattr(training, "peak_memory", lambda *arguments: 1000)
+
+    def say(sentence: str) -> None:
+        if sentence.startswith(when):
+            raise KeyboardInterrupt
+
+    stopped = run_benchmark(dataclasses.replace(PLAN, name="full", routes=("ska", "softmax")), say)
+    assert stopped.configuration["name"] == "own"  # which no claim reads
+    (note,) = stopped.figures["notes"]
+    assert note.startswith("stopped by Ctrl-C after")
+    assert set(stopped.figures["training"]["ska"]) == ({"8", "16"} if "decoding" in when else {"8"})
+    assert "decoding" not in stopped.figures
+    rows = {name: rows_of(name, stopped) for name in TABLES}
+    assert rows["training"]
+    assert not rows["layers"]
+    assert draw(stopped, tmp_path / "bench.png")
+
+
 def test_everything_is_measured(record):
     figures = record.figures
     assert figures["notes"] == []

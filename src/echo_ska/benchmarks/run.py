@@ -21,6 +21,7 @@ from echo_ska.benchmarks.prefill import measure_prefill
 from echo_ska.benchmarks.routes import Route, make_routes
 from echo_ska.benchmarks.training import measure_length
 from echo_ska.training import RunRecord, make_record
+from echo_ska.training.reporter import format_seconds
 
 NAME = "bench"
 DTYPES = {"cpu": (torch.float32, torch.float64), "cuda": (torch.float32, torch.float64, torch.bfloat16)}
@@ -36,6 +37,9 @@ Row = TypeVar("Row", bound=_Labelled)
 
 def run_benchmark(plan: Plan, say: Callable[[str], None] = lambda text: None) -> RunRecord:
     """Follow the plan; a record of what came out, with the plan as its configuration.
+
+    Ctrl-C ends it early: the record then has what was measured until then, a note that says so, and "own" as its
+    plan's name.
 
     Args:
         plan: what to measure.
@@ -53,10 +57,14 @@ def run_benchmark(plan: Plan, say: Callable[[str], None] = lambda text: None) ->
     plan.check()
     threads = torch.get_num_threads()
     torch.set_num_threads(plan.threads)
+    run = _Run(plan, say)
     try:
-        return _Run(plan, say).record()
+        run.measure()
+    except KeyboardInterrupt:
+        run.stop()
     finally:
         torch.set_num_threads(threads)
+    return run.record()
 
 
 class _Run:
@@ -73,8 +81,8 @@ class _Run:
             "notes": [],
         }
 
-    def record(self) -> RunRecord:
-        """Measure everything."""
+    def measure(self) -> None:
+        """Everything."""
         parts = self.plan.parts
         if {"training", "memory", "prefill"} & set(parts):
             self._gate()
@@ -85,6 +93,14 @@ class _Run:
             self._decoding()
         if "layers" in parts:
             self._layers()
+
+    def stop(self) -> None:
+        """Say that the rest of the plan is not measured."""
+        self._note(f"stopped by Ctrl-C after {format_seconds(time.perf_counter() - self.started)}: the rest is missing")
+        self.plan = dataclasses.replace(self.plan, name="own")
+
+    def record(self) -> RunRecord:
+        """What was measured."""
         configuration = json.loads(json.dumps(dataclasses.asdict(self.plan)))
         seconds = time.perf_counter() - self.started
         return make_record(NAME, configuration, _rounded(self.figures), seed=0, seconds=seconds)
