@@ -118,6 +118,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         text="as language-model",
         trains=True,
     ),
+    "language-ska": Experiment(
+        "What makes SKA predict text better: one change at a time, in the comparison of language-model; needs --text.",
+        "echo_ska.experiments.language.language_ska",
+        text="as language-model",
+        trains=True,
+    ),
     "length-conditioning": Experiment(
         "Claim 5: accuracy, margin and the Gram matrix's smallest eigenvalue as the sequence grows.",
         "echo_ska.experiments.recall.length_conditioning",

@@ -10,6 +10,7 @@ from echo_ska.experiments.language import (
     language_model,
     language_model_50m,
     language_model_results,
+    language_ska,
     replace_attention,
     replace_attention_results,
     scaling,
@@ -95,6 +96,11 @@ def _language(plan: language_model.Plan, rows: Callable[[Results], Rows]) -> Row
     return rows(results) if found is not None and len(results) == len(found.trials) else None
 
 
+def _language_ska() -> Rows | None:
+    results = language_ska.recorded_results(_file(language_ska.NAME))
+    return language_ska.rows(results) if len(results) == len(language_ska.VARIANTS) else None
+
+
 def _zero_shot(rows: Callable[[Sequence[RunRecord]], Rows]) -> Rows | None:
     written = rows(zero_shot.recorded_results(_file(zero_shot.NAME)))
     return written if len(written) > 1 else None
@@ -139,6 +145,7 @@ ROWS: dict[str, Callable[[], Rows | None]] = {
     "language-model-50m-contexts": functools.partial(
         _language, language_model_50m.PLAN, language_model_results.context_rows
     ),
+    "language-ska": _language_ska,
     "zero-shot": functools.partial(_zero_shot, zero_shot.benchmark_rows),
     "zero-shot-recall": functools.partial(_zero_shot, zero_shot.recall_rows),
     "zero-shot-reading": functools.partial(_zero_shot, zero_shot.reading_rows),

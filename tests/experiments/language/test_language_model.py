@@ -16,7 +16,7 @@ from rich.console import Console
 from text_folder import write_texts
 
 from echo_ska.experiments import EXPERIMENTS
-from echo_ska.experiments.language import language_model, language_model_50m, language_model_results
+from echo_ska.experiments.language import language_model, language_model_50m, language_model_results, language_ska
 from echo_ska.experiments.language.language_model import PLAN, Plan, readings
 from echo_ska.experiments.language.language_model_figure import COLOURS, draw
 from echo_ska.experiments.language.language_model_results import CONTROLS, ECHO, SWIGLU
@@ -71,6 +71,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(Plan, "quick", lambda plan: replace(quick(plan), steps=4, tuning_steps=1))
     for name, value in {"PLAN": TINY, "SEGMENTS": (16, 100, 1000), "STEPPED_BYTES": 60}.items():
         monkeypatch.setattr(language_model, name, value)
+    monkeypatch.setattr(language_ska, "PLAN", TINY)
     names: list[str] = []
 
     def run_jobs(jobs, console, *, on_result):
@@ -153,3 +154,46 @@ def test_what_gets_worse_with_context_and_what_diverged_is_drawn(small, tmp_path
     assert {len(row) for row in table} == {5}
     assert table[-1][1:] == ["+0.000"] * 4
     assert language_model_results.lead(results, "test", 64)[1] != "transformer"
+
+
+@pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
+def test_changes_of_ska_run_once_and_are_held_against_the_start(small, quick, monkeypatch):
+    chosen = ("the start", "no write gate", "rank 48")
+    monkeypatch.setattr(language_ska, "VARIANTS", {name: language_ska.VARIANTS[name] for name in chosen})
+    screen, run = io.StringIO(), EXPERIMENTS["language-ska"].run
+    records = run(Console(file=screen, width=300), seeds=2, quick=quick, text=Path("texts"))
+    assert len(small) == len(records) == 2 * len(chosen)
+    assert all(name in screen.getvalue() for name in chosen)
+    stem = Path("results") / ("language-ska-quick" if quick else "language-ska")
+    assert imread(stem.with_suffix(".png")).shape[1] > 800
+    assert run(Console(file=io.StringIO(), width=300), seeds=2, quick=quick, text=Path("texts")) == records
+    assert len(small) == 2 * len(chosen)
+    if not quick:
+        results = language_ska.recorded_results(stem.with_suffix(".jsonl"))
+        assert {name: len(each) for name, each in results.items()} == dict.fromkeys(chosen, 2)
+        table = language_ska.rows(results)
+        assert table[1][2] == ""
+        assert all(row[2].rstrip(" *") for row in table[2:])
+
+
+def test_all_changes_of_ska_are_of_one_size():
+    sizes = [count_parameters(arm.config(256)) for arm in language_ska.arms()]
+    assert max(sizes) <= 1.01 * min(sizes)
+    assert len({arm.name for arm in language_ska.arms()}) == len(sizes) == 10
+
+
+def test_a_gain_is_clear_where_no_seeds_cross():
+    def record(bits):
+        return of_text_trial(trial, lambda *_: bits)
+
+    texts = TextFolder(
+        None, json.dumps(dict.fromkeys(("train", "valid", "test"), {"files": [], "blake2b": "0", "bytes": []}))
+    )
+    trial = language_ska.trials(texts)[0]
+    results = {
+        "the start": [record(2.0), record(2.1)],
+        "a": [record(1.9), record(1.95)],
+        "b": [record(1.8), record(2.05)],
+    }
+    assert language_ska.gain(results, "a", 512) == (pytest.approx(0.125), True)
+    assert language_ska.gain(results, "b", 512) == (pytest.approx(0.125), False)
