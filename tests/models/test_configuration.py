@@ -5,8 +5,11 @@ from __future__ import annotations
 import inspect
 
 import pytest
+import torch
 
-from echo_ska.models import EchoConfig
+from echo_ska.memory.fingerprint import model_fingerprint
+from echo_ska.models import EchoConfig, EchoForCausalLM
+from echo_ska.training.resume import describe_model
 
 
 def test_layer_types_and_their_shorthand():
@@ -23,6 +26,20 @@ def test_it_survives_saving(tmp_path):
     assert loaded.to_diff_dict() == config.to_diff_dict()
     assert loaded.layer_types == ["mamba2", "ska", "mamba2"]
     assert loaded.tie_word_embeddings is False
+
+
+def test_gate_dropout_is_of_the_training_alone():
+    def built(**fields):
+        torch.manual_seed(0)
+        return EchoForCausalLM(EchoConfig(hidden_size=16, num_heads=2, rank=4, ska_layers=[1], **fields))
+
+    plain, dropped = built(), built(gate_dropout=0.3)
+    assert model_fingerprint(plain) == model_fingerprint(dropped)  # a saved context goes on in either
+    assert "gate_dropout" not in describe_model(plain)  # as in records from before there was one
+    assert describe_model(dropped)["gate_dropout"] == 0.3  # a training is not resumed with another
+    assert dropped.model.layers[1].mixer.gate_dropout == 0.3
+    older = {name: value for name, value in plain.config.to_dict().items() if name != "gate_dropout"}
+    assert EchoConfig.from_dict(older).gate_dropout == 0
 
 
 def test_at_most_about_twenty_fields_of_its_own():

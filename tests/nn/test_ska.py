@@ -150,6 +150,19 @@ def test_gate_dropout_opens_whole_heads_of_rows_in_training_alone():
         layer(gate_dropout=1)
 
 
+def test_gate_dropout_draws_for_each_sequence_of_a_packed_batch_as_for_rows():
+    mixer = layer(gate_dropout=0.5).train()
+    hidden, outputs = torch.randn(6, 5, 32), []
+    for packed in (False, True):
+        torch.manual_seed(3)
+        if packed:
+            outputs.append(mixer(hidden.flatten(0, 1)[None], cu_seqlens=torch.arange(0, 31, 5))[0].view(6, 5, 32))
+        else:
+            outputs.append(mixer(hidden)[0])
+    assert torch.allclose(*outputs, atol=1e-5)
+    assert not torch.allclose(outputs[0], mixer.eval()(hidden)[0], atol=1e-3)
+
+
 def test_a_closed_gate_leaves_the_state_untouched():
     mixer = layer()
     _, state = mixer(torch.randn(2, 9, 32), output_state=True)

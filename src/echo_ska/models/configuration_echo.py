@@ -36,7 +36,7 @@ class EchoConfig(PreTrainedConfig):
         blended: whether SKA mixes the filtered read with the plain one.
         refresh_interval: None reads exactly; S reads chunk-causally.
         gate_dropout: in training, the probability that a head of SKA or of a peer with its write gate stores all of a
-            row in full (docs/recipe.md).
+            sequence in full (docs/recipe.md).
         state_size: columns of Mamba-2's and Mamba-3's state. Their heads are 64 wide, or hidden_size / num_heads where
             64 does not divide their inner width.
         expand: Mamba-2's and Mamba-3's inner width over `hidden_size`.

@@ -33,14 +33,23 @@ def stretched_sigmoid(scores: Tensor, stretch: float = GATE_STRETCH) -> Tensor:
     return ((1 + 2 * stretch) * torch.sigmoid(scores) - stretch).clamp(0, 1)
 
 
-def open_at_random(weight: Tensor, probability: float) -> Tensor:
-    """Gate dropout: write weights [B, T, H, ...], with all of a head's in a row set to 1 with this probability.
+def open_at_random(weight: Tensor, probability: float, cu_seqlens: Tensor | None = None) -> Tensor:
+    """Gate dropout: write weights [B, T, H, ...], with all of a head's in a sequence set to 1 with this probability.
 
-    For training alone. A gate learns where the training's pairs stand; a model that must also do without it does not
-    come to rely on that, and so recalls what stands elsewhere.
+    For training alone: a model that must also do without its gates does not come to rely on them.
+
+    Args:
+        weight: what the gates say.
+        probability: in [0, 1).
+        cu_seqlens: [N + 1] boundaries of the sequences of a packed batch, B = 1; None for one a row.
     """
-    drawn = torch.rand(weight.shape[0], 1, weight.shape[2], device=weight.device) < probability
-    opened = drawn.view(*drawn.shape, *[1] * (weight.dim() - 3))
+    sequences = weight.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+    opened = torch.rand(sequences, weight.shape[2], device=weight.device) < probability  # [N, H]
+    if cu_seqlens is None:
+        opened = opened.unsqueeze(1)
+    else:
+        opened = opened.repeat_interleave(cu_seqlens.diff().to(opened.device), dim=0).unsqueeze(0)  # [1, T, H]
+    opened = opened.view(*opened.shape, *[1] * (weight.dim() - 3))
     return torch.where(opened, torch.ones_like(weight), weight)
 
 

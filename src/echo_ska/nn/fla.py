@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import re
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
@@ -32,15 +33,17 @@ def fla_function(name: str) -> Kernel | None:
     return kernel
 
 
-GATED = ("fla.ops.simple_gla.chunk_simple_gla", "fla.ops.gated_delta_rule.chunk_gated_delta_rule")
-"""Functions that go back through one gate a head."""
+def kernel_for(name: str, tokens: Tensor, gated: bool = True) -> Kernel | None:
+    """The function that runs these tokens [N, T, H, any], or None where PyTorch does: not on a GPU, or in float64.
 
-
-def kernel_for(name: str, tokens: Tensor) -> Kernel | None:
-    """The function that runs these tokens [N, T, H, any], or None where PyTorch does: not on a GPU, or in float64."""
+    Args:
+        name: see `fla_function`.
+        tokens: any of its arguments.
+        gated: whether it decays by one gate a head, whose gradient some versions of Triton break.
+    """
     if not tokens.is_cuda or tokens.dtype != torch.float32 or tokens.shape[1] < 2:
         return None
-    if name in GATED and _miscompiled(torch.cuda.get_device_capability(tokens.device)):
+    if gated and torch.is_grad_enabled() and _miscompiled(torch.cuda.get_device_capability(tokens.device)):
         return None
     return fla_function(name)
 
@@ -53,15 +56,16 @@ def _miscompiled(capability: tuple[int, int]) -> bool:
     is too late for who is training.
     """
     try:
-        installed = tuple(int(part) for part in version("triton").split("+")[0].split(".")[:3])
-    except (PackageNotFoundError, ValueError):
+        installed = version("triton")
+    except PackageNotFoundError:
         return False
-    broken = capability[0] == 9 and (3, 4) <= installed < (3, 7, 1)
+    numbers = tuple(map(int, re.findall(r"\d+", installed)[:3]))
+    broken = capability[0] == 9 and (3, 4) <= numbers < (3, 7, 1)
     if broken:
         logger.warning(
-            "Triton %s computes wrong gradients on this GPU for Mamba-2 and gated DeltaNet: PyTorch computes them, "
-            "more slowly; install triton>=3.7.1 for flash-linear-attention's kernels",
-            ".".join(map(str, installed)),
+            "Triton %s computes wrong gradients on this GPU for the decay of Mamba-2 and both delta rules: PyTorch "
+            "trains them, more slowly; install triton>=3.7.1 for flash-linear-attention's kernels",
+            installed,
         )
     return broken
 

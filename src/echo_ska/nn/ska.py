@@ -89,8 +89,8 @@ class SpectralKoopmanAttention(SequenceMixer):
         fixed_ridge: keep the ridge at its start.
         conv_kernel, key_delay: see `QueryKeyValue`.
         write_gate: weigh each stored pair (key, value) by a stretched sigmoid of the token, per head.
-        gate_dropout: in training, the probability that a head stores all of a row in full, whatever its gate says: a
-            gate learns where the training's pairs stand, and closes on others (docs/recipe.md).
+        gate_dropout: in training, the probability that a head stores all of a sequence in full, whatever its gate says
+            (docs/recipe.md says what for).
         output_norm: RMSNorm of each head's read (its size varies with how often a key was stored); False learns
             one scale per head instead.
         normalisation: "token" divides every key and query by its own norm; "sequence-max" by the largest key norm
@@ -247,7 +247,9 @@ class SpectralKoopmanAttention(SequenceMixer):
         inputs, tail = self.head_inputs(hidden_states, tail, cu_seqlens=cu_seqlens, output_state=output_state)
         write_weight = inputs.write_weight
         if self.training and self.gate_dropout > 0 and write_weight is not None:
-            write_weight = open_at_random(write_weight, self.gate_dropout)
+            # A part does not know which of all sequences its own are: one draw for all, the same in every part.
+            sequences = cu_seqlens if self.exchange is None else None
+            write_weight = open_at_random(write_weight, self.gate_dropout, sequences)
         if write_mask is not None:
             stored = write_mask.unsqueeze(-1).to(inputs.query.dtype)
             write_weight = stored.expand(inputs.query.shape[:3]) if write_weight is None else write_weight * stored

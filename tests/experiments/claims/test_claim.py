@@ -91,6 +91,7 @@ FILES = {
     "seeds": "demo-seeds",
     "cliff": "cliff",
     "aids": "aids",
+    "gate-dropout": "transfer",
     "drop-in": "replace-attention",
     "context-parallel": "context-parallel",
     "operator-error": "operator-error",

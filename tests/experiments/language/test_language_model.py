@@ -176,6 +176,12 @@ def test_changes_of_ska_run_once_and_are_held_against_the_start(small, quick, mo
         assert all(row[2].rstrip(" *") for row in table[2:])
 
 
+def test_50m_parameters_are_not_trained_on_a_cpu_unasked(small):
+    with pytest.raises(ValueError, match="days on a CPU: give --device cuda, or --quick"):
+        EXPERIMENTS["language-model-50m"].run(Console(), text=Path("texts"))
+    assert small == []
+
+
 def test_all_changes_of_ska_are_of_one_size():
     sizes = [count_parameters(arm.config(256)) for arm in language_ska.arms()]
     assert max(sizes) <= 1.01 * min(sizes)
@@ -186,9 +192,8 @@ def test_a_gain_is_clear_where_no_seeds_cross():
     def record(bits):
         return of_text_trial(trial, lambda *_: bits)
 
-    texts = TextFolder(
-        None, json.dumps(dict.fromkeys(("train", "valid", "test"), {"files": [], "blake2b": "0", "bytes": []}))
-    )
+    part = {"files": [], "blake2b": "0", "bytes": []}
+    texts = TextFolder(None, json.dumps({"train": part, "valid": part, "test": part}))
     trial = language_ska.trials(texts)[0]
     results = {
         "the start": [record(2.0), record(2.1)],

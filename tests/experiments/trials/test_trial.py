@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,10 @@ import torch
 from in_process import Silent, run_here
 from rich.console import Console
 
+from echo_ska.experiments import EXPERIMENTS
 from echo_ska.experiments.trials import recorded as recorded_runs
 from echo_ska.experiments.trials import trial as trials
+from echo_ska.experiments.trials import tuning
 from echo_ska.experiments.trials.arms import million_arms, small, small_arms
 from echo_ska.experiments.trials.changes import no_gate, paper_ridge, ska_layers
 from echo_ska.experiments.trials.comparison import cell, draw_by_length, table_rows
@@ -69,8 +73,32 @@ def test_a_record_counts_wherever_it_was_made_but_in_no_other_precision():
     record = RunRecord(**run_trial(lambda stage: Silent(), trial=trial))
     assert on_a_gpu.matches(record)
     assert here.matches(replace(record, configuration=on_a_gpu.configuration))
-    training = record.configuration["training"] | {"device": "cuda", "precision": "bf16"}
-    assert not here.matches(replace(record, configuration=record.configuration | {"training": training}))
+    for device in ("cpu", "cuda"):
+        training = record.configuration["training"] | {"device": device, "precision": "bf16"}
+        assert not here.matches(replace(record, configuration=record.configuration | {"training": training}))
+
+
+def test_every_experiment_that_may_use_a_gpu_takes_one():
+    for name, experiment in EXPERIMENTS.items():
+        parameters = inspect.signature(import_module(experiment.module).run).parameters
+        assert ("device" in parameters) == experiment.trains, name
+
+
+def test_a_comparison_trains_where_it_is_told_and_so_many_at_once(monkeypatch, tmp_path):
+    found = []
+
+    def run_jobs(jobs, console, *, on_result, cores):
+        found.extend((job.arguments["device"], cores) for job in jobs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuning, "run_jobs", run_jobs)
+    monkeypatch.setattr(tuning, "places", lambda device: 5)
+    comparison = Comparison([tiny_trial()], (1e-3, 1e-2), tiny_trial().questions).on("cuda")
+    for asked, cores in ((comparison, 5), (replace(comparison, at_once=2), 2)):
+        found.clear()
+        with pytest.raises(KeyboardInterrupt):
+            asked.run(Console(quiet=True), 1, tmp_path / "none.jsonl")
+        assert found == [("cuda", cores)] * 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

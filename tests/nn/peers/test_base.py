@@ -129,6 +129,8 @@ def test_gate_dropout_opens_the_gate_of_every_peer_in_training_alone(kind):
     opened, state = mixer.train()(hidden, output_state=True)
     assert state.memory.any()
     assert not torch.equal(opened, closed)
+    packed = mixer(hidden.flatten(0, 1)[None], cu_seqlens=torch.tensor([0, 7, 14]))[0].view(2, 7, 32)
+    assert torch.allclose(packed, opened, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ CLAIMS: tuple[Claim[Any], ...] = (
     seeds.CLAIM,
     cliff.CLAIM,
     aids.CLAIM,
+    transfer.DROPOUT,
     regression.CLAIM,
     algebra.OPERATOR,
     algebra.ONE_OFF,

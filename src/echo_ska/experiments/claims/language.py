@@ -97,7 +97,10 @@ def _tables(results: Results) -> list[Table]:
     ]
 
 
-_PICTURE = "Bits per byte against context for every text, a line a model; the seeds on unseen authors as dots."
+_PICTURE = (
+    "Bits per byte against context for every text, a line a model; the seeds on unseen authors as dots; and the "
+    "training loss against bytes read."
+)
 _BENCHMARKS = "The benchmarks: models of this size answer them by chance (echo-ska eval asks them of any model)."
 
 CLAIM: Claim[Results] = Claim(

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 
 from echo_ska.experiments.claims.claim import Claim, Criterion, Evidence, Finding, Table
-from echo_ska.experiments.claims.evidence import file_of, of_comparisons
+from echo_ska.experiments.claims.evidence import of_comparisons
 from echo_ska.experiments.claims.words import accuracy, gain, points
 from echo_ska.experiments.recall import transfer as experiment
 from echo_ska.experiments.trials.arms import ECHO
@@ -21,12 +21,17 @@ PAPER = {arm: fmean(figures) for arm, figures in experiment.PAPER.items()}
 
 
 def gather(folder: Path) -> Evidence[Results]:
-    """The comparison of the three models, and what there is of SSM+SKA with gate dropout."""
+    """The comparison of the three models."""
+    found = of_comparisons(folder, experiment.NAME, [experiment.comparison()], experiment.SEEDS)
+    return Evidence(found.measured[0] if found.measured else None, found.records, found.missing, found.unused)
+
+
+def gather_dropout(folder: Path) -> Evidence[Results]:
+    """The same, and SSM+SKA with gate dropout."""
     both = [experiment.comparison(), experiment.dropout_comparison()]
     found = of_comparisons(folder, experiment.NAME, both, experiment.SEEDS)
-    measured = experiment.recorded_results(file_of(folder, experiment.NAME))
-    whole = all(trial.arm.name in measured for trial in both[0].trials)
-    return Evidence(measured if whole else None, found.records, found.missing, found.unused)
+    measured = {**found.measured[0], **found.measured[1]} if found.measured else None
+    return Evidence(measured, found.records, found.missing, found.unused)
 
 
 def means(results: Results) -> dict[str, float]:
@@ -51,13 +56,28 @@ def _near(results: Results) -> Finding:
     return Finding(value >= PAPER[ECHO] - NEAR, points(value))
 
 
-def _with_dropout(results: Results) -> Finding | None:
-    if experiment.WITH_DROPOUT not in results:
-        return None
-    mean = means(results)
-    ours, best = mean[experiment.WITH_DROPOUT], max(mean[arm] for arm in CONTROLS)
-    return Finding(ours >= AIM and ours > best, f"{points(ours)} against {points(best)}")
+def _aim(results: Results) -> Finding:
+    value = means(results)[experiment.WITH_DROPOUT]
+    return Finding(value >= AIM, points(value))
 
+
+def _above(results: Results) -> Finding:
+    mean = means(results)
+    lead = mean[experiment.WITH_DROPOUT] - max(mean[arm] for arm in CONTROLS)
+    return Finding(lead > 0, gain(lead))
+
+
+def _summary(results: Results) -> str:
+    said = ", ".join(f"{arm} {points(value)}" for arm, value in means(results).items())
+    return f"Mean of the six tasks: {said}."
+
+
+_TASKS = (
+    "Two of the six, system prompts and tool traces, are the curriculum's own, with other sequences.",
+    "Two hops stand in the mean with the key on the way written out, so that every answer is one recall; the end "
+    "of two hops with nothing written out stands beside it.",
+)
+_PICTURE = "A bar a model for every task, a line over the range of seeds, the paper's figure as a dotted notch."
 
 CLAIM: Claim[Results] = Claim(
     key="3",
@@ -79,23 +99,36 @@ CLAIM: Claim[Results] = Claim(
             _near,
             points(PAPER[ECHO]),
         ),
-        Criterion(
-            f"With gate dropout of {experiment.GATE_DROPOUT:g} its mean is at least {AIM:g} % and above both controls",
-            _with_dropout,
-        ),
     ),
-    summary=lambda r: (
-        "Mean of the six tasks: " + ", ".join(f"{arm} {points(value)}" for arm, value in means(r).items()) + "."
-    ),
+    summary=_summary,
     tables=lambda r: [Table("Accuracy, %, mean over seeds (range)", experiment.rows(r))],
     draw=experiment.draw,
-    picture="A bar a model for every task, a line over the range of seeds, the paper's figure as a dotted notch.",
+    picture=_PICTURE,
     caveats=(
-        "Two of the six, system prompts and tool traces, are the curriculum's own, with other sequences.",
-        "Gate dropout was found by small models asked these very tasks; the runs here are of another size.",
-        "Two hops stand in the mean with the key on the way written out, so that every answer is one recall; the end "
-        "of two hops with nothing written out stands beside it.",
+        *_TASKS,
         "The paper's curriculum to the letter: its sequences are drawn by our own generators, as docs/tasks.md "
         "draws them.",
+    ),
+)
+
+DROPOUT: Claim[Results] = Claim(
+    key="gate-dropout",
+    title="Tasks beyond the curriculum, with gate dropout",
+    statement=f"With gate dropout of {experiment.GATE_DROPOUT:g} SSM+SKA answers the six tasks better than attention "
+    "does, since it does not come to rely on where its curriculum's pairs stand.",
+    source="ours",
+    commands=("echo-ska reproduce transfer",),
+    gather=gather_dropout,
+    criteria=(
+        Criterion(f"Its mean over the six tasks is at least {AIM:g} %", _aim),
+        Criterion("It is above both controls", _above),
+    ),
+    summary=_summary,
+    tables=lambda r: [Table("Accuracy, %, mean over seeds (range)", experiment.rows(r))],
+    draw=experiment.draw,
+    picture=_PICTURE,
+    caveats=(
+        *_TASKS,
+        "Gate dropout was found by small models asked these very tasks; the runs here are of another size.",
     ),
 )

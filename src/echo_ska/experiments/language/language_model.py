@@ -127,7 +127,7 @@ class Plan:
     seeds: int = 3
 
     def quick(self) -> Plan:
-        """The middle rate alone, 120 steps, contexts up to twice the training's, nothing further measured."""
+        """The middle rate alone, 120 steps, contexts up to four times the training's, nothing further measured."""
         contexts = tuple(context for context in self.contexts if context <= 4 * self.length)
         middle = self.rates[len(self.rates) // 2]
         return dataclasses.replace(

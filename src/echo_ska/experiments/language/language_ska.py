@@ -101,7 +101,7 @@ def gain(results: Results, variant: str, context: int) -> tuple[float, bool]:
 
 
 def rows(results: Results) -> list[list[str]]:
-    """A row a variant: its state, its gain on unseen authors, and all texts at the training's context and the longest."""
+    """A row a variant: its state, its gain on unseen authors, all texts at the training's context and the longest."""
     contexts = scored_contexts(results)
     shown = (PLAN.length, contexts[-1])
     parts = list(results[START][0].figures["bits_per_byte"])

@@ -89,7 +89,7 @@ def no_gate(network: EchoForCausalLM) -> None:
 
 
 def gate_dropout(network: EchoForCausalLM) -> None:
-    """In training, SKA and its linear peers open the write gates of a fifth of a batch's rows and heads."""
+    """In training, SKA and its linear peers open the write gates of a fifth of all sequences and heads."""
     for memory in memories(network):
         memory.gate_dropout = 0.2
 

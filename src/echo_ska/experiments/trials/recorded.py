@@ -102,10 +102,9 @@ def newest_of(run: RecordedRun, records: Sequence[RunRecord]) -> RunRecord | Non
 
 
 def _anywhere(configuration: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without the device of its training: float32 is the same on all of them but for rounding."""
+    """A configuration in float32 without the device of its training: it is the same on all of them but for rounding."""
     training = configuration.get("training")
     if not training or "device" not in training:
         return configuration
-    where = training["device"]
-    precision = "fp32" if (where, training["precision"]) == ("cpu", "auto") else training["precision"]
-    return configuration | {"training": training | {"device": None, "precision": precision}}
+    exact = training["precision"] == "fp32" or (training["device"], training["precision"]) == ("cpu", "auto")
+    return configuration | {"training": training | {"device": None, "precision": "fp32"}} if exact else configuration

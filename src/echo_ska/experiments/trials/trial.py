@@ -306,6 +306,7 @@ def run_trial(stage: Stage, *, trial: TrainedRun, device: str = "cpu") -> dict[s
     A training that diverges is a result too: its record says so, with nothing learnt.
     """
     configuration, folder = trial.configuration(device), trial.folder(device)
+    torch.backends.cudnn.allow_tf32 = False  # of convolutions, where a GPU would round float32 to 10 bits by default
     network = trial.arm.build(trial.vocab_size, trial.seed)
     started = time.perf_counter()
     figures: dict[str, Any] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from echo_ska.experiments.trials.pool import run_jobs
+from echo_ska.experiments.trials.pool import places, run_jobs
 from echo_ska.experiments.trials.recorded import RecordedRun, newest_of, recorded, records_named, run_missing
 from echo_ska.experiments.trials.trial import TrainedRun
 from echo_ska.training import RunRecord
@@ -29,7 +29,7 @@ class Comparison:
         tuned_on: what is asked to decide between rates (`TrainedRun.merit` says how), at lengths that training saw.
         tuning_steps: of every try; None are the trial's own.
         device: where they are trained and asked, "cpu" or "cuda".
-        at_once: how many of them at once, as many as there are cores for None; large ones fill a GPU alone.
+        at_once: how many of them at once, as many as the device has places for None; large ones fill a GPU alone.
     """
 
     trials: Sequence[TrainedRun]
@@ -61,7 +61,7 @@ class Comparison:
         if seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {seeds}.")
         name = self.trials[0].experiment
-        run = None if self.at_once is None else functools.partial(run_jobs, cores=self.at_once)
+        run = _runner(self.device, self.at_once)
         run_missing(console, name, [run for runs in self._tries for run in runs], path, run)
         chosen = [trial for trial in self._at_best_rate(path) if trial is not None]
         runs = [trial.with_(seed=seed).recorded_run(self.device) for seed in range(seeds) for trial in chosen]
@@ -108,8 +108,15 @@ def run_seeds(
 ) -> dict[str, list[RunRecord]]:
     """All seeds of every trial at its own rate, run where they are missing: by arm, the records by seed."""
     runs = [trial.with_(seed=seed).recorded_run(device) for seed in range(seeds) for trial in trials]
-    records = run_missing(console, trials[0].experiment, runs, path)
+    records = run_missing(console, trials[0].experiment, runs, path, _runner(device))
     return {trial.arm.name: records[place :: len(trials)] for place, trial in enumerate(trials)}
+
+
+def _runner(device: str, at_once: int | None = None) -> Callable[..., object] | None:
+    """What runs jobs on a device, in place of `run_jobs` with all cores."""
+    if device == "cpu" and at_once is None:
+        return None
+    return functools.partial(run_jobs, cores=at_once or places(device))
 
 
 def recorded_seeds(trial: TrainedRun, path: Path, most: int = 100) -> list[RunRecord]:

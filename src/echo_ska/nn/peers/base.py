@@ -58,7 +58,8 @@ class LinearMixer(SequenceMixer):
         unit_keys: give keys and queries unit norm (`unit_norm`).
         write_gate: a stretched sigmoid of the token, per head: how strongly its pair (key, value) is written.
         initial_gate: where that weight starts, in (0, 1).
-        gate_dropout: in training, the probability that a head writes all of a row in full, whatever its gate says.
+        gate_dropout: in training, the probability that a head writes all of a sequence in full, whatever its gate
+            says.
         output_norm: RMSNorm of each head's read; False learns one scale per head instead.
         chunk_size: tokens that training computes at once; it changes speed and memory, not the function.
         norm_eps: epsilon of the norm.
@@ -70,6 +71,8 @@ class LinearMixer(SequenceMixer):
     _no_weight_decay: tuple[str, ...] = ("scale",)
     kernel: ClassVar[str | None] = None
     """The function of flash-linear-attention that runs the recurrence on a GPU, where there is one."""
+    kernel_decays: ClassVar[bool] = False
+    """Whether it decays by one gate a head."""
 
     def __init__(
         self,
@@ -161,7 +164,7 @@ class LinearMixer(SequenceMixer):
 
         `memory` [N, *memory_shape] stays as it is; T is at least 1.
         """
-        if self.kernel is not None and (kernel := kernel_for(self.kernel, tokens[0])) is not None:
+        if self.kernel is not None and (kernel := kernel_for(self.kernel, tokens[0], self.kernel_decays)) is not None:
             return scan_by(kernel, memory, self.kernel_arguments(*tokens))
         return scan_chunks(self.chunk, memory, tokens, self.chunk_size)
 
@@ -182,7 +185,7 @@ class LinearMixer(SequenceMixer):
             output_state=output_state,
         )
         with torch.autocast(hidden_states.device.type, enabled=False):
-            tokens = self._tokens(hidden_states, query, key, value)
+            tokens = self._tokens(hidden_states, query, key, value, cu_seqlens)
             if cu_seqlens is not None:
                 tokens = tuple(pad_packed(tensor, cu_seqlens) for tensor in tokens)
             rows, length = tokens[0].shape[:2]
@@ -209,7 +212,9 @@ class LinearMixer(SequenceMixer):
             read = self._finished(self.recur(state.memory, *tokens), value.dtype, tokens)
         return self.o_proj(read.flatten(-2)).unsqueeze(1)
 
-    def _tokens(self, hidden_states: Tensor, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+    def _tokens(
+        self, hidden_states: Tensor, query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         query, key, value = precise(query), precise(key), precise(value)
         if self.unit_keys:
             query, key = unit_norm(query), unit_norm(key)
@@ -218,7 +223,7 @@ class LinearMixer(SequenceMixer):
             scores = self.gate_proj(hidden_states.to(self.gate_proj.weight.dtype))
             weight = stretched_sigmoid(scores.to(query.dtype)).unsqueeze(-1)
             if self.training and self.gate_dropout > 0 and hidden_states.dim() == 3:  # not a single decoded token
-                weight = open_at_random(weight, self.gate_dropout)
+                weight = open_at_random(weight, self.gate_dropout, cu_seqlens)
         return self.tokens(hidden_states, query, key, value, weight)
 
     def _finished(self, read: Tensor, dtype: torch.dtype, tokens: tuple[Tensor, ...]) -> Tensor:

@@ -20,6 +20,7 @@ class DeltaNet(LinearMixer):
 
     # Of DeltaNet too, with a decay of 1: the kernel for it alone takes no float32.
     kernel = "fla.ops.gated_delta_rule.chunk_gated_delta_rule"
+    kernel_decays = True
 
     def tokens(
         self, hidden_states: Tensor, query: Tensor, key: Tensor, value: Tensor, weight: Tensor | None
