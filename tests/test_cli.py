@@ -305,7 +305,7 @@ def test_demo_and_reproduce_start_what_they_name(run, refused, tmp_path, monkeyp
             raise JobError("The job failed.")
         return [make_record("juggling", {"balls": 3}, {"drops": 1}, seed=0, seconds=1.0)]
 
-    juggling = types.SimpleNamespace(description="[Balls].", run=start, text="", trains=False)
+    juggling = types.SimpleNamespace(description="[Balls].", run=start, text="", takes_device=False)
     monkeypatch.setitem(experiments.EXPERIMENTS, "juggling", juggling)
     listed = {line.partition(":")[0]: line for line in run("reproduce").stdout.splitlines()}
     assert listed["juggling"] == "juggling: [Balls]."

@@ -57,14 +57,15 @@ def run_benchmark(plan: Plan, say: Callable[[str], None] = lambda text: None) ->
     plan.check()
     threads = torch.get_num_threads()
     torch.set_num_threads(plan.threads)
-    run = _Run(plan, say)
     try:
-        run.measure()
-    except KeyboardInterrupt:
-        run.stop()
+        run = _Run(plan, say)
+        try:
+            run.measure()
+        except KeyboardInterrupt:
+            run.stop()
+        return run.record()
     finally:
         torch.set_num_threads(threads)
-    return run.record()
 
 
 class _Run:

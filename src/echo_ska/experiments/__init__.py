@@ -23,13 +23,13 @@ class Experiment:
             descriptions needs neither.
         text: what is in the folder of the reader's own texts, which its `run` then takes as `text`; "" where it reads
             none.
-        trains: whether its `run` takes the `device` that models are trained on; the others run on the CPU.
+        takes_device: whether its `run` takes the `device` that models are trained on; the others run on the CPU.
     """
 
     description: str
     module: str
     text: str = ""
-    trains: bool = False
+    takes_device: bool = False
 
     def run(
         self,
@@ -58,15 +58,17 @@ class Experiment:
             raise ValueError(f"This experiment reads no text of yours: leave out --text, which is for {readers}.")
         if device not in ("cpu", "cuda"):
             raise ValueError(f"device must be cpu or cuda, got {device!r}.")
-        if device == "cuda" and not self.trains:
-            trained = ", ".join(name for name, experiment in EXPERIMENTS.items() if experiment.trains)
+        if device == "cuda" and not self.takes_device:
+            trained = ", ".join(name for name, experiment in EXPERIMENTS.items() if experiment.takes_device)
             raise ValueError(f"This experiment runs on the CPU: leave out --device, which is for {trained}.")
         if device == "cuda":
             import torch
 
             if not torch.cuda.is_available():
                 raise ValueError("device is cuda, but torch finds no GPU: leave out --device.")
-        options: dict[str, Any] = ({"text": text} if self.text else {}) | ({"device": device} if self.trains else {})
+        options: dict[str, Any] = ({"text": text} if self.text else {}) | (
+            {"device": device} if self.takes_device else {}
+        )
         records: list[RunRecord] = import_module(self.module).run(console, seeds=seeds, quick=quick, **options)
         return records
 
@@ -75,7 +77,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "aids": Experiment(
         "The same aids for SKA and its peers, one taken away at a time: what the solve is worth, and what they are.",
         "echo_ska.experiments.recall.aids",
-        trains=True,
+        takes_device=True,
     ),
     "cliff": Experiment(
         "What moves the point where recall breaks down, a larger model or a larger state?",
@@ -96,7 +98,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "filter-ablation": Experiment(
         "Claim 4: the power filter, the ridge and the mask, on keys without dynamics and with.",
         "echo_ska.experiments.recall.filter_ablation",
-        trains=True,
+        takes_device=True,
     ),
     "gradient-flow": Experiment(
         "Claim 11: the gradient that reaches the query through SKA and through softmax, before and after training.",
@@ -110,19 +112,19 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Claim 9: Echo beside seven language models of its size, in bits per byte on unseen authors; needs --text.",
         "echo_ska.experiments.language.language_model",
         text="train/, valid/ and test/ with *.txt files, and further folders to score",
-        trains=True,
+        takes_device=True,
     ),
     "language-model-50m": Experiment(
         "Claim 9 at 50M parameters: the same eight, for a large GPU (--device cuda); needs --text.",
         "echo_ska.experiments.language.language_model_50m",
         text="as language-model",
-        trains=True,
+        takes_device=True,
     ),
     "language-ska": Experiment(
         "What makes SKA predict text better: one change at a time, in the comparison of language-model; needs --text.",
         "echo_ska.experiments.language.language_ska",
         text="as language-model",
-        trains=True,
+        takes_device=True,
     ),
     "length-conditioning": Experiment(
         "Claim 5: accuracy, margin and the Gram matrix's smallest eigenvalue as the sequence grows.",
@@ -131,17 +133,17 @@ EXPERIMENTS: dict[str, Experiment] = {
     "length-generalisation": Experiment(
         "Claim 2: needles found in up to 1,048,576 tokens after training on 64, beside both controls.",
         "echo_ska.experiments.recall.length_generalisation",
-        trains=True,
+        takes_device=True,
     ),
     "mqar-frontier": Experiment(
         "Zoology's recall task, reduced: accuracy against bytes of state, SKA beside all of its peers.",
         "echo_ska.experiments.recall.mqar_frontier",
-        trains=True,
+        takes_device=True,
     ),
     "mqar-grid": Experiment(
         "Claim 1: the paper's grid of pairs and gaps, by models trained at its shortest gap.",
         "echo_ska.experiments.recall.mqar_grid",
-        trains=True,
+        takes_device=True,
     ),
     "replace-attention": Experiment(
         "A trained Llama's attention becomes SKA and is distilled: what is lost and gained, beside the original.",
@@ -150,7 +152,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "transfer": Experiment(
         "Claim 3: six tasks asked without training on them, after system prompts and tool traces.",
         "echo_ska.experiments.recall.transfer",
-        trains=True,
+        takes_device=True,
     ),
     "recipe": Experiment(
         "What each part of SKA's recipe is worth: one taken away at a time, two seeds.",
@@ -159,13 +161,13 @@ EXPERIMENTS: dict[str, Experiment] = {
     "recall-per-byte": Experiment(
         "What raises SKA's recall without a byte more of state: one change at a time, at 8 kB.",
         "echo_ska.experiments.recall.recall_per_byte",
-        trains=True,
+        takes_device=True,
     ),
     "scaling": Experiment(
         "The loss on unseen text against the size of the model, and where the line points for echo-1b.",
         "echo_ska.experiments.language.scaling",
         text="train/, valid/ and test/ with *.txt files; without --text, the novels that the package ships",
-        trains=True,
+        takes_device=True,
     ),
     "state-bytes": Experiment(
         "Bytes of the live state from 1k to 1M tokens against the formula and the KV cache; what 77 KB counts.",
@@ -186,7 +188,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "write-gate": Experiment(
         "What the write gate gives on long sequences and costs on tasks that training never asked; gate dropout.",
         "echo_ska.experiments.recall.write_gate",
-        trains=True,
+        takes_device=True,
     ),
     "zero-shot": Experiment(
         "Benchmarks, facts in prose of up to 128k tokens, and a novel in any segments, by checkpoints/; needs --text.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,7 +85,7 @@ FILES = {
     "7": "bench",
     "8": "bench",
     "9": "language-model",
-    "9, 50M": "language-model-50m",
+    "9-50m": "language-model-50m",
     "10": "zero-shot",
     "11": "gradient-flow",
     "look-ahead": "filter-ablation",
@@ -125,6 +126,7 @@ def test_claims_are_told_apart_and_say_how_to_measure_them():
     assert len(set(keys)) == len(keys)
     assert [key for key in keys if key.isdigit()] == [str(number) for number in range(1, 12)]
     for claim in CLAIMS:
+        assert re.fullmatch(r"[\w-]+", claim.key)  # which a page links to
         assert claim.criteria
         assert claim.commands
         assert claim.caveats

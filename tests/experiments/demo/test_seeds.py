@@ -87,7 +87,8 @@ def test_experiments_run_their_module(name: str, monkeypatch: pytest.MonkeyPatch
     )
     EXPERIMENTS[name].run(Console(file=io.StringIO()), seeds=3, quick=True)
     reads_text = {"text": None} if EXPERIMENTS[name].text else {}
-    assert asked == [{"seeds": 3, "quick": True, **reads_text}]
+    on_device = {"device": "cpu"} if EXPERIMENTS[name].takes_device else {}
+    assert asked == [{"seeds": 3, "quick": True, **reads_text, **on_device}]
 
 
 def test_rates_are_recorded_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

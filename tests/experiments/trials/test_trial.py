@@ -81,7 +81,7 @@ def test_a_record_counts_wherever_it_was_made_but_in_no_other_precision():
 def test_every_experiment_that_may_use_a_gpu_takes_one():
     for name, experiment in EXPERIMENTS.items():
         parameters = inspect.signature(import_module(experiment.module).run).parameters
-        assert ("device" in parameters) == experiment.trains, name
+        assert ("device" in parameters) == experiment.takes_device, name
 
 
 def test_a_comparison_trains_where_it_is_told_and_so_many_at_once(monkeypatch, tmp_path):

@@ -132,7 +132,7 @@ CLAIM: Claim[Results] = Claim(
 )
 
 LARGER: Claim[Results] = Claim(
-    key="9, 50M",
+    key="9-50m",
     title="A language model of 50M parameters",
     statement="The same comparison at 50M parameters: Echo predicts unseen authors no worse than the best control of "
     "its size, and gains on the others as the context grows beyond the training's.",
