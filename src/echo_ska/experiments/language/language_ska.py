@@ -12,14 +12,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from echo_ska.experiments.language.language_model import PLAN
 from echo_ska.experiments.language.language_model_results import SWIGLU, label, scored_contexts, spread, values
 from echo_ska.experiments.trials.changes import Change, half_gated, high_ridge, no_delay, no_gate
 from echo_ska.experiments.trials.comparison import Results, print_rows
-from echo_ska.experiments.trials.figures import save, short_bytes, short_number
+from echo_ska.experiments.trials.figures import draw_gains, short_bytes, short_number
 from echo_ska.experiments.trials.recorded import records_named
 from echo_ska.experiments.trials.studies import seed_count, study_files
 from echo_ska.experiments.trials.text_trial import TextTrial
@@ -123,21 +122,7 @@ def rows(results: Results) -> list[list[str]]:
 
 
 def draw(results: Results, path: Path) -> None:
-    """A bar a variant from the start's mean on unseen authors to its own, seeds as dots, the largest gain on top."""
-    figure = Figure(figsize=(8.5, 4.2), layout="constrained")
-    axes = figure.subplots()
-    start = fmean(values(results[START], TEST, PLAN.length))
+    """A bar a variant, by unseen authors at the training's context, the largest gain on top."""
+    of_seeds = {name: values(records, TEST, PLAN.length) for name, records in results.items()}
     order = sorted(results, key=lambda name: gain(results, name, PLAN.length)[0])
-    for place, name in enumerate(order):
-        of_seeds = values(results[name], TEST, PLAN.length)
-        axes.barh(place, fmean(of_seeds) - start, left=start, height=0.6, color="#0072B2", alpha=0.35)
-        axes.plot(of_seeds, [place] * len(of_seeds), "o", color="#0072B2", markersize=5)
-    axes.axvline(start, color="black", linewidth=1)
-    axes.set_yticks(range(len(order)), order)
-    axes.set_xlabel(
-        f"bits per byte of unseen authors at {PLAN.length} bytes of context; dots are seeds, the line is the start"
-    )
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="x", color="#E6E6E6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    save(figure, path)
+    draw_gains(of_seeds, START, order, f"bits per byte of unseen authors at {PLAN.length} bytes", path)

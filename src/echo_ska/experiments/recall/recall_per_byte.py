@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from echo_ska.experiments.recall import mqar_frontier
@@ -29,7 +28,7 @@ from echo_ska.experiments.trials.changes import (
     products,
 )
 from echo_ska.experiments.trials.comparison import Results, print_rows
-from echo_ska.experiments.trials.figures import save
+from echo_ska.experiments.trials.figures import draw_gains
 from echo_ska.experiments.trials.trial import Arm, Trial
 from echo_ska.experiments.trials.tuning import Comparison
 from echo_ska.training import RunRecord
@@ -112,20 +111,8 @@ def rows(results: Results) -> list[list[str]]:
 
 
 def draw(results: Results, path: Path) -> None:
-    """A bar a variant from the start's mean to its own, with its seeds as dots, the largest gain on top."""
-    figure = Figure(figsize=(8.5, 4.6), layout="constrained")
-    axes = figure.subplots()
-    start = fmean(100 * mean_accuracy(record) for record in results[START])
+    """A bar a variant, the largest gain on top."""
+    values = {name: [100 * mean_accuracy(record) for record in records] for name, records in results.items()}
     order = sorted(results, key=lambda name: gain(results, name)[0])
-    for place, name in enumerate(order):
-        values = [100 * mean_accuracy(record) for record in results[name]]
-        axes.barh(place, fmean(values) - start, left=start, height=0.6, color=COLOUR, alpha=0.35)
-        axes.plot(values, [place] * len(values), "o", color=COLOUR, markersize=5)
-    axes.axvline(start, color="black", linewidth=1)
-    axes.set_yticks(range(len(order)), order)
-    axes.set_xlabel("mean accuracy over the test cells, %; dots are seeds, the line is the start's mean")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="x", color="#E6E6E6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.set_title(f"SKA changed in one thing, {BUDGET // 1024} kB of state", loc="left", fontsize=11)
-    save(figure, path)
+    label = f"mean accuracy over the test cells with {BUDGET // 1024} kB of state, %"
+    draw_gains(values, START, order, label, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from matplotlib import rc_context
@@ -110,3 +111,28 @@ def short_bytes(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g} {suffix}"
     return f"{number:.0f} B"
+
+
+def draw_gains(values: Mapping[str, Sequence[float]], start: str, order: Sequence[str], label: str, path: Path) -> None:
+    """A bar a change from the start's mean to its own, its seeds as dots.
+
+    Args:
+        values: by change, the start among them, a figure a seed.
+        start: what the bars begin at.
+        order: of the changes, from below.
+        label: of the axis.
+        path: the PNG.
+    """
+    figure = Figure(figsize=(8.5, 1 + 0.32 * len(order)), layout="constrained")
+    axes = figure.subplots()
+    origin = fmean(values[start])
+    for place, name in enumerate(order):
+        axes.barh(place, fmean(values[name]) - origin, left=origin, height=0.6, color="#0072B2", alpha=0.35)
+        axes.plot(values[name], [place] * len(values[name]), "o", color="#0072B2", markersize=5)
+    axes.axvline(origin, color="black", linewidth=1)
+    axes.set_yticks(range(len(order)), order)
+    axes.set_xlabel(f"{label}; dots are seeds, the line is {start}")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", color="#E6E6E6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    save(figure, path)
