@@ -15,7 +15,15 @@ from typing import Any
 from rich.console import Console
 
 from echo_ska.experiments.language.language_model import PLAN
-from echo_ska.experiments.language.language_model_results import SWIGLU, label, scored_contexts, spread, values
+from echo_ska.experiments.language.language_model_results import (
+    SWIGLU,
+    label,
+    scored_contexts,
+    scored_parts,
+    spread,
+    training_length,
+    values,
+)
 from echo_ska.experiments.trials.changes import Change, half_gated, high_ridge, no_delay, no_gate
 from echo_ska.experiments.trials.comparison import Results, print_rows
 from echo_ska.experiments.trials.figures import draw_gains, short_bytes, short_number
@@ -101,13 +109,11 @@ def gain(results: Results, variant: str, context: int) -> tuple[float, bool]:
 
 def rows(results: Results) -> list[list[str]]:
     """A row a variant: its state, its gain on unseen authors, all texts at the training's context and the longest."""
-    contexts = scored_contexts(results)
-    shown = (PLAN.length, contexts[-1])
-    parts = list(results[START][0].figures["bits_per_byte"])
+    shown, parts = (training_length(results), scored_contexts(results)[-1]), scored_parts(results)
     headings = [f"{label(part)}, {short_number(context)}" for part in parts for context in shown]
     table = [["Mamba-2 + SKA, changed in", f"state at {short_number(shown[1])}", "gain", *headings]]
     for name, records in results.items():
-        ahead, clear = gain(results, name, PLAN.length)
+        ahead, clear = gain(results, name, shown[0])
         starred = f"{ahead:+.3f}" + (" *" if clear and len(records) > 1 else "")
         state = records[0].figures["state_bytes"]
         table.append(
@@ -123,6 +129,7 @@ def rows(results: Results) -> list[list[str]]:
 
 def draw(results: Results, path: Path) -> None:
     """A bar a variant, by unseen authors at the training's context, the largest gain on top."""
-    of_seeds = {name: values(records, TEST, PLAN.length) for name, records in results.items()}
-    order = sorted(results, key=lambda name: gain(results, name, PLAN.length)[0])
-    draw_gains(of_seeds, START, order, f"bits per byte of unseen authors at {PLAN.length} bytes", path)
+    length = training_length(results)
+    of_seeds = {name: values(records, TEST, length) for name, records in results.items()}
+    order = sorted(results, key=lambda name: gain(results, name, length)[0])
+    draw_gains(of_seeds, START, order, f"bits per byte of unseen authors at {length} bytes", path)

@@ -3,7 +3,7 @@
 A curriculum of system prompts (easy and hard gaps; half of the facts name another key instead of a value, or no model
 would ever have written a key) and tool traces in equal parts, 6,000 steps of 16 sequences, models of the size of
 echo-1m with equal parameters, each at its best of the same rates, three seeds; SSM+SKA also with gate dropout, since
-its write gate learns where the curriculum's pairs stand, and attention has no such part. Then, with no further
+its write gate may learn where the curriculum's pairs stand, and attention has no such part. Then, with no further
 training, the paper's six: new system prompts and new tool traces, which are the curriculum's own tasks, and multi-query
 recall, needles, two hops with the key on the way written out, and the common word. And two that the paper does not
 have: the end of two hops, nothing written out, and inverse matching (chance 20 %). About 25 minutes a run on one core.
@@ -20,8 +20,8 @@ from rich.console import Console
 
 from echo_ska.experiments.trials import figures
 from echo_ska.experiments.trials.arms import ECHO, million_arms, small_arms
-from echo_ska.experiments.trials.comparison import Results, print_rows, table_rows
-from echo_ska.experiments.trials.figures import percent, save
+from echo_ska.experiments.trials.comparison import Results, percent_range, print_rows, table_rows
+from echo_ska.experiments.trials.figures import save
 from echo_ska.experiments.trials.trial import Question, Trial
 from echo_ska.experiments.trials.tuning import Comparison
 from echo_ska.tasks import (
@@ -127,9 +127,7 @@ def rows(results: Results) -> list[list[str]]:
     table = table_rows(results, {name: name for name in (TASKS | FURTHER)})
     table[0].insert(1 + len(TASKS), "mean of six")
     for row, records in zip(table[1:], results.values(), strict=True):
-        means = [mean_over_tasks(record) for record in records]
-        spread = f" ({percent(min(means))}-{percent(max(means))})" if len(means) > 1 else ""
-        row.insert(1 + len(TASKS), f"{percent(fmean(means))}{spread}")
+        row.insert(1 + len(TASKS), percent_range([mean_over_tasks(record) for record in records]))
     for arm, published in PAPER.items():
         cells = [f"{value:.1f}" for value in (*published, fmean(published))]
         table.append([f"paper: {arm}", *cells, *[""] * len(FURTHER)])

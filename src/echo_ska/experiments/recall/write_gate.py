@@ -1,8 +1,8 @@
 """write-gate: what the write gate gives, and what it costs: long sequences against tasks that training never asked.
 
-A gate that closes on all but the pairs keeps a state clean over a thousand times the training's length. But it learns
-where the training's pairs stand, and so may close on pairs that stand elsewhere. SKA with its gate put otherwise, in
-the small model (Mamba-2, the mixer, Mamba-2), each trained twice: on eight pairs in 64 tokens, then asked at up to
+A gate that closes on all but the pairs keeps a state clean over a thousand times the training's length. But it can
+learn where the training's pairs stand, and close on pairs that stand elsewhere. SKA with its gate put otherwise, in the
+small model (Mamba-2, the mixer, Mamba-2), each trained twice: on eight pairs in 64 tokens, then asked at up to
 65,536 (`recipe`, 200 steps of 64 sequences); and on the curriculum of `transfer`, then asked its six tasks (1,200 steps
 of 16). Softmax attention and DeltaNet, which has the same gate, beside it. One rate, 3e-3, which `transfer` found best
 for SKA and for attention. Three seeds; about a minute a run on one core, and two on the curriculum.
@@ -11,7 +11,6 @@ for SKA and for attention. Three seeds; about a minute a run on one core, and tw
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 
@@ -20,8 +19,8 @@ from rich.console import Console
 
 from echo_ska.experiments.recall import transfer
 from echo_ska.experiments.trials.arms import small
-from echo_ska.experiments.trials.changes import gate_starts_open, half_gated, no_gate, plain_sigmoid
-from echo_ska.experiments.trials.comparison import Results, print_rows
+from echo_ska.experiments.trials.changes import Change, gate_starts_open, half_gated, no_gate, plain_sigmoid
+from echo_ska.experiments.trials.comparison import Results, cell, percent_range, print_rows
 from echo_ska.experiments.trials.figures import percent, save
 from echo_ska.experiments.trials.studies import seed_count, study_files
 from echo_ska.experiments.trials.trial import Arm, Question, Trial
@@ -35,7 +34,7 @@ RATE = 3e-3
 RECIPE, ATTENTION = "as in the recipe", "softmax attention"
 
 
-def _changed(name: str, mixer: str = "ska", *changes: Callable[..., None], **fields: float) -> Arm:
+def _changed(name: str, mixer: str = "ska", *changes: Change, **fields: float) -> Arm:
     return dataclasses.replace(small(mixer, name, **fields), changes=changes)
 
 
@@ -99,15 +98,10 @@ def rows(far: Results, other: Results) -> list[list[str]]:
     """A row an arm: accuracy by length, the mean of the six tasks, and each of them."""
     table = [["write gate", *(f"at {length:,}" for length in LENGTHS), "mean of six tasks", *transfer.TASKS]]
     for arm in (arm.name for arm in ARMS if arm.name in other):
-        lengths = [_spread(*mean_and_range(far[arm], str(length))) if arm in far else "" for length in LENGTHS]
-        six = six_tasks(other, arm)
+        lengths = [cell(far.get(arm, ()), str(length)) for length in LENGTHS]
         tasks = [percent(mean_and_range(other[arm], task)[0]) for task in transfer.TASKS]
-        table.append([arm, *lengths, _spread(fmean(six), min(six), max(six)), *tasks])
+        table.append([arm, *lengths, percent_range(six_tasks(other, arm)), *tasks])
     return table
-
-
-def _spread(mean: float, lowest: float, highest: float) -> str:
-    return percent(mean) if lowest == highest else f"{percent(mean)} ({percent(lowest)}-{percent(highest)})"
 
 
 def draw(far: Results, other: Results, path: Path) -> None:

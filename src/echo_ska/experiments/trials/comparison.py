@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -41,7 +42,12 @@ def cell(records: Sequence[RunRecord], question: str) -> str:
     """Mean and range, e.g. "98.3 (97.1-99.9)"; empty if it was not asked."""
     if not records or any(question not in record.figures["accuracy"] for record in records):
         return ""
-    mean, lowest, highest = (percent(value) for value in mean_and_range(records, question))
+    return percent_range([record.figures["accuracy"][question] for record in records])
+
+
+def percent_range(values: Sequence[float]) -> str:
+    """Mean and range of shares in percent, e.g. "98.3 (97.1-99.9)"; the mean alone where they do not differ."""
+    mean, lowest, highest = (percent(value) for value in (fmean(values), min(values), max(values)))
     return mean if lowest == highest else f"{mean} ({lowest}-{highest})"
 
 
