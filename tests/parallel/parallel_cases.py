@@ -62,6 +62,7 @@ def compared(
     labels = F.pad(batch["labels"], (0, 1), value=-100)[:, 1:]
     scored = int((labels != -100).sum())
     packing = {"cu_seqlens": batch["cu_seqlens"]} if "cu_seqlens" in batch else {}
+    torch.manual_seed(7)  # for what is dropped in training, as the training loop seeds every process
     wanted = whole(input_ids=batch["input_ids"], **packing)
     wanted_loss = mean_loss(wanted.logits, labels, scored)
     wanted_loss.backward()
@@ -69,6 +70,7 @@ def compared(
         if bounds is None:
             bounds = part_bounds(labels.shape[1], world, parallel.multiple_of)
         part = parallel.split(batch, bounds)
+        torch.manual_seed(7)
         found = parallel(part["input_ids"], cu_seqlens=part.get("cu_seqlens"))
         loss = mean_loss(found.logits, part["shift_labels"], scored)
         loss.backward()
@@ -143,6 +145,14 @@ def packed_chunk_causal(group: dist.ProcessGroup) -> dict[str, float]:
     packing = torch.tensor([0, 5, 29, 60, 70])  # cuts at 8 of the second, between second and third, at 16 of the third
     changes = {"refresh_interval": 8}
     return compared(group, model(**changes), model(**changes), labelled(1, 70, cu_seqlens=packing), bounds)
+
+
+def gate_dropout(group: dist.ProcessGroup) -> dict[str, float]:
+    """Heads that store all of a sequence, chosen at random, are the same in every part; and they change the logits."""
+    changes = {"gate_dropout": 0.5}
+    batch = labelled(3, 90)
+    without, dropped = (m(input_ids=batch["input_ids"]).logits.detach() for m in (model(), model(**changes)))
+    return {"dropped": off(dropped, without), **compared(group, model(**changes), model(**changes), batch)}
 
 
 def recomputed(group: dist.ProcessGroup) -> dict[str, float]:
@@ -276,6 +286,7 @@ CASES: dict[str, Callable[[dist.ProcessGroup], dict[str, Any]]] = {
         plain_power,
         packed_sequences,
         packed_chunk_causal,
+        gate_dropout,
         recomputed,
         trained,
         read,
