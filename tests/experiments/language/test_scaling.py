@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -114,9 +115,10 @@ def test_how_often_the_text_is_read_is_said_wherever_the_experiment_is_told_of()
 
 @pytest.fixture
 def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The quick form is tiny and its jobs run here; their names."""
+    """Both forms are tiny and their jobs run here; their names."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(scaling, "QUICK", TINY)
+    monkeypatch.setattr(scaling, "PLAN", TINY)
+    monkeypatch.setattr(scaling, "QUICK", dataclasses.replace(TINY, steps=1))
     names: list[str] = []
 
     def run_jobs(jobs, console, *, on_result):
@@ -130,7 +132,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_it_tunes_runs_its_seeds_prints_and_draws(started):
     screen = io.StringIO()
-    records = scaling.run(Console(file=screen, width=200), seeds=2, quick=True)
+    records = scaling.run(Console(file=screen, width=200), seeds=2)
     assert len(started) == 3 * (2 + 2)  # two rates each, and two seeds at the better one
     assert sorted((record.figures["arm"], record.seed) for record in records) == sorted(
         (f"width {width}", seed) for width in TINY.widths for seed in (0, 1)
@@ -139,11 +141,17 @@ def test_it_tunes_runs_its_seeds_prints_and_draws(started):
         assert 6 < record.figures["bits_per_byte"]["test"]["16"] < 10  # hardly trained
     assert "Every model learns one novel, read 0.0 times. With --text" in screen.getvalue()
     assert "echo-1b, extrapolated" in screen.getvalue()
-    assert imread(Path("results") / "scaling-quick.png").shape[1] > 800
-    assert scaling.run(Console(file=io.StringIO()), seeds=2, quick=True) == records
+    assert imread(Path("results") / "scaling.png").shape[1] > 800
+    assert scaling.run(Console(file=io.StringIO()), seeds=2) == records
     assert len(started) == 12  # nothing is run twice
-    found = scaling.recorded_results(Path("results") / "scaling-quick.jsonl", TINY)
+    found = scaling.recorded_results(Path("results") / "scaling.jsonl", TINY)
     assert [record for of_size in found.values() for record in of_size] == records
+
+    best = {name: of_size[0].figures["learning_rate"] for name, of_size in found.items()}
+    small = scaling.run(Console(file=io.StringIO(), width=200), quick=True)
+    assert len(started) == 12 + 3  # nothing is tried
+    assert {record.figures["arm"]: record.figures["learning_rate"] for record in small} == best
+    assert imread(Path("results") / "scaling-quick.png").shape[1] > 800
 
 
 def test_held_out_text_that_is_too_short_is_refused_before_anything_is_trained(started, tmp_path):
@@ -156,7 +164,7 @@ def test_held_out_text_that_is_too_short_is_refused_before_anything_is_trained(s
         (folder / part).write_text(kept)
     assert started == []
     EXPERIMENTS["scaling"].run(Console(file=io.StringIO()), quick=True, text=folder)
-    assert len(started) == 9
+    assert len(started) == 3
 
 
 def record_of(trial, bits: float, **more) -> RunRecord:

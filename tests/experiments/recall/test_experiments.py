@@ -66,40 +66,64 @@ def by_chance(trial: Trial) -> dict:
 
 
 @pytest.fixture(autouse=True)
-def jobs_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Makes up what runs would find; returns the names of those that were to be run."""
+def trials_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Trial]:
+    """Makes up what runs would find; returns those that were to be run."""
     monkeypatch.chdir(tmp_path)
-    names: list[str] = []
+    trials: list[Trial] = []
 
     def run_jobs(jobs, console, *, on_result):
         for job in jobs:
-            names.append(job.name)
+            trials.append(job.arguments["trial"])
             on_result(job.name, json.loads(json.dumps(by_chance(job.arguments["trial"]))))
 
     monkeypatch.setattr(recorded_runs, "run_jobs", run_jobs)
-    return names
+    return trials
 
 
 @pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
 @pytest.mark.parametrize("name", TRAINED)
-def test_it_runs_once_prints_its_table_and_draws(name: str, quick: bool, jobs_run: list[str]) -> None:
+def test_it_runs_once_prints_its_table_and_draws(name: str, quick: bool, trials_run: list[Trial]) -> None:
     screen = io.StringIO()
     seeds = None if quick else 2
     records = EXPERIMENTS[name].run(Console(file=screen, width=200), seeds=seeds, quick=quick)
-    assert jobs_run
+    assert trials_run
     assert records
     assert {record.name for record in records} == {name}
     stem = Path("results") / (f"{name}-quick" if quick else name)
-    assert len(read(stem.with_suffix(".jsonl"))) == len(jobs_run)
+    assert len(read(stem.with_suffix(".jsonl"))) == len(trials_run)
     assert imread(stem.with_suffix(".png")).shape[1] > 800
     for record in records:
         arm = record.figures["arm"].split(",")[0]
         assert arm.removeprefix("ssm+ska ") in screen.getvalue() or name in ("aids", "cliff", "filter-ablation")
 
-    before = len(jobs_run)
+    before = len(trials_run)
     again = EXPERIMENTS[name].run(Console(file=io.StringIO(), width=200), seeds=seeds, quick=quick)
-    assert len(jobs_run) == before  # nothing is run twice
+    assert len(trials_run) == before  # nothing is run twice
     assert again == records
+
+
+def counted_operations(trial: Trial) -> float:
+    """Of a training and its questions: six a parameter and token that is learnt, two a token that is asked."""
+    step = trial.data().batch(0)["input_ids"].numel()
+    asked = sum(question.length * question.sequences for question in trial.questions)
+    return count_parameters(trial.arm.config(trial.task.vocab_size)) * (6 * trial.steps * step + 2 * asked)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_quick_forms_take_about_ten_minutes_by_their_counted_operations(name: str, trials_run: list[Trial]) -> None:
+    EXPERIMENTS[name].run(Console(file=io.StringIO()), quick=True)
+    # filter-ablation's 28 runs of 45 seconds on one core each, ten minutes on two, count 4.2e13
+    assert 0 < sum(counted_operations(trial) for trial in trials_run) < 5e13
+
+
+def test_quick_forms_take_the_rates_that_the_records_found_best(trials_run: list[Trial]) -> None:
+    console = Console(file=io.StringIO())
+    run = EXPERIMENTS["mqar-grid"].run
+    unrecorded = {r.figures["learning_rate"] for r in run(console, quick=True)}
+    assert unrecorded == {import_module(EXPERIMENTS["mqar-grid"].module).RATES[2]}
+    best = {record.figures["arm"]: record.figures["learning_rate"] for record in run(console, seeds=1)}
+    assert len(set(best.values())) > 1
+    assert {record.figures["arm"]: record.figures["learning_rate"] for record in run(console, quick=True)} == best
 
 
 @pytest.mark.parametrize("name", TRAINED)

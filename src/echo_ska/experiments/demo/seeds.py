@@ -31,6 +31,7 @@ from echo_ska.experiments.demo.recall import (
 from echo_ska.experiments.trials.figures import COLOURS, label_lines, length_axis, percent, save, short_number
 from echo_ska.experiments.trials.pool import Job, Stage
 from echo_ska.experiments.trials.recorded import RecordedRun, run_missing
+from echo_ska.experiments.trials.studies import study_files
 from echo_ska.training import RunRecord, make_record
 
 NAME = "demo-seeds"
@@ -75,11 +76,11 @@ def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> l
     count = (QUICK_SEEDS if quick else SEEDS) if seeds is None else seeds
     longest = QUICK_LONGEST if quick else LONGEST
     settings = SeedSettings(recall_model("ssm+ska"), sequences_by_length(longest))
-    stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
-    records = run_seeds(console, settings, count, stem.with_suffix(".jsonl"))
+    path, picture = study_files(NAME, quick)
+    records = run_seeds(console, settings, count, path)
     print_table(console, records)
-    draw(records, stem.with_suffix(".png"))
-    console.print(f"Records: {stem}.jsonl, picture: {stem}.png", markup=False, highlight=False, soft_wrap=True)
+    draw(records, picture)
+    console.print(f"Records: {path}, picture: {picture}", markup=False, highlight=False, soft_wrap=True)
     return records
 
 

@@ -27,9 +27,8 @@ from typing import Any
 from rich.console import Console
 
 from echo_ska.experiments.language.language_model_results import ECHO, SWIGLU, context_rows, label, rows
-from echo_ska.experiments.trials.comparison import print_rows
 from echo_ska.experiments.trials.recorded import records_named
-from echo_ska.experiments.trials.studies import seed_count, study_files
+from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
 from echo_ska.experiments.trials.text_trial import Scoring, TextTrial
 from echo_ska.experiments.trials.texts import TEST, VALID, TextFolder
 from echo_ska.experiments.trials.trial import Arm, Measure, as_large_as
@@ -127,12 +126,9 @@ class Plan:
     seeds: int = 3
 
     def quick(self) -> Plan:
-        """The middle rate alone, 120 steps, contexts up to four times the training's, nothing further measured."""
+        """120 steps, contexts up to four times the training's, one seed, nothing further measured."""
         contexts = tuple(context for context in self.contexts if context <= 4 * self.length)
-        middle = self.rates[len(self.rates) // 2]
-        return dataclasses.replace(
-            self, rates=(middle,), steps=120, tuning_steps=30, contexts=contexts, measure=None, seeds=1
-        )
+        return dataclasses.replace(self, steps=120, contexts=contexts, measure=None, seeds=1)
 
     @property
     def tuned_on(self) -> tuple[Scoring, ...]:
@@ -190,6 +186,12 @@ class Plan:
         ]
         return Comparison(trials, self.rates, self.tuned_on, self.tuning_steps, at_once=self.at_once)
 
+    def quick_comparison(self, texts: TextFolder) -> Comparison:
+        """What is run of the quick form: nothing is tried, see `Comparison.at_recorded_rates`."""
+        path = study_files(self.name)[0]
+        full = self.recorded_comparison(path) or self.comparison(texts)
+        return full.at_recorded_rates(self.quick().comparison(texts).trials, path)
+
     def recorded_comparison(self, path: Path) -> Comparison | None:
         """The comparison on the texts that the newest record was trained on; None where there is none."""
         found = records_named(self.name, path)
@@ -206,7 +208,8 @@ class Plan:
         for scoring in (*plan.tuned_on, *plan.scorings(texts)):
             scoring.refuse_short(texts)
         path, picture = study_files(self.name, quick)
-        results = plan.comparison(texts).on(device).run(console, seed_count(seeds, plan.seeds), path)
+        comparison = self.quick_comparison(texts) if quick else self.comparison(texts)
+        results = comparison.on(device).run(console, seed_count(seeds, plan.seeds), path)
         print_rows(console, "Bits per byte, mean over seeds", rows(results))
         print_rows(console, f"Bits per byte of {label(TEST)} by context", context_rows(results))
         draw(results, picture)
@@ -239,8 +242,8 @@ def run(
 ) -> list[RunRecord]:
     """Run what is not recorded, print the tables and draw the picture.
 
-    `quick` takes one seed, one rate, 120 steps and contexts up to 2,048 bytes, in files of its own. `text` is the
-    folder of the texts, see `TextFolder.read`; `device` where models are trained and scored, "cpu" or "cuda".
+    `quick` takes one seed, 120 steps, contexts up to 2,048 bytes and the rates of the full records, in files of its
+    own. `text` is the folder of the texts, see `TextFolder.read`; `device` where models are trained and scored, "cpu" or "cuda".
 
     Raises:
         ValueError: the texts are not there or too short, or the records cannot be read.

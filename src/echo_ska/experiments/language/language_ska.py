@@ -25,10 +25,10 @@ from echo_ska.experiments.language.language_model_results import (
     values,
 )
 from echo_ska.experiments.trials.changes import Change, half_gated, high_ridge, no_delay, no_gate
-from echo_ska.experiments.trials.comparison import Results, print_rows
+from echo_ska.experiments.trials.comparison import Results
 from echo_ska.experiments.trials.figures import draw_gains, short_bytes, short_number
 from echo_ska.experiments.trials.recorded import records_named
-from echo_ska.experiments.trials.studies import seed_count, study_files
+from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
 from echo_ska.experiments.trials.text_trial import TextTrial
 from echo_ska.experiments.trials.texts import TEST, TextFolder
 from echo_ska.experiments.trials.trial import Arm, as_large_as

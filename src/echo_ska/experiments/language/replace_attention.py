@@ -27,10 +27,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from echo_ska.convert.conversion import Measure, Recipe, cache_table, convert, trained_on
 from echo_ska.convert.measure import WithCopying
 from echo_ska.experiments.language.replace_attention_results import ARMS, CONTROL, ORIGINAL, PERIOD, cache_rows, rows
-from echo_ska.experiments.trials.comparison import print_rows
 from echo_ska.experiments.trials.pool import Job, Stage
 from echo_ska.experiments.trials.recorded import RecordedRun, recorded, run_missing
-from echo_ska.experiments.trials.studies import seed_count
+from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
 from echo_ska.training import (
     RunRecord,
     TextData,
@@ -190,8 +189,7 @@ def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> l
     from echo_ska.experiments.language.replace_attention_figure import draw  # matplotlib, which jobs do without
 
     count = seed_count(seeds, 1 if quick else SEEDS)
-    stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
-    path = stem.with_suffix(".jsonl")
+    path, picture = study_files(NAME, quick)
     planned = runs(count, quick)
     originals = [one for one in planned if one.arm == ORIGINAL]
     run_missing(console, NAME, [one.recorded_run() for one in originals], path)
@@ -202,7 +200,7 @@ def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> l
     print_rows(console, "Held-out text, bits per byte: mean over seeds (lowest-highest)", rows(results))
     print_rows(console, f"{PERIOD} random bytes copied right, %", rows(results, PERIOD))
     print_rows(console, "Cache of one sequence, bytes", cache_rows(results))
-    draw(results, stem.with_suffix(".png"))
+    draw(results, picture)
     return [record for records in results.values() for record in records]
 
 

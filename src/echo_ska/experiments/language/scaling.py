@@ -65,7 +65,7 @@ class Plan:
 
 
 PLAN = Plan()
-QUICK = Plan(widths=(24, 40, 64), rates=(1.6e-2,), steps=100, scored_bytes=8192)
+QUICK = Plan(widths=(24, 40, 64), steps=100, scored_bytes=8192)
 
 
 def arm(width: int) -> Arm:
@@ -106,7 +106,7 @@ def run(
     Args:
         console: where to show.
         seeds: of every size at its best rate, three else; one in the quick form.
-        quick: three sizes, a twentieth of the steps, one rate; recorded apart.
+        quick: three sizes, a twentieth of the steps, the rates of the full records; recorded apart.
         text: a folder of texts, see `TextFolder.read`; None = the two novels that the package ships.
         device: where models are trained and scored, "cpu" or "cuda".
 
@@ -124,7 +124,10 @@ def run(
     if text is None:
         said += " With --text FOLDER it is text of yours."
     console.print(said, markup=False, highlight=False, soft_wrap=True)
-    results = comparison(texts, plan).on(device).run(console, count, path)
+    planned = comparison(texts, PLAN)
+    if quick:
+        planned = planned.at_recorded_rates(comparison(texts, QUICK).trials, study_files(NAME)[0])
+    results = planned.on(device).run(console, count, path)
     print_rows(console, "Bits per byte of unseen text by size", rows(results))
     draw(results, picture)
     console.print(f"Records: {path}, picture: {picture}", markup=False, highlight=False, soft_wrap=True)

@@ -34,10 +34,10 @@ from echo_ska.evaluation.hidden_text import Prose, TextTask
 from echo_ska.evaluation.local_tasks import chance_of, files_of, prepare
 from echo_ska.evaluation.needle import needle_tasks
 from echo_ska.evaluation.text_recall import text_recall, token_counter
-from echo_ska.experiments.trials.comparison import print_rows
 from echo_ska.experiments.trials.figures import short_bytes, short_number
 from echo_ska.experiments.trials.pool import Job, Stage
 from echo_ska.experiments.trials.recorded import RecordedRun, records_named, run_missing
+from echo_ska.experiments.trials.studies import print_rows
 from echo_ska.memory import model_fingerprint
 from echo_ska.models import EchoForCausalLM
 from echo_ska.models.own_code import OWN_CODE_IS_NOT_RUN

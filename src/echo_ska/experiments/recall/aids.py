@@ -18,8 +18,9 @@ from rich.console import Console
 
 from echo_ska.experiments.trials.arms import small
 from echo_ska.experiments.trials.changes import Change, no_convolution, no_delay, no_gate, no_output_norm, own_queries
-from echo_ska.experiments.trials.comparison import Results, cell, print_rows
+from echo_ska.experiments.trials.comparison import Results, cell
 from echo_ska.experiments.trials.figures import percent_grid, save
+from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
 from echo_ska.experiments.trials.trial import Question, Trial
 from echo_ska.experiments.trials.tuning import Comparison, mean_and_range, recorded_seeds, run_seeds
 from echo_ska.tasks import MultiQueryRecallGrid
@@ -57,9 +58,10 @@ def trial(mixer: str, taken: str) -> Trial:
 
 
 def comparison(quick: bool = False) -> Comparison:
-    """The mixers with all aids; `quick` tries 0.01 alone."""
-    rates = RATES[2:3] if quick else RATES
-    return Comparison([trial(mixer, ALL) for mixer in MIXERS], rates, QUESTIONS[:1])
+    """The mixers with all aids."""
+    trials = [trial(mixer, ALL) for mixer in MIXERS]
+    full = Comparison(trials, RATES, QUESTIONS[:1])
+    return full.at_recorded_rates(trials, study_files(NAME)[0]) if quick else full
 
 
 def without(found: Results) -> list[Trial]:
@@ -77,17 +79,17 @@ def without(found: Results) -> list[Trial]:
 def run(console: Console, *, seeds: int | None = None, quick: bool = False, device: str = "cpu") -> list[RunRecord]:
     """Run what is not recorded, print the table and draw the picture.
 
-    `quick` takes one seed at one rate, in files of its own.
+    `quick` takes one seed at the rates of the full records, in files of its own.
     """
-    stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
-    path, count = stem.with_suffix(".jsonl"), seeds or (1 if quick else SEEDS)
+    path, picture = study_files(NAME, quick)
+    count = seed_count(seeds, 1 if quick else SEEDS)
     found = comparison(quick).on(device).run(console, count, path)
     results: Results = {**found, **run_seeds(console, without(found), count, path, device)}
     for question in QUESTIONS:
         print_rows(
             console, f"Accuracy, %, at {question.name} tokens, mean over seeds (range)", rows(results, question.name)
         )
-    draw(results, stem.with_suffix(".png"))
+    draw(results, picture)
     return [record for records in results.values() for record in records]
 
 

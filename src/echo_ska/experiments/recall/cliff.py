@@ -14,9 +14,9 @@ from statistics import fmean
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from echo_ska.experiments.trials.comparison import print_rows
 from echo_ska.experiments.trials.figures import percent, save
 from echo_ska.experiments.trials.recorded import run_missing
+from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
 from echo_ska.experiments.trials.trial import Arm, Question, Trial
 from echo_ska.tasks import MultiQueryRecallGrid
 from echo_ska.training import RunRecord
@@ -61,10 +61,10 @@ def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> l
 
     `quick` takes one seed and the two smaller widths, in files of its own.
     """
-    stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
-    records = records_of(console, stem.with_suffix(".jsonl"), seeds or (1 if quick else SEEDS), quick)
+    path, picture = study_files(NAME, quick)
+    records = records_of(console, path, seed_count(seeds, 1 if quick else SEEDS), quick)
     print_rows(console, f"Accuracy, %, on {TASK.pairs} pairs: mean over seeds", rows(records))
-    draw(records, stem.with_suffix(".png"))
+    draw(records, picture)
     return records
 
 

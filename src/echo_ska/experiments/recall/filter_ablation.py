@@ -25,8 +25,9 @@ from rich.console import Console
 
 from echo_ska.experiments.trials.arms import small
 from echo_ska.experiments.trials.changes import paper_ridge
-from echo_ska.experiments.trials.comparison import Results, print_rows, table_rows
+from echo_ska.experiments.trials.comparison import Results, cell, table_rows
 from echo_ska.experiments.trials.figures import percent_grid, save
+from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
 from echo_ska.experiments.trials.trial import Arm, Question, Trial
 from echo_ska.experiments.trials.tuning import Comparison, mean_and_range
 from echo_ska.tasks import MultiQueryRecallGrid, OrbitRecall
@@ -99,29 +100,31 @@ def orbit_trials(distance: int) -> list[Trial]:
 def run(console: Console, *, seeds: int | None = None, quick: bool = False, device: str = "cpu") -> list[RunRecord]:
     """Run what is not recorded, print the tables and draw the picture.
 
-    `quick` takes one seed at one rate, no mask and distances 1 to 3, in files of its own.
+    `quick` takes one seed at the rates of the full records, no mask and distances 1 to 3, in files of its own.
     """
-    stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
-    path, count = stem.with_suffix(".jsonl"), seeds or (1 if quick else SEEDS)
+    path, picture = study_files(NAME, quick)
+    count = seed_count(seeds, 1 if quick else SEEDS)
     recall = recall_comparison(quick).on(device).run(console, count, path)
     distances = DISTANCES[:3] if quick else DISTANCES
     orbit = {distance: orbit_comparison(distance, quick).on(device).run(console, count, path) for distance in distances}
     print_rows(console, "Recall: accuracy, %, mean over seeds (range)", recall_rows(recall))
     print_rows(console, "Orbit: accuracy, %, mean over seeds (range)", orbit_rows(orbit))
-    draw(recall, orbit, stem.with_suffix(".png"))
+    draw(recall, orbit, picture)
     return [record for results in (recall, *orbit.values()) for records in results.values() for record in records]
 
 
 def recall_comparison(quick: bool = False) -> Comparison:
     """Filters x ridges x masks on the recall task; `quick` hands out no mask."""
-    trials = [trial for trial in recall_trials() if not (quick and trial.arm.written_prefix)]
-    return Comparison(trials, RATES[2:3] if quick else RATES, RECALL_QUESTIONS[:1])
+    full = Comparison(recall_trials(), RATES, RECALL_QUESTIONS[:1])
+    unmasked = [trial for trial in full.trials if not trial.arm.written_prefix]
+    return full.at_recorded_rates(unmasked, study_files(NAME)[0]) if quick else full
 
 
 def orbit_comparison(distance: int, quick: bool = False) -> Comparison:
     """The filters on orbits of one distance."""
     trials = orbit_trials(distance)
-    return Comparison(trials, RATES[2:3] if quick else RATES, trials[0].questions[:1])
+    full = Comparison(trials, RATES, trials[0].questions[:1])
+    return full.at_recorded_rates(trials, study_files(NAME)[0]) if quick else full
 
 
 def recall_rows(results: Results) -> list[list[str]]:
@@ -135,8 +138,7 @@ def orbit_rows(results: Mapping[int, Results], question: str = "64") -> list[lis
     for name in sorted(ORBIT_FILTERS):
         cells = []
         for distance, of_distance in results.items():
-            mean, lowest, highest = mean_and_range(of_distance[f"{name}, {distance} steps"], question)
-            cells.append(f"{100 * mean:.1f} ({100 * lowest:.1f}-{100 * highest:.1f})")
+            cells.append(cell(of_distance[f"{name}, {distance} steps"], question))
         table.append([name, *cells])
     return table
 

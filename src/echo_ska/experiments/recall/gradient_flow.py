@@ -23,8 +23,9 @@ from rich.console import Console
 from torch import Tensor
 
 from echo_ska.experiments.trials.arms import small_arms
-from echo_ska.experiments.trials.comparison import Results, converged, print_rows
+from echo_ska.experiments.trials.comparison import Results, converged
 from echo_ska.experiments.trials.figures import COLOURS, MARKERS, length_axis, percent, save
+from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
 from echo_ska.experiments.trials.trial import EVALUATION_SEED, Question, Trial
 from echo_ska.experiments.trials.tuning import recorded_seeds, run_seeds
 from echo_ska.models import EchoForCausalLM
@@ -124,10 +125,10 @@ def query_jacobian(mixer: Any, hidden_states: Tensor, positions: Tensor) -> tupl
 
 def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> list[RunRecord]:
     """Run what is not recorded, print the table and draw the picture. `quick` takes one seed, in files of its own."""
-    stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
-    results = run_seeds(console, trials(), seeds or (1 if quick else SEEDS), stem.with_suffix(".jsonl"))
+    path, picture = study_files(NAME, quick)
+    results = run_seeds(console, trials(), seed_count(seeds, 1 if quick else SEEDS), path)
     print_rows(console, "Jacobians of the read by the query, means over seeds", rows(results))
-    draw(results, stem.with_suffix(".png"))
+    draw(results, picture)
     return [record for records in results.values() for record in records]
 
 

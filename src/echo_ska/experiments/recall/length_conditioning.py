@@ -19,8 +19,9 @@ from rich.console import Console
 
 from echo_ska.experiments.trials.arms import ECHO, small
 from echo_ska.experiments.trials.changes import no_gate, ska_layers
-from echo_ska.experiments.trials.comparison import Results, converged, print_rows
+from echo_ska.experiments.trials.comparison import Results, converged
 from echo_ska.experiments.trials.figures import length_axis, percent, save, short_number
+from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
 from echo_ska.experiments.trials.trial import EVALUATION_SEED, SEGMENT_LENGTH, Arm, Question, Trial
 from echo_ska.experiments.trials.tuning import recorded_seeds, run_seeds
 from echo_ska.models import EchoForCausalLM
@@ -107,10 +108,10 @@ def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> l
 
     `quick` takes one seed and lengths up to 4,096, in files of its own.
     """
-    stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
-    results = run_seeds(console, trials(quick), seeds or (1 if quick else SEEDS), stem.with_suffix(".jsonl"))
+    path, picture = study_files(NAME, quick)
+    results = run_seeds(console, trials(quick), seed_count(seeds, 1 if quick else SEEDS), path)
     print_rows(console, "Conditioning and accuracy by length, medians over heads, means over seeds", rows(results))
-    draw(results, stem.with_suffix(".png"))
+    draw(results, picture)
     return [record for records in results.values() for record in records]
 
 

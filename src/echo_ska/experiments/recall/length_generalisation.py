@@ -13,8 +13,9 @@ from pathlib import Path
 from rich.console import Console
 
 from echo_ska.experiments.trials.arms import small_arms
-from echo_ska.experiments.trials.comparison import Results, draw_by_length, print_rows, table_rows
+from echo_ska.experiments.trials.comparison import Results, draw_by_length, table_rows
 from echo_ska.experiments.trials.figures import short_number
+from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
 from echo_ska.experiments.trials.trial import Arm, Question, Trial
 from echo_ska.experiments.trials.tuning import Comparison
 from echo_ska.tasks import Needle
@@ -67,16 +68,17 @@ def run(console: Console, *, seeds: int | None = None, quick: bool = False, devi
 
     `quick` takes one seed, lengths up to 4,096 and the rates of the full records, in files of its own.
     """
-    stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
-    results = comparison(quick).on(device).run(console, seeds or (1 if quick else SEEDS), stem.with_suffix(".jsonl"))
+    path, picture = study_files(NAME, quick)
+    results = comparison(quick).on(device).run(console, seed_count(seeds, 1 if quick else SEEDS), path)
     print_rows(console, f"Accuracy, %, after training on {TASK.length} tokens", rows(results))
-    draw(results, stem.with_suffix(".png"))
+    draw(results, picture)
     return [record for records in results.values() for record in records]
 
 
 def comparison(quick: bool = False) -> Comparison:
     """What is run."""
-    return Comparison(trials(quick), RATES, TUNED_ON)
+    full = Comparison(trials(), RATES, TUNED_ON)
+    return full.at_recorded_rates(trials(quick), study_files(NAME)[0]) if quick else full
 
 
 def rows(results: Results) -> list[list[str]]:

@@ -24,8 +24,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from echo_ska.experiments.trials.comparison import Results, print_rows
+from echo_ska.experiments.trials.comparison import Results
 from echo_ska.experiments.trials.figures import label_lines, percent, save, short_bytes
+from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
 from echo_ska.experiments.trials.trial import Arm, Question, Trial
 from echo_ska.experiments.trials.tuning import Comparison
 from echo_ska.models import EchoConfig
@@ -111,6 +112,7 @@ FAMILIES = {
     "gla": Family("gla", "rank", "#CC79A7"),
     "rwkv-7": Family("rwkv7", "rank", "#8C564B"),
     "mesa net": Family("mesa_net", "rank", "#009E73"),
+    "sliding attention": Family("sliding_attention", "sliding_window", "#1B9E77"),
     "based": Family("based", "rank", "#B8A000"),
     "mamba-2": Family("mamba2", "state_size", "#595959"),
     "mamba-3": Family("mamba3", "state_size", "#7F7F00"),
@@ -175,19 +177,20 @@ def trials(quick: bool = False) -> list[Trial]:
 
 
 def comparison(quick: bool = False) -> Comparison:
-    """What is run; `quick` tries the middle rate alone."""
-    return Comparison(trials(quick), RATES[1:2] if quick else RATES, TUNED_ON, 100 if quick else TUNING_STEPS)
+    """What is run."""
+    full = Comparison(trials(), RATES, TUNED_ON, TUNING_STEPS)
+    return full.at_recorded_rates(trials(quick), study_files(NAME)[0]) if quick else full
 
 
 def run(console: Console, *, seeds: int | None = None, quick: bool = False, device: str = "cpu") -> list[RunRecord]:
     """Run what is not recorded, print the table and draw the picture.
 
-    `quick` takes one seed, one rate, 8 kB and a third of the steps, in files of its own.
+    `quick` takes one seed, 8 kB, a third of the steps and the rates of the full records, in files of its own.
     """
-    stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
-    results = comparison(quick).on(device).run(console, seeds or (1 if quick else SEEDS), stem.with_suffix(".jsonl"))
+    path, picture = study_files(NAME, quick)
+    results = comparison(quick).on(device).run(console, seed_count(seeds, 1 if quick else SEEDS), path)
     print_rows(console, "Accuracy, %, mean over seeds, by length and pairs", rows(results))
-    draw(results, stem.with_suffix(".png"))
+    draw(results, picture)
     return [record for records in results.values() for record in records]
 
 

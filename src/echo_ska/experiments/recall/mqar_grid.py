@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from echo_ska.experiments.trials.arms import small_arms
-from echo_ska.experiments.trials.comparison import Results, print_rows
+from echo_ska.experiments.trials.comparison import Results
 from echo_ska.experiments.trials.figures import percent, percent_grid, save, short_number
+from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
 from echo_ska.experiments.trials.trial import Question, Trial
 from echo_ska.experiments.trials.tuning import Comparison
 from echo_ska.tasks import MultiQueryRecallGrid
@@ -54,18 +55,19 @@ def cell(pairs: int, gap: int) -> Question:
 def run(console: Console, *, seeds: int | None = None, quick: bool = False, device: str = "cpu") -> list[RunRecord]:
     """Run what is not recorded, print the table and draw the picture.
 
-    `quick` takes one seed, half the steps and gaps up to 256, in files of its own.
+    `quick` takes one seed, half the steps, gaps up to 256 and the rates of the full records, in files of its own.
     """
-    stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
-    results = comparison(quick).on(device).run(console, seeds or (1 if quick else SEEDS), stem.with_suffix(".jsonl"))
+    path, picture = study_files(NAME, quick)
+    results = comparison(quick).on(device).run(console, seed_count(seeds, 1 if quick else SEEDS), path)
     print_rows(console, "Accuracy, %, mean over seeds (lowest seed) by pairs x gap", rows(results))
-    draw(results, stem.with_suffix(".png"))
+    draw(results, picture)
     return [record for records in results.values() for record in records]
 
 
 def comparison(quick: bool = False) -> Comparison:
     """What is run."""
-    return Comparison(trials(quick), RATES, TUNED_ON)
+    full = Comparison(trials(), RATES, TUNED_ON)
+    return full.at_recorded_rates(trials(quick), study_files(NAME)[0]) if quick else full
 
 
 def rows(results: Results) -> list[list[str]]:

@@ -27,8 +27,9 @@ from echo_ska.experiments.trials.changes import (
     own_queries,
     products,
 )
-from echo_ska.experiments.trials.comparison import Results, print_rows
+from echo_ska.experiments.trials.comparison import Results
 from echo_ska.experiments.trials.figures import draw_gains
+from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
 from echo_ska.experiments.trials.trial import Arm, Trial
 from echo_ska.experiments.trials.tuning import Comparison
 from echo_ska.training import RunRecord
@@ -75,19 +76,20 @@ def trials(quick: bool = False) -> list[Trial]:
 
 def comparison(quick: bool = False) -> Comparison:
     """What is run; `quick` as in `mqar_frontier`."""
-    return dataclasses.replace(mqar_frontier.comparison(quick), trials=trials(quick))
+    full = dataclasses.replace(mqar_frontier.comparison(), trials=trials())
+    return full.at_recorded_rates(trials(quick), study_files(NAME)[0]) if quick else full
 
 
 def run(console: Console, *, seeds: int | None = None, quick: bool = False, device: str = "cpu") -> list[RunRecord]:
     """Run what is not recorded, print the table and draw the picture.
 
-    `quick` takes one seed, one rate and a third of the steps, in files of its own.
+    `quick` takes one seed, a third of the steps and the rates of the full records, in files of its own.
     """
-    stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
-    count = seeds or (1 if quick else mqar_frontier.SEEDS)
-    results = comparison(quick).on(device).run(console, count, stem.with_suffix(".jsonl"))
+    path, picture = study_files(NAME, quick)
+    count = seed_count(seeds, 1 if quick else mqar_frontier.SEEDS)
+    results = comparison(quick).on(device).run(console, count, path)
     print_rows(console, "Accuracy, %, mean over seeds, by length and pairs", rows(results))
-    draw(results, stem.with_suffix(".png"))
+    draw(results, picture)
     return [record for records in results.values() for record in records]
 
 

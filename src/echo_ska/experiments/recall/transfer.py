@@ -12,6 +12,7 @@ have: the end of two hops, nothing written out, and inverse matching (chance 20 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -20,8 +21,9 @@ from rich.console import Console
 
 from echo_ska.experiments.trials import figures
 from echo_ska.experiments.trials.arms import ECHO, million_arms, small_arms
-from echo_ska.experiments.trials.comparison import Results, percent_range, print_rows, table_rows
+from echo_ska.experiments.trials.comparison import Results, percent_range, table_rows
 from echo_ska.experiments.trials.figures import save
+from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
 from echo_ska.experiments.trials.trial import Question, Trial
 from echo_ska.experiments.trials.tuning import Comparison
 from echo_ska.tasks import (
@@ -87,29 +89,34 @@ def trials(quick: bool = False) -> list[Trial]:
 def run(console: Console, *, seeds: int | None = None, quick: bool = False, device: str = "cpu") -> list[RunRecord]:
     """Run what is not recorded, print the table and draw the picture.
 
-    `quick` takes one seed of the small models for 1,000 steps, in files of its own.
+    `quick` takes one seed of the small models for 1,000 steps at the rates of the full records, in files of its own.
     """
-    stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
-    path, count = stem.with_suffix(".jsonl"), seeds or (1 if quick else SEEDS)
+    path, picture = study_files(NAME, quick)
+    count = seed_count(seeds, 1 if quick else SEEDS)
     results = comparison(quick).on(device).run(console, count, path)
     results |= dropout_comparison(quick).on(device).run(console, count, path)
     steps = QUICK_STEPS if quick else STEPS
     print_rows(console, f"Accuracy, %, after {steps:,} steps on system prompts and tool traces", rows(results))
-    draw(results, stem.with_suffix(".png"))
+    draw(results, picture)
     return [record for records in results.values() for record in records]
 
 
 def comparison(quick: bool = False) -> Comparison:
     """What is run."""
-    return Comparison(trials(quick), RATES, TUNED_ON, QUICK_STEPS // 2 if quick else TUNING_STEPS)
+    full = Comparison(trials(), RATES, TUNED_ON, TUNING_STEPS)
+    return full.at_recorded_rates(trials(quick), study_files(NAME)[0]) if quick else full
 
 
 def dropout_comparison(quick: bool = False) -> Comparison:
     """The same for SSM+SKA with gate dropout."""
-    whole = comparison(quick)
-    echo = next(trial for trial in whole.trials if trial.arm.name == ECHO)
-    arm = dataclasses.replace(echo.arm, name=WITH_DROPOUT, fields={**echo.arm.fields, "gate_dropout": GATE_DROPOUT})
-    return dataclasses.replace(whole, trials=[echo.with_(arm=arm)])
+    full = Comparison([_with_dropout(trials())], RATES, TUNED_ON, TUNING_STEPS)
+    return full.at_recorded_rates([_with_dropout(trials(quick))], study_files(NAME)[0]) if quick else full
+
+
+def _with_dropout(of_arms: Sequence[Trial]) -> Trial:
+    echo = next(trial for trial in of_arms if trial.arm.name == ECHO)
+    fields = {**echo.arm.fields, "gate_dropout": GATE_DROPOUT}
+    return echo.with_(arm=dataclasses.replace(echo.arm, name=WITH_DROPOUT, fields=fields))
 
 
 def recorded_results(path: Path) -> Results:

@@ -20,9 +20,9 @@ from rich.console import Console
 from echo_ska.experiments.recall import transfer
 from echo_ska.experiments.trials.arms import small
 from echo_ska.experiments.trials.changes import Change, gate_starts_open, half_gated, no_gate, plain_sigmoid
-from echo_ska.experiments.trials.comparison import Results, cell, percent_range, print_rows
+from echo_ska.experiments.trials.comparison import Results, cell, percent_range
 from echo_ska.experiments.trials.figures import percent, save
-from echo_ska.experiments.trials.studies import seed_count, study_files
+from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
 from echo_ska.experiments.trials.trial import Arm, Question, Trial
 from echo_ska.experiments.trials.tuning import mean_and_range, recorded_seeds, run_seeds
 from echo_ska.tasks import MultiQueryRecallGrid
@@ -59,22 +59,27 @@ LONG_QUESTIONS = tuple(Question(str(length), RECALL, length, count) for length, 
 TASK_QUESTIONS = tuple(Question(name, task, task.length, 256) for name, task in transfer.TASKS.items())
 
 
-def long_trials() -> list[Trial]:
+def long_trials(quick: bool = False) -> list[Trial]:
     """Trained on short sequences, asked long ones; attention, which `length-generalisation` follows, is left out."""
     arms = [arm for arm in ARMS if arm.name != ATTENTION]
-    return [Trial(NAME, arm, RECALL, 200, 64, RATE, LONG_QUESTIONS) for arm in arms]
+    return [Trial(NAME, arm, RECALL, 100 if quick else 200, 64, RATE, LONG_QUESTIONS) for arm in arms]
 
 
-def transfer_trials() -> list[Trial]:
+def transfer_trials(quick: bool = False) -> list[Trial]:
     """Trained on the curriculum, asked other tasks."""
-    return [Trial(NAME, arm, transfer.TASK, 1200, 16, RATE, TASK_QUESTIONS) for arm in ARMS]
+    return [Trial(NAME, arm, transfer.TASK, 500 if quick else 1200, 16, RATE, TASK_QUESTIONS) for arm in ARMS]
 
 
 def run(console: Console, *, seeds: int | None = None, quick: bool = False, device: str = "cpu") -> list[RunRecord]:
-    """Run what is not recorded, print the table and draw the picture. `quick` takes one seed, in files of its own."""
+    """Run what is not recorded, print the table and draw the picture.
+
+    `quick` takes one seed and less than half the steps, in files of its own.
+    """
     path, picture = study_files(NAME, quick)
     count = seed_count(seeds, 1 if quick else SEEDS)
-    far, other = (run_seeds(console, trials, count, path, device) for trials in (long_trials(), transfer_trials()))
+    far, other = (
+        run_seeds(console, trials(quick), count, path, device) for trials in (long_trials, transfer_trials)
+    )
     print_rows(console, "Accuracy, %, mean over seeds (range), by how SKA's write gate is put", rows(far, other))
     draw(far, other, picture)
     return [record for results in (far, other) for records in results.values() for record in records]

@@ -28,10 +28,9 @@ from torch import Tensor, nn
 from echo_ska.experiments.regression.model import ARMS, BY_HAND, model_by_hand
 from echo_ska.experiments.regression.results import BEYOND, CONTEXTS, MEASURED_AT, PAIRS, SEEN, along_rows, pairs_rows
 from echo_ska.experiments.regression.task import InContextRegression, RegressionData
-from echo_ska.experiments.trials.comparison import print_rows
 from echo_ska.experiments.trials.pool import Job, Stage
 from echo_ska.experiments.trials.recorded import RecordedRun, recorded, run_missing
-from echo_ska.experiments.trials.studies import seed_count
+from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
 from echo_ska.experiments.trials.trial import EVALUATION_SEED
 from echo_ska.nn import SpectralKoopmanAttention
 from echo_ska.training import RunRecord, TrainingConfig, make_record, train
@@ -194,8 +193,7 @@ def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> l
     from echo_ska.experiments.regression.figure import draw  # matplotlib, which jobs do without
 
     count = seed_count(seeds, 1 if quick else SEEDS)
-    stem = Path("results") / (f"{NAME}-quick" if quick else NAME)
-    path = stem.with_suffix(".jsonl")
+    path, picture = study_files(NAME, quick)
     tried = [candidate for candidates in tries(quick).values() for candidate in candidates]
     run_missing(console, NAME, [one.recorded_run() for one in [*tried, BY_HAND_RUN]], path)
     runs = [dataclasses.replace(best, seed=s) for best in _best(path, quick).values() for s in range(count)]
@@ -203,7 +201,7 @@ def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> l
     results = recorded_results(path, count, quick)
     print_rows(console, "Distance to ridge regression along training, mean over seeds (highest)", along_rows(results))
     print_rows(console, "After training, by pairs in context", pairs_rows(results))
-    draw(results, stem.with_suffix(".png"))
+    draw(results, picture)
     return [record for records in results.values() for record in records]
 
 

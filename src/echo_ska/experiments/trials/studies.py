@@ -1,4 +1,4 @@
-"""What the experiments on the algebra alone share: the files of one, the runs of its seeds, a table on the screen."""
+"""What experiments share: the files of one, how many seeds it runs, a table on the screen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BLUE, VERMILION, GREEN, ORANGE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00
 """Okabe and Ito's colours, and a grey."""
 
 
-def study_files(name: str, quick: bool) -> tuple[Path, Path]:
+def study_files(name: str, quick: bool = False) -> tuple[Path, Path]:
     """The records and the picture of an experiment; a quick form has its own."""
     stem = Path("results") / (f"{name}-quick" if quick else name)
     return stem.with_suffix(".jsonl"), stem.with_suffix(".png")

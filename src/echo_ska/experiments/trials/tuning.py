@@ -24,8 +24,8 @@ class Comparison:
     """Arms that are tuned alike and then compared over seeds.
 
     Attributes:
-        trials: one an arm, all of one experiment, the longest first; their rates and seeds are replaced.
-        rates: tried for each with seed 0.
+        trials: one an arm, all of one experiment, the longest first; their seeds are replaced, as are their rates.
+        rates: tried for each with seed 0; none where every trial keeps its own.
         tuned_on: what is asked to decide between rates (`TrainedRun.merit` says how), at lengths that training saw.
         tuning_steps: of every try; None are the trial's own.
         device: where they are trained and asked, "cpu" or "cuda".
@@ -42,6 +42,19 @@ class Comparison:
     def on(self, device: str) -> Comparison:
         """The same, trained there."""
         return dataclasses.replace(self, device=device)
+
+    def at_recorded_rates(self, trials: Sequence[TrainedRun], path: Path) -> Comparison:
+        """Smaller trials of the same arms in place of these, with nothing tried.
+
+        Each is at the rate that the records of this comparison in `path` found best for its arm, and at the middle one
+        where there are none.
+        """
+        middle = self.rates[len(self.rates) // 2]
+        names = {trial.arm.name for trial in trials}
+        same = dataclasses.replace(self, trials=[trial for trial in self.trials if trial.arm.name in names])
+        found = {name: records[0].figures["learning_rate"] for name, records in same.recorded(path).items()}
+        at_rates = [trial.with_(learning_rate=found.get(trial.arm.name, middle)) for trial in trials]
+        return dataclasses.replace(self, trials=at_rates, rates=())
 
     def run(self, console: Console, seeds: int, path: Path) -> dict[str, list[RunRecord]]:
         """Every trial at every rate, asked `tuned_on`; then all seeds at its best rate, asked everything.
@@ -93,6 +106,8 @@ class Comparison:
 
     def _at_best_rate(self, path: Path) -> list[TrainedRun | None]:
         """Each trial at the best of its rates; None while one of them is not recorded."""
+        if not self.rates:
+            return list(self.trials)
         best: list[TrainedRun | None] = []
         for trial, runs in zip(self.trials, self._tries, strict=True):
             found = [record for record in recorded(trial.experiment, runs, path) if record is not None]
