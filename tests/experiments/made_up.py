@@ -47,7 +47,9 @@ def of_trial(trial: Trial, accuracy: Accuracy, **more: Any) -> RunRecord:
     return made_up(trial.experiment, trial.configuration(), figures | more, trial.seed)
 
 
-def of_text_trial(trial: TextTrial, bits: Callable[[str, str, int], float], **more: Any) -> RunRecord:
+def of_text_trial(
+    trial: TextTrial, bits: Callable[[str, str, int], float], device: str = "cpu", **more: Any
+) -> RunRecord:
     """What a trial on text would record had it scored so, by arm, part and context."""
     scores = {one.part: {str(c): bits(trial.arm.name, one.part, c) for c in one.contexts} for one in trial.scored}
     figures = {
@@ -59,7 +61,7 @@ def of_text_trial(trial: TextTrial, bits: Callable[[str, str, int], float], **mo
         "state_bytes": 70_000,
         "bits_per_byte": scores,
     }
-    return made_up(trial.experiment, trial.configuration(), figures | more, trial.seed)
+    return made_up(trial.experiment, trial.configuration(device), figures | more, trial.seed)
 
 
 def write_comparison(path: Path, comparison: Comparison, seeds: int, accuracy: Accuracy) -> None:

@@ -297,7 +297,8 @@ def read_on(
                 more: dict[str, Any] = {} if run.measure is None else {"whole": whole}
                 if run.measure is language_model.readings and run.arm.name == ECHO and run.seed == 0:
                     more["segments"] = {name: {"512": 2.0, "4096": 2.0 + apart} for name in ("whole", "first")}
-                append(of_text_trial(run, bits, **more), folder / f"{plan.name}.jsonl")
+                device = "cuda" if plan is language_model_50m.PLAN else "cpu"  # where it is trained
+                append(of_text_trial(run, bits, device, **more), folder / f"{plan.name}.jsonl")
 
     return write
 

@@ -99,6 +99,8 @@ def test_benchmarks_are_asked_and_know_their_chance(folder, monkeypatch):
 
 
 def test_what_is_refused(folder, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="leave --seeds out"):
+        zero_shot.run(Console(), seeds=5, text=folder)
     run = EXPERIMENTS["zero-shot"].run
     with pytest.raises(ValueError, match="zero-shot asks from files that are not part of it: give --text a folder"):
         run(Console())

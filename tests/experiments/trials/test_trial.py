@@ -75,7 +75,11 @@ def test_a_record_counts_wherever_it_was_made_but_in_no_other_precision():
     assert here.matches(replace(record, configuration=on_a_gpu.configuration))
     for device in ("cpu", "cuda"):
         training = record.configuration["training"] | {"device": device, "precision": "bf16"}
-        assert not here.matches(replace(record, configuration=record.configuration | {"training": training}))
+        in_bf16 = replace(record, configuration=record.configuration | {"training": training})
+        assert not here.matches(in_bf16)
+        for sought in ("cpu", "cuda"):  # which experiments look for, wherever they trained
+            wanted = {"training": training | {"device": sought}}
+            assert replace(here, configuration=here.configuration | wanted).matches(in_bf16)
 
 
 def test_every_experiment_that_may_use_a_gpu_takes_one():

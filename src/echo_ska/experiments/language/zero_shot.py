@@ -136,13 +136,14 @@ def run(
 ) -> list[RunRecord]:
     """Run what is not recorded and print the tables.
 
-    `quick` asks a few questions at two lengths and leaves the novel out, in a file of its own; `seeds` changes nothing:
-    the questions are the benchmarks' own. `text` is a folder with the benchmarks' files (docs/commands.md) and texts.
+    `quick` asks a few questions at two lengths and leaves the novel out, in a file of its own. `text` is a folder with the benchmarks' files (docs/commands.md) and texts.
 
     Raises:
-        ValueError: the model, the harness, or the files are not there.
+        ValueError: the model, the harness, or the files are not there, or `seeds` is given.
         JobError: a run failed; those that ended before it are recorded.
     """
+    if seeds not in (None, 1):
+        raise ValueError(f"{NAME} asks the benchmarks' own questions and draws nothing at random: leave --seeds out.")
     if text is None or not text.is_dir():
         raise ValueError(
             f"{NAME} asks from files that are not part of it: give --text a folder that holds them and some novels "

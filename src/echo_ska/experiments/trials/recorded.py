@@ -102,9 +102,13 @@ def newest_of(run: RecordedRun, records: Sequence[RunRecord]) -> RunRecord | Non
 
 
 def _anywhere(configuration: dict[str, Any]) -> dict[str, Any]:
-    """A configuration in float32 without the device of its training: it is the same on all of them but for rounding."""
+    """A configuration without the device of its training: at one precision all are the same but for rounding."""
     training = configuration.get("training")
     if not training or "device" not in training:
         return configuration
-    exact = training["precision"] == "fp32" or (training["device"], training["precision"]) == ("cpu", "auto")
-    return configuration | {"training": training | {"device": None, "precision": "fp32"}} if exact else configuration
+    device, precision = training["device"], training["precision"]
+    if precision == "auto":
+        if device != "cpu":  # whichever the device has
+            return configuration
+        precision = "fp32"
+    return configuration | {"training": training | {"device": None, "precision": precision}}
