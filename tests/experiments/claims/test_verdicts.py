@@ -29,7 +29,9 @@ from echo_ska.experiments.recall import (
     length_generalisation,
     mqar_frontier,
     mqar_grid,
+    recall_per_byte,
     transfer,
+    write_gate,
 )
 from echo_ska.experiments.regression import in_context_regression as experiment
 from echo_ska.experiments.state import context_parallel
@@ -64,6 +66,45 @@ def transferred(figures: dict[str, float], with_dropout: float) -> Write:
         compared(transfer, figures)(folder)
         path = folder / f"{transfer.NAME}.jsonl"
         write_comparison(path, transfer.dropout_comparison(), transfer.SEEDS, lambda *_: with_dropout)
+
+    return write
+
+
+def aimed(needles: float, grid: float, tasks: float, control: float = 0.9) -> Write:
+    """What SSM+SKA answers in the three comparisons, and its controls of the tasks."""
+
+    def write(folder: Path) -> None:
+        compared(length_generalisation, arms(0.02, 0.05, needles))(folder)
+        compared(mqar_grid, arms(0.03, 0.5, grid))(folder)
+        compared(transfer, arms(0.3, control, tasks))(folder)
+
+    return write
+
+
+def raised(best: float, worst: float = 0.5) -> Write:
+    """One change, and all others, where the start recalls 0.7 with seed 0 and 0.75 with the others."""
+
+    def answer(arm: str, _: str) -> float:
+        return best if arm == "two heads" else worst
+
+    def write(folder: Path) -> None:
+        path, comparison = folder / "recall-per-byte.jsonl", recall_per_byte.comparison()
+        changed = [trial for trial in comparison.trials if trial.arm.name != recall_per_byte.START]
+        (start,) = (trial for trial in comparison.trials if trial not in changed)
+        write_comparison(path, dataclasses.replace(comparison, trials=changed), mqar_frontier.SEEDS, answer)
+        write_comparison(path, dataclasses.replace(comparison, trials=[start]), mqar_frontier.SEEDS, lambda *_: 0.75)
+        write_trials(path, [start.with_(learning_rate=comparison.rates[0])], 1, lambda *_: 0.7)
+
+    return write
+
+
+def gated(far: dict[str, float], other: dict[str, float]) -> Write:
+    """By how the gate is put: in the longest sequences, and on other tasks; 0.8 by those that are not named."""
+
+    def write(folder: Path) -> None:
+        path = folder / "write-gate.jsonl"
+        for trials, figures in ((write_gate.long_trials(), far), (write_gate.transfer_trials(), other)):
+            write_trials(path, trials, write_gate.SEEDS, lambda arm, _: figures.get(arm, 0.8))  # noqa: B023
 
     return write
 
@@ -403,6 +444,17 @@ CASES: list[tuple[str, Level, Write]] = [
     ("gate-dropout", YES, transferred(arms(0.3, 0.9, 0.8), 0.96)),
     ("gate-dropout", PARTLY, transferred(arms(0.3, 0.97, 0.8), 0.96)),
     ("gate-dropout", NO, transferred(arms(0.3, 0.9, 0.8), 0.94)),
+    ("aims", YES, aimed(0.995, 0.9995, 0.96)),
+    ("aims", PARTLY, aimed(0.995, 0.99, 0.96)),
+    ("aims", PARTLY, aimed(0.995, 0.9995, 0.96, control=0.97)),
+    ("aims", NO, aimed(0.98, 0.9995, 0.96)),
+    ("recall-per-byte", YES, raised(0.8)),
+    ("recall-per-byte", PARTLY, raised(0.74)),
+    ("recall-per-byte", NO, raised(0.6)),
+    ("write-gate", YES, gated({"as in the recipe": 1.0, "dropout 0.2": 0.99, "none": 0.5}, {"as in the recipe": 0.7})),
+    ("write-gate", PARTLY, gated({"as in the recipe": 1.0, "none": 0.5}, {"as in the recipe": 0.7})),
+    ("write-gate", PARTLY, gated({"as in the recipe": 1.0, "dropout 0.2": 1.0, "none": 0.5}, {})),
+    ("write-gate", NO, gated({"as in the recipe": 0.9}, {"as in the recipe": 0.7})),
     ("5", YES, conditioned(0.9, 20)),
     ("5", PARTLY, conditioned(0.9, 2)),
     ("5", NO, conditioned(0.8, 20)),

@@ -10,6 +10,7 @@ import torch
 from echo_ska.experiments.trials import changes
 from echo_ska.experiments.trials.arms import small
 from echo_ska.nn.aids import stretched_sigmoid
+from echo_ska.ops import spectral_koopman_attention
 
 
 def written(change, mixer: str = "ska") -> torch.Tensor:
@@ -33,6 +34,22 @@ def test_every_second_head_is_gated():
 @pytest.mark.parametrize("mixer", ["ska", "delta_net"])
 def test_a_gate_that_starts_open_writes_nearly_all(mixer):
     assert written(changes.gate_starts_open, mixer).mean().item() == pytest.approx(0.9, abs=0.06)
+
+
+@torch.no_grad()
+def test_every_second_head_is_hebbian():
+    network = small("ska", power=0).build(128, 0).eval()
+    changes.half_hebbian(network)
+    (ska,) = changes.ska_layers(network)
+    tokens, _ = ska.head_inputs(torch.randn(1, 9, 64))
+    settings = {"ridge": ska.ridge, "power": 0, "scale": ska.scale}
+    read, _ = spectral_koopman_attention(tokens.query, tokens.key, tokens.value, tokens.write_weight, **settings)
+    matches = torch.einsum("bthr,bshr->bhts", tokens.query, tokens.key).tril()
+    written = tokens.write_weight.unsqueeze(-1) * tokens.value
+    summed = torch.einsum("bhts,bshp->bthp", matches, written)
+    apart = (read - summed).norm(dim=(1, 3)) / summed.norm(dim=(1, 3))
+    assert apart[0, 1] < 2e-3  # as 9 tokens are to a ridge of 1e4
+    assert apart[0, 0] > 0.1
 
 
 @pytest.mark.parametrize("mixer", ["ska", "delta_net"])

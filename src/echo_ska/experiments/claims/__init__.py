@@ -9,6 +9,7 @@ from typing import Any
 
 from echo_ska.experiments.claims import (
     aids,
+    aims,
     algebra,
     cliff,
     conditioning,
@@ -21,11 +22,13 @@ from echo_ska.experiments.claims import (
     long_text,
     mqar,
     parallel,
+    recall_per_byte,
     regression,
     seeds,
     speed,
     state,
     transfer,
+    write_gate,
 )
 from echo_ska.experiments.claims.claim import (
     RULE,
@@ -54,16 +57,19 @@ CLAIMS: tuple[Claim[Any], ...] = (
     long_text.CLAIM,
     gradients.CLAIM,
     drop_in.CLAIM,
+    aims.CLAIM,
     filters.LOOK_AHEAD,
     seeds.CLAIM,
     cliff.CLAIM,
     aids.CLAIM,
     transfer.DROPOUT,
+    write_gate.CLAIM,
     regression.CLAIM,
     algebra.OPERATOR,
     algebra.ONE_OFF,
     algebra.RECALL_MAP,
     frontier.CLAIM,
+    recall_per_byte.CLAIM,
     parallel.CLAIM,
 )
 """In the order of the page: the paper's numbers, then ours."""

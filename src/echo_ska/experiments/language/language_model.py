@@ -243,7 +243,8 @@ def run(
     """Run what is not recorded, print the tables and draw the picture.
 
     `quick` takes one seed, 120 steps, contexts up to 2,048 bytes and the rates of the full records, in files of its
-    own. `text` is the folder of the texts, see `TextFolder.read`; `device` where models are trained and scored, "cpu" or "cuda".
+    own. `text` is the folder of the texts, see `TextFolder.read`; `device` where models are trained and scored, "cpu"
+    or "cuda".
 
     Raises:
         ValueError: the texts are not there or too short, or the records cannot be read.

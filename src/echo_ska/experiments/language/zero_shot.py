@@ -136,7 +136,8 @@ def run(
 ) -> list[RunRecord]:
     """Run what is not recorded and print the tables.
 
-    `quick` asks a few questions at two lengths and leaves the novel out, in a file of its own. `text` is a folder with the benchmarks' files (docs/commands.md) and texts.
+    `quick` asks a few questions at two lengths and leaves the novel out, in a file of its own. `text` is a folder with
+    the benchmarks' files (docs/commands.md) and texts.
 
     Raises:
         ValueError: the model, the harness, or the files are not there, or `seeds` is given.

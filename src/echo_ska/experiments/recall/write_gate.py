@@ -77,9 +77,7 @@ def run(console: Console, *, seeds: int | None = None, quick: bool = False, devi
     """
     path, picture = study_files(NAME, quick)
     count = seed_count(seeds, 1 if quick else SEEDS)
-    far, other = (
-        run_seeds(console, trials(quick), count, path, device) for trials in (long_trials, transfer_trials)
-    )
+    far, other = (run_seeds(console, trials(quick), count, path, device) for trials in (long_trials, transfer_trials))
     print_rows(console, "Accuracy, %, mean over seeds (range), by how SKA's write gate is put", rows(far, other))
     draw(far, other, picture)
     return [record for results in (far, other) for records in results.values() for record in records]

@@ -151,6 +151,16 @@ def _start_ridge(network: EchoForCausalLM, ridge: float) -> None:
         nn.init.constant_(ska.raw_ridge, math.log(math.expm1(ridge)))
 
 
+@torch.no_grad()
+def half_hebbian(network: EchoForCausalLM) -> None:
+    """Every second head of SKA is Hebbian: its ridge is too large to solve anything, and its reads are scaled back."""
+    large = 1e4
+    for ska in ska_layers(network):
+        ska.raw_ridge[1::2] = large
+        ska.scale = nn.Parameter(torch.ones_like(ska.raw_ridge), requires_grad=False)
+        ska.scale[1::2] = large
+
+
 def products(network: EchoForCausalLM) -> None:
     """SKA's keys and queries are the products of two coordinates each, of vectors as short as that allows.
 

@@ -1,0 +1,68 @@
+"""Ours: what raises SKA's recall without a byte more of state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from echo_ska.experiments.claims.claim import Claim, Criterion, Evidence, Finding, Table
+from echo_ska.experiments.claims.evidence import of_comparisons
+from echo_ska.experiments.claims.words import gain
+from echo_ska.experiments.recall import mqar_frontier
+from echo_ska.experiments.recall import recall_per_byte as experiment
+from echo_ska.experiments.trials.comparison import Results
+
+
+def gather(folder: Path) -> Evidence[Results]:
+    """The comparison of all variants."""
+    found = of_comparisons(folder, experiment.NAME, [experiment.comparison()], mqar_frontier.SEEDS)
+    return Evidence(found.measured[0] if found.measured else None, found.records, found.missing, found.unused)
+
+
+def gains(results: Results) -> dict[str, tuple[float, bool]]:
+    """By variant, `experiment.gain`; the largest first."""
+    found = {name: experiment.gain(results, name) for name in results if name != experiment.START}
+    return dict(sorted(found.items(), key=lambda item: -item[1][0]))
+
+
+def _some(results: Results) -> Finding:
+    name, (points, _) = next(iter(gains(results).items()))
+    return Finding(points > 0, f"{name}: {gain(points)}")
+
+
+def _clear(results: Results) -> Finding:
+    clear = [f"{name} {gain(points)}" for name, (points, is_clear) in gains(results).items() if is_clear]
+    return Finding(bool(clear), "; ".join(clear) or "none")
+
+
+def _summary(results: Results) -> str:
+    found = gains(results)
+    (best, (most, _)), *_, (worst, (least, _)) = found.items()
+    return (
+        f"Of {len(found)} changes {sum(points > 0 for points, _ in found.values())} raise the mean, "
+        f"{sum(is_clear for _, is_clear in found.values())} beyond all seeds of the start; most: {best} {gain(most)}; "
+        f"least: {worst} {gain(least)}."
+    )
+
+
+CLAIM: Claim[Results] = Claim(
+    key="recall-per-byte",
+    title="More recall without a byte more of state",
+    statement=f"SKA's recall with {experiment.BUDGET // 1024} kB of state can be raised by what costs no state, or "
+    "finds its bytes in the rank: heads, widths, delays, Hebbian layers and heads, the ridge's start and rate, "
+    "products as keys.",
+    source="ours",
+    commands=(f"echo-ska reproduce {experiment.NAME}",),
+    gather=gather,
+    criteria=(
+        Criterion("Some change raises the mean over seeds", _some),
+        Criterion("Some change lies above the start with all of its seeds above all of the start's", _clear),
+    ),
+    summary=_summary,
+    tables=lambda r: [Table("Accuracy, %, mean over seeds (range), and every cell", experiment.rows(r))],
+    draw=experiment.draw,
+    picture="A bar a change, its seeds as points, against the start; the largest gain on top.",
+    caveats=(
+        "Many changes are held against one start over three seeds: one of them may be ahead by chance.",
+        "One budget, one task, one width; numbers are counted as 4 bytes (docs/experiments.md).",
+    ),
+)
