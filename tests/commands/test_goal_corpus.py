@@ -7,7 +7,9 @@ import json
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from echo_ska.commands import goal_corpus
 from echo_ska.commands import train as train_module
+from echo_ska.training.checkpoint import list_checkpoints
 
 TINY = [
     f"--set={field}" for field in ("hidden_size=16", "num_heads=2", "rank=4", "state_size=4", "intermediate_size=16")
@@ -86,6 +88,46 @@ def test_a_stopped_run_goes_on_and_another_corpus_is_refused(run, corpus, corpus
     assert run(*command[:-1], tmp_path / "whole").exit_code == 0
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("run", "whole")]
     assert weights[0] == weights[1]
+
+
+def flip(path, place=-1):
+    """Change a byte and leave the size; again, and it is as it was."""
+    written = bytearray(path.read_bytes())
+    written[place] ^= 1
+    path.write_bytes(written)
+
+
+@pytest.mark.parametrize("damaged", ["training/shard-00000.bin", "held-out/shard-00000.documents.bin"])
+def test_a_changed_byte_stops_a_training_before_its_first_step(run, corpus, tmp_path, damaged):
+    output, command = tmp_path / "run", ["train", "--data", corpus, *SHORT, "--output", tmp_path / "run"]
+    flip(corpus / damaged)
+    for _ in range(2):  # the folder of a new run, then that of one with checkpoints
+        kept = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+        result = run(*command)
+        assert result.exit_code == 1
+        assert f"is damaged: {damaged} missing or not as written; take another copy of it, or" in result.stderr
+        assert result.stderr.count("\n") == 1
+        assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == kept
+        assert len(list_checkpoints(output)) == (2 if kept else 0)
+        flip(corpus / damaged)
+        assert run(*command).exit_code == 0
+        flip(corpus / damaged)
+
+
+def test_shards_are_trusted_where_that_is_asked_for(run, refused, corpus):
+    flip(corpus / "training" / "shard-00000.bin", 0)
+    result = run("train", "--data", corpus, *SHORT, "--no-verify")
+    assert result.exit_code == 0, result.output
+    refused("--no-verify is for --data", "train", "--task=mqar", "--no-verify")
+
+
+def test_lines_say_how_much_is_verified(run, corpus, monkeypatch):
+    monkeypatch.setattr(goal_corpus, "LINE_SECONDS", 0.0)
+    result = run("train", "--data", corpus, *SHORT)
+    lines = [line for line in result.stdout.splitlines() if line.startswith("Verifying the corpus: ")]
+    assert len(lines) == len(list(corpus.rglob("shard-*"))) == 4
+    last, whole = lines[-1].removeprefix("Verifying the corpus: ").removesuffix(" are as written.").split(" of ")
+    assert last == whole
 
 
 def test_a_corpus_that_holds_nothing_out_is_learnt_unscored(run, texts, tmp_path):

@@ -3,15 +3,18 @@ import hashlib
 
 import pytest
 
-from echo_ska.corpus import TokenStream, verify_corpus
+from echo_ska.corpus import TokenStream, verify_corpus, verify_shards
 from echo_ska.corpus.index import read_index, write_index
 
 
 def test_a_whole_corpus(bytes_corpus, bpe_corpus):
     for folder in (bytes_corpus, bpe_corpus):
-        read = []
-        assert verify_corpus(folder, lambda name, size, read=read: read.append((name, size))).complete
-        assert sum(size for _, size in read) == sum(path.stat().st_size for path in folder.rglob("shard-*"))
+        for verify in (verify_shards, verify_corpus):
+            read = []
+            index = verify(folder, lambda name, size, read=read: read.append((name, size)))
+            assert index.complete
+            written = sum(path.stat().st_size for path in folder.rglob("shard-*"))
+            assert index.stored_bytes == sum(size for _, size in read) == written
 
 
 def test_a_changed_byte_is_found(bytes_corpus):
@@ -20,9 +23,10 @@ def test_a_changed_byte_is_found(bytes_corpus):
         written = bytearray(shard.read_bytes())
         written[len(written) // 2] ^= 1
         shard.write_bytes(written)
-        TokenStream(bytes_corpus)  # its size is as it was
-        with pytest.raises(ValueError, match=f"is damaged: training/{shard.name} missing or not as written"):
-            verify_corpus(bytes_corpus)
+        TokenStream(bytes_corpus)  # sizes are as they were: opening alone does not find it
+        for verify in (verify_shards, verify_corpus):
+            with pytest.raises(ValueError, match=f"is damaged: training/{shard.name} missing or not as written"):
+                verify(bytes_corpus)
         written[len(written) // 2] ^= 1
         shard.write_bytes(written)
     verify_corpus(bytes_corpus)
@@ -40,5 +44,6 @@ def test_an_id_beyond_the_vocabulary_is_found(bpe_corpus):
     forged = dataclasses.replace(first, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
     splits = index.splits | {"training": (forged, *index.splits["training"][1:])}
     write_index(bpe_corpus, dataclasses.replace(index, splits=splits))
+    assert verify_shards(bpe_corpus).complete  # as the index has it
     with pytest.raises(ValueError, match="holds the token id 300, and the tokenizer has 300"):
         verify_corpus(bpe_corpus)

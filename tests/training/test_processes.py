@@ -12,6 +12,7 @@ from launched import torchrun
 from test_checkpoint import contents
 from torch.distributed.constants import default_pg_timeout
 
+from echo_ska.corpus import CorpusSettings, prepare_corpus
 from echo_ska.models import EchoForCausalLM
 from echo_ska.training import ScaleConfig
 from echo_ska.training.checkpoint import list_checkpoints
@@ -77,6 +78,18 @@ def test_what_all_meet_is_told_once(tmp_path):
     done = subprocess.run(**torchrun(*command.split()), capture_output=True, text=True)
     assert done.returncode != 0
     assert done.stderr.count("cannot be divided into 6 equal parts") == 1, done.stderr
+
+
+def test_what_the_first_alone_looks_at_is_told_once_and_ends_all(tmp_path):
+    (tmp_path / "rows.txt").write_text("What is learnt here does not matter. " * 30)
+    prepare_corpus([str(tmp_path / "rows.txt")], tmp_path / "corpus", CorpusSettings(held_out=0))
+    shard = tmp_path / "corpus" / "training" / "shard-00000.bin"
+    shard.write_bytes(b"?" + shard.read_bytes()[1:])
+    command = "-m echo_ska train --steps 2 --batch-size 2 --length 32 --set hidden_size=32 --data"
+    done = subprocess.run(**torchrun(*command.split(), tmp_path / "corpus"), capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.count("is damaged: training/shard-00000.bin missing or not as written") == 1, done.stderr
+    assert "process 1: " not in done.stderr
 
 
 def test_a_strategy_without_processes_is_refused():

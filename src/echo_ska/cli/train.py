@@ -20,6 +20,10 @@ def train(
     data: Annotated[
         Path | None, typer.Option("--data", metavar="DIR", help="A corpus to learn, of `echo-ska data prepare`.")
     ] = None,
+    no_verify: Annotated[
+        bool,
+        typer.Option("--no-verify", help="Corpus: train without holding all shards to their checksums first."),
+    ] = False,
     more_text: Annotated[
         list[str] | None, typer.Argument(metavar="[PATH]...", help="More paths of text, after --text.")
     ] = None,
@@ -99,8 +103,8 @@ def train(
     """Train a model on your own text (byte by byte), on a corpus of `echo-ska data prepare` or on a recall task.
 
     Text is split by file into training and held-out; bits per byte on the held-out part are reported before and
-    after, and samples are printed. Of a corpus each document is read from an empty state. A recall task reports
-    its accuracy at 1, 2, 4 and 8 times the training length.
+    after, and samples are printed. Of a corpus every byte is held to its checksum first, and each document is
+    read from an empty state. A recall task reports its accuracy at 1, 2, 4 and 8 times the training length.
 
     With --output DIR a run that was stopped, at any moment, goes on when the same command is given again; a DIR that
     holds another run is refused. DIR/model is then a model that `echo-ska generate`, `eval` and `export` take, with the
@@ -134,6 +138,7 @@ def train(
     asked: dict[str, Any] = {
         "text": (text or []) + (more_text or []),
         "data": data,
+        "verify": not no_verify,
         "task": task,
         "model": model,
         "settings": settings or [],

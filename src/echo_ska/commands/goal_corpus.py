@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from rich.text import Text
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from echo_ska.commands.data import LINE_SECONDS
 from echo_ska.commands.goals import PROMPT_BYTES, TEXT_LENGTH, TrainRequest, bytes_to_score, refuse_task_settings, say
-from echo_ska.corpus import CorpusTokenizer, PackedTokens, TokenStream, score_documents
+from echo_ska.corpus import CorpusTokenizer, PackedTokens, TokenStream, score_documents, verify_shards
 from echo_ska.corpus.index import HELD_OUT
 from echo_ska.corpus.tokenizer import BYTES
 from echo_ska.evaluation.memory_plot import format_bytes
@@ -28,7 +30,8 @@ class LearnCorpus:
     """Packed documents, each read from an empty state; a goal as `Goal` says. Without held-out ones, nothing is scored.
 
     Raises:
-        ValueError: settings do not fit, or the corpus is missing, damaged or not complete.
+        ValueError: settings do not fit, or the corpus is missing, not complete, or has a file of another size than it
+            was written in.
     """
 
     name = "train-data"
@@ -63,6 +66,21 @@ class LearnCorpus:
                 else f"{self.held_out.documents:,} held out."
             ),
         )
+
+    def check(self, console: Console) -> None:
+        """See `Goal`: all shards are held to their checksums, unless that was declined."""
+        if not self.request.verify:
+            return
+        total, read, last = format_bytes(self.training.index.stored_bytes), 0, time.monotonic()
+
+        def show(name: str, size: int) -> None:
+            nonlocal read, last
+            read += size
+            if (now := time.monotonic()) - last >= LINE_SECONDS:
+                last = now
+                say(console, f"Verifying the corpus: {format_bytes(read)} of {total} are as written.")
+
+        verify_shards(self.training.directory, show)
 
     def evaluate(self, model: nn.Module, step: int) -> dict[str, Any]:
         """Nats a token and bits a byte of held-out documents, and the state's bytes after the one that left most."""

@@ -51,6 +51,7 @@ class TrainRequest:
 
     text: list[str]
     data: Path | None
+    verify: bool
     task: str | None
     model: str
     settings: list[str]
@@ -93,6 +94,14 @@ class Goal(Protocol):
         """Say what will be learnt."""
         ...
 
+    def check(self, console: Console) -> None:
+        """Read what is learnt once before the first step, where it would not be noticed to be damaged otherwise.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        ...
+
     def evaluate(self, model: nn.Module, step: int) -> dict[str, Any]:
         """Figures of the model after `step` steps."""
         ...
@@ -125,6 +134,9 @@ class LearnText:
         """See `Goal`."""
         size = sum(len(file.tokens) for file in self.split.training)
         say(console, f"Learning {size:,} bytes of text. {self.split.description}")
+
+    def check(self, console: Console) -> None:
+        """See `Goal`: text was read whole."""
 
     def evaluate(self, model: nn.Module, step: int) -> dict[str, Any]:
         """Bits per byte of the held-out text, and the state's bytes after the longest file read."""
@@ -178,6 +190,9 @@ class LearnRecall:
     def introduce(self, console: Console) -> None:
         """See `Goal`."""
         say(console, f"Learning {self.task}: {self.task.length} tokens a sequence, chance {self.task.chance:.1%}.")
+
+    def check(self, console: Console) -> None:
+        """See `Goal`: a task is no file."""
 
     def evaluate(self, model: nn.Module, step: int) -> dict[str, Any]:
         """`recall`: the accuracy by length."""

@@ -48,6 +48,8 @@ def train_command(request: TrainRequest, json_file: Path | None, console: Consol
         raise ValueError("--tensorboard and --wandb keep their files in the folder of the run: give --output DIR.")
     if [bool(request.text), request.data is not None, bool(request.task)].count(True) != 1:
         raise ValueError("Give one of --text PATH, --task NAME (as in mqar-grid) and --data DIR: what is to be learnt.")
+    if request.data is None and not request.verify:
+        raise ValueError("--no-verify is for --data: text and tasks have no checksums.")
     config = TrainingConfig(
         steps=request.steps,
         learning_rate=request.learning_rate,
@@ -84,6 +86,7 @@ def train_command(request: TrainRequest, json_file: Path | None, console: Consol
                 goal.data,
                 config,
                 scale=request.scale,
+                check=lambda: goal.check(console),
                 evaluate=goal.evaluate if goal.scored else None,
                 directory=request.output,
                 reporter=reporter,

@@ -1,7 +1,7 @@
 """Corpora: documents from files, Parquet or the Hugging Face hub, as shards of tokens on disk, and batches from them.
 
-`prepare_corpus` writes one, `verify_corpus` checks it, `PackedTokens` trains on it, `score_documents` scores a model on
-what it holds out. See docs/data.md.
+`prepare_corpus` writes one, `verify_shards` and `verify_corpus` check it, `PackedTokens` trains on it,
+`score_documents` scores a model on what it holds out. See docs/data.md.
 """
 
 from echo_ska.corpus.documents import Document, Source
@@ -12,7 +12,7 @@ from echo_ska.corpus.scoring import CorpusScore, score_documents
 from echo_ska.corpus.sources import open_source
 from echo_ska.corpus.stream import TokenStream
 from echo_ska.corpus.tokenizer import CorpusTokenizer
-from echo_ska.corpus.verify import verify_corpus
+from echo_ska.corpus.verify import verify_corpus, verify_shards
 
 __all__ = [
     "CorpusIndex",
@@ -30,4 +30,5 @@ __all__ = [
     "read_index",
     "score_documents",
     "verify_corpus",
+    "verify_shards",
 ]

@@ -72,6 +72,14 @@ class CorpusIndex:
         """Of the tokens."""
         return token_dtype(self.tokenizer["vocab_size"])
 
+    @property
+    def stored_bytes(self) -> int:
+        """Of all shards together, tokens and documents."""
+        return sum(
+            self.total(split, "tokens") * self.dtype.itemsize + 2 * self.total(split, "documents") * DOCUMENT.itemsize
+            for split in SPLITS
+        )
+
     def total(self, split: str, count: str) -> int:
         """`tokens`, `documents` or `text_bytes` of a split, all shards together."""
         return sum(getattr(shard, count) for shard in self.splits[split])

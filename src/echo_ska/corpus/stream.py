@@ -25,7 +25,7 @@ class TokenStream:
 
     Raises:
         ValueError: there is no corpus, it is not complete, the split is empty, or a file has not the size that the
-            index says (`verify_corpus` reads every byte).
+            index says (every byte is read by `verify_shards`, which `echo-ska train --data` calls).
         OSError: a file cannot be read.
     """
 

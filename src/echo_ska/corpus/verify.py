@@ -11,16 +11,15 @@ from echo_ska.corpus.index import SPLITS, CorpusIndex, read_index
 from echo_ska.sealed import digest
 
 
-def verify_corpus(directory: str | Path, progress: Callable[[str, int], None] | None = None) -> CorpusIndex:
-    """Read every file of a corpus and hold it to the index; a corpus that is not complete yet may be verified too.
+def verify_shards(directory: str | Path, progress: Callable[[str, int], None] | None = None) -> CorpusIndex:
+    """Read every shard of a corpus once and hold it to its checksum in the index, complete or not.
 
     Args:
         directory: of the corpus.
         progress: called with the name and the bytes of each file that was read.
 
     Raises:
-        ValueError: there is no corpus, or files of it are missing or damaged (all are named), or hold ids that its
-            tokenizer does not have.
+        ValueError: there is no corpus, or files of it are missing or damaged; three of them are named.
         OSError: a file cannot be read.
     """
     directory = Path(directory)
@@ -40,6 +39,22 @@ def verify_corpus(directory: str | Path, progress: Callable[[str, int], None] | 
             f"{directory} is damaged: {', '.join(broken[:3])}{more} missing or not as written; take another copy of "
             "it, or prepare the corpus anew in another directory."
         )
+    return index
+
+
+def verify_corpus(directory: str | Path, progress: Callable[[str, int], None] | None = None) -> CorpusIndex:
+    """Hold a corpus to its index: its shards (`verify_shards`), its tokenizer, and every token id in it.
+
+    Args:
+        directory: of the corpus; it need not be complete yet.
+        progress: called with the name and the bytes of each file that was read.
+
+    Raises:
+        ValueError: what `verify_shards` raises; the tokenizer is not the corpus's, or has not all the ids in it.
+        OSError: a file cannot be read.
+    """
+    directory = Path(directory)
+    index = verify_shards(directory, progress)
     index.open_tokenizer(directory)
     for split in SPLITS:
         for shard in index.splits[split]:

@@ -57,6 +57,7 @@ def train(
     config: TrainingConfig,
     *,
     scale: ScaleConfig | None = None,
+    check: Callable[[], object] | None = None,
     evaluate: Evaluation | None = None,
     directory: str | Path | None = None,
     reporter: Reporter | None = None,
@@ -76,6 +77,8 @@ def train(
         data: gives the batch of every step.
         config: see `TrainingConfig`.
         scale: see `ScaleConfig`; None takes every batch at once.
+        check: called once before the first step, in the first process, while the others wait; what it raises is raised
+            in all of them, and nothing was overwritten.
         evaluate: called every `config.evaluate_every` steps and after the last, in the first process, with a whole
             model; its figures go to log and record.
         directory: where checkpoints and log.jsonl are kept, on a disk that all processes see; None keeps nothing.
@@ -116,6 +119,8 @@ def train(
         ExitStack() as at_the_end,
     ):
         parts = Parts(data, processes, scale.accumulate, whole=scale.strategy == "context")
+        if check is not None:
+            processes.on_first(check)
         checkpoint = None
         if folder is not None:
             checkpoint = processes.on_first(lambda: checkpoint_to_resume(folder, configuration, resume))
