@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -24,6 +26,23 @@ def model_folder(tmp_path_factory):
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def files_up_to():
+    """Within it no file may grow beyond so many bytes: a real write that fails, wherever tests run."""
+    resource = pytest.importorskip("resource", reason="needs a limit on the size of files")
+
+    @contextlib.contextmanager
+    def files_up_to(size):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    return files_up_to
 
 
 @pytest.fixture

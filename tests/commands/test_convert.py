@@ -58,6 +58,24 @@ def test_a_model_of_bytes_is_converted_reported_and_kept(tmp_path, text):
     assert "nothing is overwritten" in again.output
 
 
+def test_a_disk_that_is_full_at_the_end_costs_no_training(tmp_path, text, files_up_to):
+    output = tmp_path / "out"
+    command = (llama(tmp_path / "llama"), "--text", text, "-o", output, *SMALL, "--no-control")
+    assert run(*command).exit_code == 0
+    weights = (output / "model" / "model.safetensors").read_bytes()
+    (output / "model").rename(tmp_path / "aside")  # as if it had not been reached yet
+    with files_up_to(len(weights) - 1):
+        result = run(*command)
+    assert result.exit_code == 1
+    said = " ".join(result.stderr.split())
+    assert said.startswith(f"The model {output / 'model'} could not be written (")
+    assert f"the checkpoints in {output} are kept: make room, or see that" in said
+    assert not (output / "model").exists()
+    assert not (output / ".partial-model").exists()
+    assert run(*command).exit_code == 0
+    assert (output / "model" / "model.safetensors").read_bytes() == weights
+
+
 def test_a_tokenizer_is_used_and_kept(tmp_path, text):
     tokenizer = train_bpe([text], 270)
     model = llama(tmp_path / "llama", len(tokenizer))

@@ -12,6 +12,7 @@ import pytest
 from echo_ska.benchmarks.cost import training_cost
 from echo_ska.commands import train as train_module
 from echo_ska.models import EchoConfig
+from echo_ska.training.checkpoint import list_checkpoints
 from echo_ska.training.recipes import RECIPES
 from echo_ska.training.records import read
 from echo_ska.training.resume import held_folder
@@ -53,6 +54,38 @@ def test_curves_have_the_log_and_the_use_of_the_hardware(run, text, tmp_path, mo
     assert f"MFU {100 * mfu:.1f} %" in result.stdout
     assert "GB at most" in result.stdout
     assert not {"mfu", "peak_memory_bytes"} & record.figures.keys()
+
+
+@pytest.mark.parametrize("too_large", ["model.safetensors", "tokenizer.json"])
+def test_a_disk_that_is_full_at_the_end_costs_no_training(run, text, tmp_path, files_up_to, too_large):
+    output = tmp_path / "run"
+    command = ["train", "--text", text, *TINY, *SHORT, "--output", output]
+    assert run(*command).exit_code == 0
+    model = {path.name: path.read_bytes() for path in (output / "model").iterdir()}
+    for before in (model, {}):  # a model of the same run that stands there stays whole; then there is none
+        if not before:
+            (output / "model").rename(tmp_path / "aside")
+        with files_up_to(len(model[too_large]) - 1):
+            result = run(*command)
+        assert result.exit_code == 1
+        assert f"The model {output / 'model'} could not be written (" in result.stderr
+        assert "too large" in result.stderr.lower()
+        assert f"the checkpoints in {output} are kept: make room, or see that" in result.stderr
+        assert result.stderr.count("\n") == 1
+        assert len(list_checkpoints(output)) == 1
+        assert not list(output.glob(".partial-*"))
+        assert {path.name: path.read_bytes() for path in output.glob("model/*")} == before
+    assert run(*command).exit_code == 0
+    assert {path.name: path.read_bytes() for path in (output / "model").iterdir()} == model
+    assert len(read(output / "records.jsonl")) == 1
+
+
+def test_what_somebody_put_beside_a_model_stays(run, text, tmp_path):
+    command = ["train", "--text", text, *TINY, *SHORT, "--output", tmp_path / "run"]
+    assert run(*command).exit_code == 0
+    (tmp_path / "run" / "model" / "README.md").write_text("mine")
+    assert run(*command).exit_code == 0
+    assert (tmp_path / "run" / "model" / "README.md").read_text() == "mine"
 
 
 def test_without_a_known_peak_there_is_no_mfu(run, text, tmp_path):

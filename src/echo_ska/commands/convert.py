@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging
 
 from echo_ska.commands.goals import say
+from echo_ska.commands.keep import whole_model
 from echo_ska.convert.conversion import Measure, Recipe, cache_table, convert, trained_on
 from echo_ska.convert.hosts import decoder_layers
 from echo_ska.convert.measure import TokenWindows, WithCopying
@@ -80,6 +80,7 @@ def start_convert(request: ConvertRequest, json_file: Path | None, console: Cons
 
     Raises:
         ValueError: the model, the text, the settings or the output folder do not fit; nothing was overwritten.
+        OSError: a checkpoint or the model could not be written; the checkpoints before it stay.
         KeyboardInterrupt: Ctrl-C; the message says how to go on.
     """
     kept = request.output / "model"
@@ -130,15 +131,13 @@ def start_convert(request: ConvertRequest, json_file: Path | None, console: Cons
     )
     logging.disable_progress_bar()
     assert isinstance(student, PreTrainedModel)
-    partial = request.output / ".partial-model"
-    shutil.rmtree(partial, ignore_errors=True)  # of a call that was killed
-    student.save_pretrained(partial)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(partial)
     configuration = {"model": str(request.model), "data": data.describe(), "recipe": dataclasses.asdict(recipe)}
     record = make_record("convert", configuration, figures, seed=request.seed, seconds=time.perf_counter() - started)
-    append_new(record, request.output / "records.jsonl")
-    partial.rename(kept)
+    with whole_model(kept) as folder:
+        student.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        append_new(record, request.output / "records.jsonl")
     say(console, f"Kept in {request.output}: model, checkpoints, records.jsonl.")
     write_json(json_file, dataclasses.asdict(record))
 

@@ -16,6 +16,7 @@ from transformers.utils import logging
 from echo_ska.benchmarks.cost import device_peak, training_cost
 from echo_ska.commands.goal_corpus import LearnCorpus
 from echo_ska.commands.goals import Goal, LearnRecall, LearnText, TrainRequest, say
+from echo_ska.commands.keep import whole_model
 from echo_ska.models import EchoConfig, EchoForCausalLM
 from echo_ska.models.presets import preset
 from echo_ska.training import (
@@ -40,6 +41,7 @@ def train_command(request: TrainRequest, json_file: Path | None, console: Consol
     Raises:
         ValueError: settings, texts or the output folder do not fit; nothing was overwritten.
         FloatingPointError: the loss or a gradient stopped being finite.
+        OSError: a checkpoint or the model could not be written; the checkpoints before it stay.
         KeyboardInterrupt: Ctrl-C; the message says how to go on.
     """
     if not is_first_process():
@@ -188,11 +190,12 @@ def _require_own_folder(output: Path | None) -> None:
 def _keep(record: RunRecord, model: EchoForCausalLM, output: Path, goal: Goal) -> None:
     """Save the model and append the record, unless the same run was recorded when it was finished before."""
     logging.disable_progress_bar()
-    if goal.tokenizer is not None:
-        end = goal.tokenizer.eos_token_id
-        model.generation_config.eos_token_id = model.generation_config.pad_token_id = end
-        goal.tokenizer.save_pretrained(output / "model")
-    model.save_pretrained(output / "model")
+    with whole_model(output / "model") as folder:
+        if goal.tokenizer is not None:
+            end = goal.tokenizer.eos_token_id
+            model.generation_config.eos_token_id = model.generation_config.pad_token_id = end
+            goal.tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder)
     append_new(record, output / "records.jsonl")
 
 

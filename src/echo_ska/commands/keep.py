@@ -1,0 +1,51 @@
+"""The model that a long command ends with: its folder is whole or absent, and a full disk is one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from echo_ska.sealed import PARTIAL
+
+
+@contextlib.contextmanager
+def whole_model(kept: Path) -> Iterator[Path]:
+    """A folder to write a model to, which becomes `kept` at the end; where that exists its files are replaced.
+
+    Args:
+        kept: in the folder of a run, whose checkpoints the same command goes on from.
+
+    Raises:
+        OSError: something could not be written; what stood in `kept` before stands there still.
+    """
+    partial = kept.with_name(PARTIAL + kept.name)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)  # of a call that was killed
+        yield partial
+        _move(partial, kept)
+    except Exception as error:
+        # `tokenizers` raises bare Exceptions.
+        if not isinstance(error, OSError | SafetensorError) and type(error) is not Exception:
+            raise
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = (getattr(error, "strerror", None) or str(error)).rstrip(".")
+        raise OSError(
+            f"The model {kept} could not be written ({reason}); the checkpoints in {kept.parent} are kept: make room, "
+            "or see that the folder can be written to, and give the same command again, which trains nothing anew."
+        ) from error
+
+
+def _move(partial: Path, kept: Path) -> None:
+    if not kept.exists():
+        partial.rename(kept)
+        return
+    for path in sorted(partial.rglob("*")):
+        if path.is_file():
+            target = kept / path.relative_to(partial)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+    shutil.rmtree(partial)
