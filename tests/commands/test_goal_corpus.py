@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -9,7 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from echo_ska.commands import goal_corpus
 from echo_ska.commands import train as train_module
+from echo_ska.training import TrainingConfig
 from echo_ska.training.checkpoint import list_checkpoints
+from echo_ska.training.recipes import RECIPES
 
 TINY = [
     f"--set={field}" for field in ("hidden_size=16", "num_heads=2", "rank=4", "state_size=4", "intermediate_size=16")
@@ -139,6 +142,19 @@ def test_a_corpus_that_holds_nothing_out_is_learnt_unscored(run, texts, tmp_path
     assert "loss" in figures
     assert "bits_per_byte" not in figures
     assert (tmp_path / "run" / "model" / "tokenizer.json").exists()
+
+
+def test_a_recipe_holds_a_corpus_to_its_vocabulary(run, refused, corpus, corpus_of_pairs, texts, monkeypatch):
+    bytes_for = "of 32,000 token ids and the tokenizer of {} has 256, which would be another model: prepare a corpus"
+    refused(bytes_for.format(corpus), "train", "--recipe=echo-180m", "--data", corpus, *SHORT)
+    refused("learnt byte by byte, has 256", "train", "--recipe=echo-180m", "--text", texts, *SHORT)
+    refused("`echo-ska recipe show echo-1b` prints", "train", "--recipe=echo-1b", "--data", corpus_of_pairs, *SHORT)
+    fitting = dataclasses.replace(RECIPES["echo-50m"], vocab_size=270, training=TrainingConfig(steps=4))
+    monkeypatch.setitem(RECIPES, "echo-50m", fitting)
+    for recipe, data in (("echo-50m", corpus_of_pairs), ("echo-novel", corpus_of_pairs)):  # the latter is for any
+        command = ["train", "--recipe", recipe, "--model=echo-1m", "--strategy=auto", "--precision=fp32"]
+        result = run(*command, "--data", data, *SHORT)
+        assert result.exit_code == 0, result.output
 
 
 def test_what_is_refused(run, refused, corpus, texts, tmp_path):

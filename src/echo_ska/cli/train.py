@@ -140,6 +140,7 @@ def train(
         "data": data,
         "verify": not no_verify,
         "task": task,
+        "recipe": recipe,
         "model": model,
         "settings": settings or [],
         "steps": steps,

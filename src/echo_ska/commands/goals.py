@@ -53,6 +53,7 @@ class TrainRequest:
     data: Path | None
     verify: bool
     task: str | None
+    recipe: str | None
     model: str
     settings: list[str]
     steps: int

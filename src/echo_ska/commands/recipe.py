@@ -124,6 +124,29 @@ def recipe_options(name: str, given: set[str]) -> dict[str, Any]:
     return {option: value for option, value in options.items() if option not in given}
 
 
+def require_vocabulary(name: str, vocab_size: int, what: str) -> None:
+    """Refuse to learn in a recipe's name what has another vocabulary than the corpus that it is meant for.
+
+    A recipe for text states none for a corpus, and refuses nothing.
+
+    Args:
+        name: of the recipe.
+        vocab_size: token ids of what is to be learnt.
+        what: has them, for the message.
+
+    Raises:
+        ValueError: they are not as many as the recipe says.
+    """
+    recipe = find_recipe(name)
+    if recipe.corpus and vocab_size != recipe.vocab_size:
+        raise ValueError(
+            f"The recipe {name} is of {recipe.vocab_size:,} token ids and {what} has {vocab_size:,}, which would be "
+            f"another model: prepare a corpus with a tokenizer of {recipe.vocab_size:,} tokens (`echo-ska tokenizer "
+            f"train TEXT --vocab-size {recipe.vocab_size} -o FOLDER` makes one), or leave --recipe out and give the "
+            f"options that `echo-ska recipe show {name}` prints."
+        )
+
+
 def cost_of(recipe: Recipe) -> Cost:
     """Its cost, counted."""
     return training_cost(recipe.model_config(), recipe.length, recipe.tokens)

@@ -17,6 +17,7 @@ from echo_ska.benchmarks.cost import device_peak, training_cost
 from echo_ska.commands.goal_corpus import LearnCorpus
 from echo_ska.commands.goals import Goal, LearnRecall, LearnText, TrainRequest, say
 from echo_ska.commands.keep import whole_model
+from echo_ska.commands.recipe import require_vocabulary
 from echo_ska.models import EchoConfig, EchoForCausalLM
 from echo_ska.models.presets import preset
 from echo_ska.training import (
@@ -65,6 +66,9 @@ def train_command(request: TrainRequest, json_file: Path | None, console: Consol
         goal = LearnCorpus(request)
     else:
         goal = LearnText(request) if request.text else LearnRecall(request)
+    if request.recipe is not None and request.task is None:
+        what = "text, learnt byte by byte," if request.data is None else f"the tokenizer of {request.data}"
+        require_vocabulary(request.recipe, goal.vocab_size, what)
     model_config = _model_config(request, goal.vocab_size)
     model = _untrained(model_config, request.seed)
     if not model.has_state:

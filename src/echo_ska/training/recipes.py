@@ -49,7 +49,8 @@ class Recipe:
         text: files or folders to learn byte by byte, as `echo-ska train --text` takes them; or none.
         held_out: those of them to hold out; none leaves the choice to the command.
         corpus: a source for `echo-ska data prepare`, learnt through a tokenizer; "" where `text` is learnt.
-        vocab_size: token ids, which the tokenizer must have; 256 for bytes.
+        vocab_size: token ids, of which the corpus's tokenizer must have as many (`echo-ska train` refuses another); 256
+            for bytes.
         processes: GPUs it is meant for; 1 is also a CPU.
         strategy: what processes share: "auto", "ddp", "fsdp" or "deepspeed".
         accumulate: pieces in which a process takes its part of a batch.
