@@ -37,6 +37,7 @@ def test_one_is_shown_with_cost_and_commands(name, run, tmp_path):
         assert shlex.join(command) in result.stdout
     assert f"{recipe.tokens:,} tokens" in result.stdout
     assert ("The paper's: " in result.stdout) == bool(recipe.from_the_paper)
+    assert ("stops at a loss above 2 times the mean of the 100 before" in result.stdout) == bool(recipe.corpus)
     assert ("an assumption" in result.stdout) == bool(recipe.corpus)
     shown = json.loads((tmp_path / "recipe.json").read_text())
     assert shown["utilisation_assumed"] == 0.3
@@ -71,7 +72,8 @@ def test_a_printed_command_is_one_that_the_command_line_takes(name):
     given = understood(train)
     options = recipe.train_options() | recipe.scale_options()
     assert {option: given[option] for option in options} == options
-    assert ScaleConfig(**{option: given[option] for option in SCALE}).strategy == recipe.strategy
+    scale = ScaleConfig(**{option: given[option] for option in SCALE})
+    assert (scale.strategy, scale.spike_factor) == (recipe.strategy, recipe.spike_factor)
     assert tuple(given["text"] or ()) == recipe.text
     assert (given["data"] is not None) == bool(recipe.corpus)
     for command in prepare:

@@ -16,7 +16,7 @@ from torch import nn
 
 from echo_ska.models import PRESETS, EchoConfig, EchoForCausalLM
 from echo_ska.models.presets import count_parameters
-from echo_ska.training import TrainingConfig, recipes
+from echo_ska.training import ScaleConfig, TrainingConfig, recipes
 from echo_ska.training.recipes import ACCELERATE_FILES, RECIPES, Recipe, accelerate_file, find_recipe
 
 CHECKOUT = Path(__file__).parents[2]
@@ -47,6 +47,23 @@ def test_the_paper_s_schedule():
         assert "50,000 steps of 96 sequences of 2,048 tokens" in recipe.from_the_paper
     assert not RECIPES["echo-1b"].from_the_paper
     assert 20 <= RECIPES["echo-1b"].tokens / count_parameters(RECIPES["echo-1b"].model_config()) <= 22
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_is_learnt_for_days_is_guarded_against_spikes(name):
+    recipe = RECIPES[name]
+    assert (recipe.spike_factor is not None) == bool(recipe.corpus)
+    assert ScaleConfig(**recipe.scale_options()).spike_factor == recipe.spike_factor
+
+
+@pytest.mark.parametrize("name", ["echo-50m", "echo-180m"])
+def test_what_stands_in_the_place_of_zero_1_is_what_the_command_does(name):
+    recipe = RECIPES[name]
+    assert recipe.strategy == "ddp"
+    assert "ZeRO-1, instead of which we take ddp" in recipe.from_the_paper
+    assert "ddp" in recipe.ours
+    assert "--strategy deepspeed" in recipe.ours
+    assert "--strategy ddp" in " ".join(recipe.commands()[-1])
 
 
 def test_rates_fall_as_the_width_grows():
@@ -87,10 +104,11 @@ def test_commands_name_all_that_is_not_a_default():
     assert train[:5] == ["torchrun", "--standalone", "--nproc-per-node=8", "--no-python", "echo-ska"]
     assert train[train.index("--data") + 1] == prepare[-1]
     said = " ".join(train)
-    for words in ("--strategy fsdp", "--accumulate 4", "--checkpoint-activations", "--learning-rate 0.00025"):
+    scale = ("--strategy fsdp", "--accumulate 4", "--checkpoint-activations", "--spike-factor 2.0")
+    for words in (*scale, "--learning-rate 0.00025"):
         assert words in said
     assert "--compile" not in said
-    assert RECIPES["echo-50m"].scale_options() == {"strategy": "ddp"}
+    assert RECIPES["echo-50m"].scale_options() == {"strategy": "ddp", "spike_factor": 2.0}
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from rich.text import Text
 from echo_ska.benchmarks.cost import PEAKS, Cost, training_cost
 from echo_ska.commands.goals import say
 from echo_ska.evaluation.memory_plot import format_bytes
+from echo_ska.training import ScaleConfig
 from echo_ska.training.recipes import RECIPES, Recipe, find_recipe
 from echo_ska.training.records import write_json
 
@@ -65,6 +66,9 @@ def show_recipe(name: str, utilisation: float, tokenizer: str, json_file: Path |
     spread = "one process" if recipe.processes == 1 else f"{recipe.processes} processes, {recipe.strategy}"
     kept = "each block's input kept alone" if recipe.checkpoint_activations else "activations kept"
     say(console, f"Spread     {spread}; {recipe.accumulate} piece(s) a step and process; {kept}.")
+    if recipe.spike_factor is not None:
+        window = ScaleConfig().spike_window
+        say(console, f"Guard      stops at a loss above {recipe.spike_factor:g} times the mean of the {window} before.")
     if recipe.from_the_paper:
         say(console, f"The paper's: {recipe.from_the_paper}")
     say(console, f"Ours: {recipe.ours}")

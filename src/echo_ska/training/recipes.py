@@ -9,10 +9,11 @@
 | echo-1b | echo-1b | 40,000 x 256 x 2,048 | 21.0 G | 2.5e-4 | FineWeb-Edu |
 
 echo-books is the run of checkpoints/echo-books. The paper (arXiv 2605.06997) states for its large models: FineWeb-Edu,
-50,000 steps of 96 sequences of 2,048 tokens, bfloat16, ZeRO-1. All else is ours: AdamW's settings, which are those of
-every training here (`TrainingConfig`), and the learning rates: echo-books' 4e-3 at a width of 128, divided as the
-width grows, as Adam's rate for hidden matrices should be (Yang et al., arXiv 2203.03466). Nobody has run the large
-ones.
+50,000 steps of 96 sequences of 2,048 tokens, bfloat16, ZeRO-1. In the place of ZeRO-1 our recipes on
+its schedule take ddp: steps are the same up to rounding, and no DeepSpeed is needed (with it, `--strategy deepspeed` is
+ZeRO-1). All else is ours: AdamW's settings, which are those of every training here (`TrainingConfig`), and the learning
+rates: echo-books' 4e-3 at a width of 128, divided as the width grows, as Adam's rate for hidden matrices should be
+(Yang et al., arXiv 2203.03466). Nobody has run the large ones.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from echo_ska.models import EchoConfig
 from echo_ska.models.presets import preset
 from echo_ska.training.books import BOOKS
 from echo_ska.training.config import TrainingConfig
+from echo_ska.training.scale import ScaleConfig
 from echo_ska.training.text import VOCAB_SIZE
 
 ACCELERATE_FILES = ("deepspeed-zero1", "fsdp2")
@@ -56,6 +58,7 @@ class Recipe:
         accumulate: pieces in which a process takes its part of a batch.
         checkpoint_activations: keep each block's input alone for the backward pass.
         compile: compile the model.
+        spike_factor: stop at a loss above so many times the mean of those before; see `ScaleConfig`.
         from_the_paper: which of these the paper states, in words.
         ours: what else was chosen, and why, in words.
 
@@ -78,6 +81,7 @@ class Recipe:
     accumulate: int = 1
     checkpoint_activations: bool = False
     compile: bool = False
+    spike_factor: float | None = None
     from_the_paper: str = ""
     ours: str = ""
 
@@ -121,9 +125,10 @@ class Recipe:
             "accumulate": self.accumulate,
             "checkpoint_activations": self.checkpoint_activations,
             "compile": self.compile,
+            "spike_factor": self.spike_factor,
         }
-        defaults = {"strategy": "auto", "accumulate": 1, "checkpoint_activations": False, "compile": False}
-        return {name: value for name, value in scale.items() if value != defaults[name]}
+        usual = ScaleConfig()
+        return {name: value for name, value in scale.items() if value != getattr(usual, name)}
 
     def commands(self, tokenizer: str = "TOKENIZER") -> list[list[str]]:
         """The commands that carry it out, each as its arguments.
@@ -175,13 +180,21 @@ def accelerate_file(name: str) -> Path:
         return path
 
 
+SPIKE_FACTOR = 2.0
+"""Of the recipes for a corpus. A batch of theirs averages over some 200,000 tokens or more, so a loss of twice the mean
+is no matter of which batch it was. Nobody has run them: a run that was stopped for nothing goes on with a larger
+factor, which checkpoints allow."""
+
 _NOVEL = str(files("echo_ska") / "data" / "books" / BOOKS["train"])
 _SCHEDULE = (
-    "FineWeb-Edu; 50,000 steps of 96 sequences of 2,048 tokens; bfloat16; and ZeRO-1 (here: --strategy deepspeed)."
+    "FineWeb-Edu; 50,000 steps of 96 sequences of 2,048 tokens; bfloat16; and ZeRO-1, instead of which we take ddp."
 )
 _OUR_SCHEDULE = (
     "AdamW, warm-up and cosine as in every training here; the learning rate is echo-books' 4e-3 at width 128 over the "
-    "growth of the width; the tokenizer, of which the paper does not speak; weights whole in every process."
+    "growth of the width; the tokenizer, of which the paper does not speak; the guard against spikes; and ddp, by "
+    "which AdamW's moments are whole in every process: models of this size leave room for them, steps are the same up "
+    "to rounding, and nothing more is to be installed. ZeRO-1 shares the moments: pip install 'echo-ska[deepspeed]', "
+    "then --strategy deepspeed."
 )
 
 RECIPES: dict[str, Recipe] = {
@@ -219,6 +232,7 @@ RECIPES: dict[str, Recipe] = {
             vocab_size=32_000,
             processes=8,
             strategy="ddp",
+            spike_factor=SPIKE_FACTOR,
             from_the_paper=_SCHEDULE,
             ours=_OUR_SCHEDULE,
         ),
@@ -233,6 +247,7 @@ RECIPES: dict[str, Recipe] = {
             vocab_size=32_000,
             processes=8,
             strategy="ddp",
+            spike_factor=SPIKE_FACTOR,
             from_the_paper=_SCHEDULE,
             ours=_OUR_SCHEDULE,
         ),
@@ -249,6 +264,7 @@ RECIPES: dict[str, Recipe] = {
             strategy="fsdp",
             accumulate=4,
             checkpoint_activations=True,
+            spike_factor=SPIKE_FACTOR,
             ours="all of it; 21 tokens a parameter, about as Hoffmann et al. (arXiv 2203.15556) have it.",
         ),
     )
