@@ -70,6 +70,25 @@ def test_lines_say_how_far_it_is(run, prepare, monkeypatch):
     assert "60 documents, " in run(*prepare).stdout
 
 
+def test_a_folder_of_rows_and_what_is_passed_over_in_it(run, refused, rows, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    rows.rename(folder / "a.jsonl")
+    size = (folder / "a.jsonl").stat().st_size
+    for number in range(4):
+        (folder / f"table-{number}.csv").touch()
+    result = run("data", "prepare", folder, "-o", tmp_path / "corpus", "--held-out=0.2")
+    assert result.exit_code == 0, result.output
+    said = "4 files of no kind that is read (table-0.csv, table-1.csv, table-2.csv, ...)."
+    assert f"Passed over in {folder}: {said}" in result.stdout
+    assert f"Source, json lines: bytes {size}, files 1, name folder." in run("data", "show", tmp_path / "corpus").stdout
+    for path in folder.glob("*.csv"):
+        path.unlink()
+    assert "Passed over" not in run("data", "prepare", folder, "-o", tmp_path / "corpus", "--held-out=0.2").stdout
+    (folder / "README.md").write_text("what it is")
+    refused("files of several kinds, 1 of text (README.md), 1 of", "data", "prepare", folder, "-o", tmp_path / "c")
+
+
 def test_byte_pairs(run, rows, tmp_path):
     (tmp_path / "a.txt").write_text("Row 1 [red]. Row 2 [red]. " * 20)
     assert run("tokenizer", "train", tmp_path / "a.txt", "--vocab-size=265", "-o", tmp_path / "tok").exit_code == 0

@@ -24,7 +24,7 @@ def data_prepare(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Text files or folders of them, *.jsonl, *.jsonl.gz, *.parquet, or hub:NAME[:CONFIG[:SPLIT]].",
+            help="Text files, *.jsonl, *.jsonl.gz, *.parquet, folders of one of these, or hub:NAME[:CONFIG[:SPLIT]].",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write the shards.")],

@@ -16,6 +16,7 @@ from rich.table import Table
 from echo_ska.commands.goals import say
 from echo_ska.corpus import CorpusIndex, CorpusSettings, Progress, prepare_corpus, read_index, verify_corpus
 from echo_ska.corpus.index import KIND, SPLITS
+from echo_ska.corpus.sources import passed_over
 from echo_ska.corpus.tokenizer import BYTES
 from echo_ska.evaluation.memory_plot import format_bytes
 from echo_ska.training.records import write_json
@@ -46,6 +47,10 @@ def prepare_data(request: PrepareRequest, json_file: Path | None, console: Conso
     settings = CorpusSettings(
         request.tokenizer, request.field, request.held_out, request.shard_tokens, request.max_tokens
     )
+    for source in request.sources:
+        if others := passed_over(source):
+            names = ", ".join(file.name for file in others[:3]) + (", ..." if len(others) > 3 else "")
+            say(console, f"Passed over in {source}: {len(others):,} files of no kind that is read ({names}).")
     before = read_index(request.output) if (request.output / f"{KIND}.json").is_file() else None
     began = time.perf_counter()
     try:

@@ -1,11 +1,11 @@
-"""Documents that are rows of a file: JSON lines, also compressed, and Parquet, read group by group."""
+"""Documents that are rows of files: JSON lines, also compressed, and Parquet, read group by group."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, cast
@@ -94,6 +94,32 @@ class ParquetSource:
 
     def _unreadable(self, error: BaseException) -> ValueError:
         return ValueError(f"{self.path} cannot be read as Parquet ({str(error).splitlines()[0]}).")
+
+
+class RowFolder:
+    """Files of rows of one kind, one after the other.
+
+    Args:
+        path: the folder that they are in.
+        files: a source each, at least one.
+    """
+
+    def __init__(self, path: Path, files: Sequence[JsonLinesSource | ParquetSource]) -> None:
+        self.path, self.files = path, files
+
+    def describe(self) -> dict[str, Any]:
+        """The kind, the folder's name without the way to it, files, rows where they are counted, and bytes."""
+        each = [file.describe() for file in self.files]
+        described = {"kind": each[0]["kind"], "name": self.path.resolve().name, "files": len(each)}
+        for count in ("rows", "bytes"):
+            if count in each[0]:
+                described[count] = sum(one[count] for one in each)
+        return described
+
+    def documents(self) -> Iterator[Document]:
+        """The rows of all files in order; what one of them raises names it."""
+        for file in self.files:
+            yield from file.documents()
 
 
 def _row(line: bytes, origin: str) -> dict[str, Any]:

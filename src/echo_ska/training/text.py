@@ -153,11 +153,16 @@ def _files_of(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise ValueError(f"{path} does not exist.")
-    inside = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    text = [file for file in inside if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    text = [file for file in files_inside(path) if file.suffix.lower() in SUFFIXES]
     if not text:
         raise ValueError(f"The folder {path} holds no text: no *.txt or *.md file, in subfolders either.")
-    return sorted(text)
+    return text
+
+
+def files_inside(folder: Path) -> list[Path]:
+    """All files in a folder, subfolders included, sorted; files and folders that start with a dot are passed over."""
+    inside = (file for file in folder.rglob("*") if file.is_file())
+    return sorted(file for file in inside if not any(part.startswith(".") for part in file.relative_to(folder).parts))
 
 
 def read_text(path: Path) -> bytes:
