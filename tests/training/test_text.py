@@ -106,6 +106,8 @@ def test_windows_are_a_function_of_seed_and_step(tmp_path):
     windows = {bytes(row) for step in range(20) for row in data.batch(step)["input_ids"].tolist()}
     assert b"cdefghabcdefghab" in windows
     assert any(window.endswith(b"\0xyz\0") for window in windows)  # short files are seen too
+    assert any(b"h\0xyz" in window for window in windows)  # behind the end of another one, and nothing resets between
+    assert batch.keys() == {"input_ids", "labels"}
     assert data.describe()["files"] == ["a.txt", "b.txt"]
 
 

@@ -99,7 +99,9 @@ class TextData:
     before.
 
     The files are joined into one stream, each closed by `END_OF_FILE`, and windows start anywhere in it, so
-    that short files count too.
+    that short files count too. A window may therefore hold the end of one file and the beginning of the next: the
+    model's state is not reset between them, and only the byte says so. Batches of a prepared corpus
+    (`echo_ska.corpus.PackedTokens`) are reset where a document begins.
 
     Args:
         files: what to draw from.
