@@ -185,6 +185,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Who recalls more per byte, untrained: SKA, linear attention or DeltaNet, over load, width and kind of keys.",
         "echo_ska.experiments.algebra.recall_map",
     ),
+    "state-precision": Experiment(
+        "How few bits the numbers of a state may have, untrained, when the bytes go into its rank.",
+        "echo_ska.experiments.algebra.state_precision",
+    ),
     "write-gate": Experiment(
         "What the write gate gives on long sequences and costs on tasks that training never asked; gate dropout.",
         "echo_ska.experiments.recall.write_gate",

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from echo_ska.experiments.algebra import one_off_report, operator_error_report, recall_map_report
+from echo_ska.experiments.algebra import (
+    one_off_report,
+    operator_error_report,
+    recall_map_report,
+    state_precision_report,
+)
 from echo_ska.experiments.state import context_parallel_report, state_bytes_report
 from echo_ska.experiments.state.state_bytes import PaperFigure
 from echo_ska.training import RunRecord
@@ -25,6 +30,8 @@ ROWS: dict[str, tuple[str, Callable[[Sequence[RunRecord]], list[list[str]]]]] = 
     "recall-map-lagged": ("recall-map", lambda records: recall_map_report.map_rows(records, "lagged")),
     "recall-map-accuracy": ("recall-map", lambda records: recall_map_report.accuracy_rows(records, 2)),
     "recall-map-rule": ("recall-map", recall_map_report.rule_rows),
+    "state-precision": ("state-precision", state_precision_report.table_rows),
+    "state-precision-lost": ("state-precision", state_precision_report.lost_rows),
     "recall-map-chosen": ("recall-map", lambda records: recall_map_report.chosen_rows(records, 2)),
 }
 """By the name between the marks."""

@@ -101,6 +101,7 @@ FILES = {
     "operator-error": "operator-error",
     "one-off-distractors": "one-off-distractors",
     "recall-map": "recall-map",
+    "state-precision": "state-precision",
     "mqar-frontier": "mqar-frontier",
     "in-context-regression": "in-context-regression",
 }

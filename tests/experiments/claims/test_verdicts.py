@@ -12,6 +12,7 @@ import pytest
 from made_up import made_up, of_text_trial, write_comparison, write_trials
 
 from echo_ska.convert.measure import CACHE_LENGTHS
+from echo_ska.experiments.algebra import state_precision
 from echo_ska.experiments.claims import CLAIMS, Evidence, Level, weigh
 from echo_ska.experiments.claims.claim import judge
 from echo_ska.experiments.claims.filters import Ablation
@@ -66,6 +67,29 @@ def transferred(figures: dict[str, float], with_dropout: float) -> Write:
         compared(transfer, figures)(folder)
         path = folder / f"{transfer.NAME}.jsonl"
         write_comparison(path, transfer.dropout_comparison(), transfer.SEEDS, lambda *_: with_dropout)
+
+    return write
+
+
+def stored(two_bytes: float, one_byte: float, always: float = 0.0) -> Write:
+    """Right answers by bytes a number, where four recall 0.5, and what is lost where every pair is rounded."""
+    found = {"float64": 0.4, "float32": 0.5, "float16": two_bytes, "bfloat16": two_bytes, "int8": one_byte}
+
+    def write(folder: Path) -> None:
+        settings = state_precision.FULL
+        cells = {
+            f"{memory}, {name}, {way}, {load:g}": {"accuracy": accuracy - (always if way == "always" else 0.0)}
+            for memory in state_precision.MEMORIES
+            for name, accuracy in found.items()
+            for way in state_precision.WAYS
+            for load in settings.loads
+        }
+        ranks = {memory: dict.fromkeys(found, 32) for memory in state_precision.MEMORIES}
+        for kind in state_precision.KINDS:
+            for seed in range(state_precision.SEEDS):
+                figures = {"cells": cells, "ranks": ranks, "bytes": settings.bytes}
+                record = made_up("state-precision", settings.configuration(kind), figures, seed)
+                append(record, folder / "state-precision.jsonl")
 
     return write
 
@@ -444,6 +468,10 @@ CASES: list[tuple[str, Level, Write]] = [
     ("gate-dropout", YES, transferred(arms(0.3, 0.9, 0.8), 0.96)),
     ("gate-dropout", PARTLY, transferred(arms(0.3, 0.97, 0.8), 0.96)),
     ("gate-dropout", NO, transferred(arms(0.3, 0.9, 0.8), 0.94)),
+    ("state-precision", YES, stored(0.6, 0.7)),
+    ("state-precision", PARTLY, stored(0.6, 0.5)),
+    ("state-precision", PARTLY, stored(0.6, 0.7, always=0.02)),
+    ("state-precision", NO, stored(0.52, 0.7)),
     ("aims", YES, aimed(0.995, 0.9995, 0.96)),
     ("aims", PARTLY, aimed(0.995, 0.99, 0.96)),
     ("aims", PARTLY, aimed(0.995, 0.9995, 0.96, control=0.97)),

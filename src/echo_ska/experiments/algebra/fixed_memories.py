@@ -79,11 +79,18 @@ def centred_answers(keys: Tensor, values: Tensor, queries: Tensor) -> Tensor:
 
 
 def delta_answers(keys: Tensor, values: Tensor, queries: Tensor, step: float) -> Tensor:
-    """DeltaNet: S += step (v - S k) k^T for one pair after the other, S q.
+    """DeltaNet: S += step (v - S k) k^T for one pair after the other, S q."""
+    return queries @ delta_memory(keys, values, step).mT
 
-    All at once: S = sum u k^T with u_t = step (v_t - sum_{s<t} u_s k_s^T k_t), a triangular system.
+
+def delta_memory(keys: Tensor, values: Tensor, step: float, start: Tensor | None = None) -> Tensor:
+    """DeltaNet's S [B, P, r] after these pairs, from `start` or from nothing.
+
+    All at once: S = S_0 + sum u k^T with u_t = step (v_t - S_0 k_t - sum_{s<t} u_s k_s^T k_t), a triangular system.
     """
+    wanted = values if start is None else values - keys @ start.mT
     system = step * torch.tril(keys @ keys.mT, diagonal=-1)
     system.diagonal(dim1=-2, dim2=-1).fill_(1)
-    corrections = torch.linalg.solve_triangular(system, step * values, upper=False)
-    return queries @ (keys.mT @ corrections)
+    corrections = torch.linalg.solve_triangular(system, step * wanted, upper=False)
+    written = corrections.mT @ keys
+    return written if start is None else start + written
