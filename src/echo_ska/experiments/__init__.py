@@ -120,6 +120,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         text="as language-model",
         takes_device=True,
     ),
+    "language-model-180m": Experiment(
+        "Claim 9 at the paper's 180M parameters: the same eight, for a large GPU (--device cuda); needs --text.",
+        "echo_ska.experiments.language.language_model_180m",
+        text="as language-model",
+        takes_device=True,
+    ),
     "language-ska": Experiment(
         "What makes SKA predict text better: one change at a time, in the comparison of language-model; needs --text.",
         "echo_ska.experiments.language.language_ska",

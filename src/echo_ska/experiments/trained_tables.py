@@ -9,6 +9,7 @@ from pathlib import Path
 from echo_ska.experiments.language import (
     language_model,
     language_model_50m,
+    language_model_180m,
     language_model_results,
     language_ska,
     replace_attention,
@@ -144,6 +145,10 @@ ROWS: dict[str, Callable[[], Rows | None]] = {
     "language-model-50m": functools.partial(_language, language_model_50m.PLAN, language_model_results.rows),
     "language-model-50m-contexts": functools.partial(
         _language, language_model_50m.PLAN, language_model_results.context_rows
+    ),
+    "language-model-180m": functools.partial(_language, language_model_180m.PLAN, language_model_results.rows),
+    "language-model-180m-contexts": functools.partial(
+        _language, language_model_180m.PLAN, language_model_results.context_rows
     ),
     "language-ska": _language_ska,
     "zero-shot": functools.partial(_zero_shot, zero_shot.benchmark_rows),

@@ -86,6 +86,7 @@ FILES = {
     "8": "bench",
     "9": "language-model",
     "9-50m": "language-model-50m",
+    "9-180m": "language-model-180m",
     "10": "zero-shot",
     "11": "gradient-flow",
     "look-ahead": "filter-ablation",

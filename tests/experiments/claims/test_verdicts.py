@@ -17,7 +17,13 @@ from echo_ska.experiments.claims import CLAIMS, Evidence, Level, weigh
 from echo_ska.experiments.claims.claim import judge
 from echo_ska.experiments.claims.filters import Ablation
 from echo_ska.experiments.demo import seeds as demo_seeds
-from echo_ska.experiments.language import language_model, language_model_50m, replace_attention, zero_shot
+from echo_ska.experiments.language import (
+    language_model,
+    language_model_50m,
+    language_model_180m,
+    replace_attention,
+    zero_shot,
+)
 from echo_ska.experiments.language.language_model_results import ECHO
 from echo_ska.experiments.language.replace_attention import NAME
 from echo_ska.experiments.language.replace_attention_results import ARMS
@@ -362,7 +368,7 @@ def read_on(
                 more: dict[str, Any] = {} if run.measure is None else {"whole": whole}
                 if run.measure is language_model.readings and run.arm.name == ECHO and run.seed == 0:
                     more["segments"] = {name: {"512": 2.0, "4096": 2.0 + apart} for name in ("whole", "first")}
-                device = "cuda" if plan is language_model_50m.PLAN else "cpu"  # where it is trained
+                device = "cpu" if plan is language_model.PLAN else "cuda"  # where it is trained
                 append(of_text_trial(run, bits, device, **more), folder / f"{plan.name}.jsonl")
 
     return write
@@ -504,6 +510,7 @@ CASES: list[tuple[str, Level, Write]] = [
     ("9-50m", YES, read_on(2.15, 2.2, plan=language_model_50m.PLAN)),
     ("9-50m", PARTLY, read_on(2.15, 2.03, plan=language_model_50m.PLAN)),
     ("9-50m", NO, read_on(2.09, 2.2, plan=language_model_50m.PLAN)),
+    ("9-180m", NO, read_on(2.09, 2.2, plan=language_model_180m.PLAN)),
     ("10", YES, hidden(0.9, 0.5)),
     ("10", PARTLY, hidden(0.9, 0.1)),
     ("10", PARTLY, hidden(0.9, 0.5, memory=1.5)),

@@ -16,7 +16,13 @@ from rich.console import Console
 from text_folder import write_texts
 
 from echo_ska.experiments import EXPERIMENTS
-from echo_ska.experiments.language import language_model, language_model_50m, language_model_results, language_ska
+from echo_ska.experiments.language import (
+    language_model,
+    language_model_50m,
+    language_model_180m,
+    language_model_results,
+    language_ska,
+)
 from echo_ska.experiments.language.language_model import PLAN, Plan, readings
 from echo_ska.experiments.language.language_model_figure import COLOURS, draw
 from echo_ska.experiments.language.language_model_results import CONTROLS, ECHO, SWIGLU
@@ -28,7 +34,7 @@ from echo_ska.training.records import read
 
 @pytest.mark.parametrize(
     ("plan", "parameters"),
-    [(PLAN, 1.1e6), (language_model_50m.PLAN, 50e6)],
+    [(PLAN, 1.1e6), (language_model_50m.PLAN, 50e6), (language_model_180m.PLAN, 180e6)],
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_arms_are_of_one_size_and_what_they_are_called(plan, parameters):
@@ -36,7 +42,7 @@ def test_arms_are_of_one_size_and_what_they_are_called(plan, parameters):
     layers = {arm.name: arm.fields["layer_types"] for arm in arms}
     sizes = {arm.name: count_parameters(arm.config(256)) for arm in arms}
     assert set(sizes) == {*CONTROLS, SWIGLU, ECHO} == set(COLOURS)
-    assert max(sizes.values()) <= 1.005 * min(sizes.values())
+    assert all(abs(size - sizes[ECHO]) <= 0.005 * sizes[ECHO] for size in sizes.values())
     assert sizes[ECHO] == pytest.approx(parameters, rel=0.02)
     for arm in arms:
         assert arm.fields["feed_forward"] == ("koopman" if arm.name == ECHO else "swiglu")
@@ -176,9 +182,10 @@ def test_changes_of_ska_run_once_and_are_held_against_the_start(small, quick, mo
         assert all(row[2].rstrip(" *") for row in table[2:])
 
 
-def test_50m_parameters_are_not_trained_on_a_cpu_unasked(small):
-    with pytest.raises(ValueError, match="days on a CPU: give --device cuda, or --quick"):
-        EXPERIMENTS["language-model-50m"].run(Console(), text=Path("texts"))
+@pytest.mark.parametrize("name", ["language-model-50m", "language-model-180m"])
+def test_large_models_are_not_trained_on_a_cpu_unasked(small, name):
+    with pytest.raises(ValueError, match=f"{name} would take days on a CPU: give --device cuda, or --quick"):
+        EXPERIMENTS[name].run(Console(), text=Path("texts"))
     assert small == []
 
 

@@ -54,7 +54,7 @@ CLAIMS: tuple[Claim[Any], ...] = (
     speed.DECODING,
     speed.WALL_CLOCK,
     language.CLAIM,
-    language.LARGER,
+    *language.LARGER,
     long_text.CLAIM,
     gradients.CLAIM,
     drop_in.CLAIM,

@@ -43,11 +43,18 @@ PLAN = Plan(
 def run(
     console: Console, *, seeds: int | None = None, quick: bool = False, text: Path | None = None, device: str = "cpu"
 ) -> list[RunRecord]:
-    """Run what is not recorded, print the tables and draw the picture; see `language_model.run`.
+    """Run what is not recorded, print the tables and draw the picture; see `run_large`."""
+    return run_large(PLAN, console, seeds=seeds, quick=quick, text=text, device=device)
+
+
+def run_large(
+    plan: Plan, console: Console, *, seeds: int | None, quick: bool, text: Path | None, device: str
+) -> list[RunRecord]:
+    """`language_model.run` for a plan that needs a GPU.
 
     Raises:
         ValueError: it is to run on a CPU, which would take days; the quick form may.
     """
     if device == "cpu" and not quick:
-        raise ValueError(f"{PLAN.name} would take days on a CPU: give --device cuda, or --quick.")
-    return PLAN.run(console, seeds=seeds, quick=quick, text=text, device=device)
+        raise ValueError(f"{plan.name} would take days on a CPU: give --device cuda, or --quick.")
+    return plan.run(console, seeds=seeds, quick=quick, text=text, device=device)
