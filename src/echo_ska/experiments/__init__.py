@@ -195,6 +195,11 @@ EXPERIMENTS: dict[str, Experiment] = {
         "How few bits the numbers of a state may have, untrained, when the bytes go into its rank.",
         "echo_ska.experiments.algebra.state_precision",
     ),
+    "trained-precision": Experiment(
+        "What trained models still recall if the numbers of their state are rounded as they read.",
+        "echo_ska.experiments.recall.trained_precision",
+        takes_device=True,
+    ),
     "write-gate": Experiment(
         "What the write gate gives on long sequences and costs on tasks that training never asked; gate dropout.",
         "echo_ska.experiments.recall.write_gate",

@@ -27,6 +27,7 @@ from echo_ska.experiments.recall import (
     mqar_frontier,
     mqar_grid,
     recall_per_byte,
+    trained_precision,
     transfer,
     write_gate,
 )
@@ -85,6 +86,11 @@ def _gates() -> Rows | None:
     return write_gate.rows(far, other) if len(other) == len(write_gate.ARMS) else None
 
 
+def _precisions() -> Rows | None:
+    results = trained_precision.recorded_results(_file(trained_precision.NAME))
+    return trained_precision.rows(results) if results else None
+
+
 def _aids(question: str) -> Rows | None:
     results = aids.recorded_results(_file(aids.NAME))
     return aids.rows(results, question) if results else None
@@ -135,6 +141,7 @@ ROWS: dict[str, Callable[[], Rows | None]] = {
         filter_ablation.NAME, filter_ablation.recall_comparison, filter_ablation.recall_rows
     ),
     "filter-ablation-orbit": _orbits,
+    "trained-precision": _precisions,
     "aids": functools.partial(_aids, aids.QUESTIONS[0].name),
     "aids-long": functools.partial(_aids, aids.QUESTIONS[1].name),
     "length-conditioning": _conditioning,

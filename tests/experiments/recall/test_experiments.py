@@ -19,7 +19,9 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from echo_ska.experiments import EXPERIMENTS
+from echo_ska.experiments.algebra.state_precision import PRECISIONS
 from echo_ska.experiments.recall.length_conditioning import conditioning
+from echo_ska.experiments.recall.trained_precision import rounded_recall
 from echo_ska.experiments.trials import recorded as recorded_runs
 from echo_ska.experiments.trials.trial import Trial
 from echo_ska.models.presets import count_parameters
@@ -35,6 +37,7 @@ TRAINED = (
     "mqar-frontier",
     "mqar-grid",
     "recall-per-byte",
+    "trained-precision",
     "transfer",
     "write-gate",
 )
@@ -54,6 +57,9 @@ def by_chance(trial: Trial) -> dict:
             question.name: {"lambda_min": [0.1, chance.random()], "lambda_max": [2.0, 3.0], "margin": chance.random()}
             for question in trial.questions
         }
+    elif trial.measure is rounded_recall:
+        questions = {question.name: chance.random() for question in trial.questions}
+        figures["rounded"] = dict.fromkeys(PRECISIONS, questions)
     elif trial.measure is not None:
         figures["gradient"] = {
             state: {
