@@ -54,28 +54,32 @@ def test_files_and_pruning(undisturbed):
     }
 
 
-def test_killed_ten_times_at_random_moments_it_ends_with_the_same_bits(tmp_path, monkeypatch):
-    steps, reference, killed = 400, tmp_path / "reference", tmp_path / "killed"
-    run(reference, steps)
+def test_an_echo_killed_ten_times_at_random_moments_ends_with_the_same_bits(tmp_path, monkeypatch):
+    steps, reference, killed = 300, tmp_path / "reference", tmp_path / "killed"
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(tiny_model.__file__).parent), *sys.path]))
     # Processes of one that has imported everything: each starts in milliseconds.
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["tiny_model"])
+
+    def start(directory):
+        process = processes.Process(target=tiny_model.run_alone, args=(directory, steps))
+        process.start()
+        return process
+
     moments = random.Random()
     for _ in range(10):
         known = set(checkpoints.list_checkpoints(killed))
-        process = processes.Process(target=tiny_model.run_alone, args=(killed, steps))
-        process.start()
+        process = start(killed)
         while process.is_alive() and not set(checkpoints.list_checkpoints(killed)) - known:
             time.sleep(0.002)
         time.sleep(moments.uniform(0, 0.1))
         process.kill()  # SIGKILL
         process.join()
         assert process.exitcode == -signal.SIGKILL
-    process = processes.Process(target=tiny_model.run_alone, args=(killed, steps))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+    for directory in (killed, reference):
+        process = start(directory)
+        process.join()
+        assert process.exitcode == 0
     assert contents(killed) == contents(reference)
     assert not list((killed / "checkpoints").glob(".*"))
 

@@ -1,4 +1,4 @@
-"""The smallest model that the training code can train, and a run of it that another process can start."""
+"""The smallest models that the training code can train, and a run that another process can start."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from echo_ska.models import EchoConfig, EchoForCausalLM
 from echo_ska.training import RunRecord, TrainingConfig, train
 
 VOCAB = 13
@@ -69,6 +70,27 @@ def build(seed: int = 0, **settings: float) -> TinyModel:
     return TinyModel(**settings)  # type: ignore[arg-type]
 
 
+def build_echo(gate_dropout: float = 0.0) -> EchoForCausalLM:
+    """An Echo of a layer of SKA and one of Mamba-2, with tied embeddings."""
+    torch.manual_seed(0)
+    return EchoForCausalLM(
+        EchoConfig(
+            vocab_size=VOCAB,
+            hidden_size=16,
+            num_hidden_layers=2,
+            state_size=8,
+            intermediate_size=32,
+            layer_types=["ska", "mamba2"],
+            ska_at_ends=True,
+            num_heads=2,
+            rank=4,
+            head_dim=8,
+            gate_dropout=gate_dropout,
+            tie_word_embeddings=True,
+        )
+    )
+
+
 def config(steps: int = 40, **changes: object) -> TrainingConfig:
     settings: dict[str, object] = {"device": "cpu", "log_every": 3, "checkpoint_every": 5} | changes
     return TrainingConfig(steps=steps, **settings)  # type: ignore[arg-type]
@@ -80,6 +102,6 @@ def run(directory: Path | None, steps: int = 40, **changes: object) -> tuple[Tin
 
 
 def run_alone(directory: Path, steps: int) -> None:
-    """A run for a process of its own."""
+    """A run for a process of its own, of an Echo that draws random numbers in every step."""
     torch.set_num_threads(1)
-    run(directory, steps)
+    train(build_echo(gate_dropout=0.25), CountingData(), config(steps), directory=directory)

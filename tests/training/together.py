@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from tiny_model import CountingData, build, config
+from tiny_model import CountingData, build, build_echo, config
 from torch import Tensor, nn
 
-from echo_ska.models import EchoConfig, EchoForCausalLM
 from echo_ska.training import ScaleConfig, train
 from echo_ska.training.data import rows_of_part
 from echo_ska.training.processes import start_processes
@@ -62,26 +61,6 @@ class Unreached(nn.Module):
         return self.inner(input_ids, labels)
 
 
-def echo() -> EchoForCausalLM:
-    """A small Echo with tied embeddings and an odd number of tokens, which two processes cannot halve."""
-    torch.manual_seed(0)
-    return EchoForCausalLM(
-        EchoConfig(
-            vocab_size=13,
-            hidden_size=16,
-            num_hidden_layers=2,
-            state_size=8,
-            intermediate_size=32,
-            layer_types=["ska", "mamba2"],
-            ska_at_ends=True,
-            num_heads=2,
-            rank=4,
-            head_dim=8,
-            tie_word_embeddings=True,
-        )
-    )
-
-
 class Diverges(nn.Module):
     """Its loss is no number at step 6, in the second process alone."""
 
@@ -98,7 +77,7 @@ class Diverges(nn.Module):
 
 
 MODELS = {
-    "echo": echo,
+    "echo": build_echo,  # an odd number of tokens, which two processes cannot halve
     "tiny": lambda: build(dropout=0.0),
     "dropout": build,
     "unreached": Unreached,
@@ -268,7 +247,7 @@ def context(folder: Path) -> dict[str, Any]:
     results["checkpoint activations"] = curve(strategy="context", checkpoint_activations=True)
     results["another model"] = failed(model="tiny", strategy="context")
     results["short"] = failed(strategy="context", data=ShortData())
-    trained = echo()
+    trained = build_echo()
     MODELS["mine"] = lambda: trained
     results["spike"] = failed(
         model="mine", strategy="context", spike_factor=1.0001, spike_window=1, settings={"learning_rate": 3.0}
