@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_OPTIONS ?=
 
-.PHONY: venv demo test check check-huggingface check-wheel bench tables report api notebook clean
+.PHONY: venv demo test check check-huggingface check-harness check-peers check-wheel bench tables report api notebook clean
 
 venv: $(VENV)/.installed
 
@@ -35,6 +35,17 @@ check-huggingface: venv
 	tar -xzf $(VENV)/huggingface/transformers-*.tar.gz -C $(VENV)/huggingface --strip-components=1
 	ECHO_SKA_HUGGINGFACE_TESTS=$(VENV)/huggingface $(BIN)/python -m pytest tests/models/test_huggingface_suite.py \
 	  tests/models/test_huggingface_tools.py
+
+# The tests that skip without lm-evaluation-harness: its tasks, its text and its scores beside ours (about a minute).
+check-harness: venv
+	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) -c constraints.txt -e '.[eval]'
+	$(BIN)/python -m pytest -rs tests/evaluation/test_lm_eval_tasks.py tests/evaluation/test_wikitext.py \
+	  tests/commands/test_evaluate.py tests/experiments/language/test_zero_shot.py
+
+# SKA's peers beside flash-linear-attention's definitions, on Linux (about half a minute); its kernels need a GPU.
+check-peers: venv
+	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) -c constraints.txt -e '.[gpu]'
+	$(BIN)/python -m pytest -rs tests/nn/peers tests/nn/test_adapters.py tests/nn/test_simple_gla.py
 
 # The wheel, in a fresh environment without triton, from an empty folder (a few minutes, most of them installing).
 WHEEL := build/wheel
