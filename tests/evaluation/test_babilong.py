@@ -36,6 +36,16 @@ def questions(text):
     return found
 
 
+def right_guesses(rows):
+    """Right answers of who says the commonest answer, and of who says the commonest that the question does not name."""
+    counts = Counter(answer for *_, answer in rows)
+
+    def guess(asked):
+        return max((answer for answer in counts if answer not in re.findall(r"\w+", asked)), key=counts.get)
+
+    return max(counts.values()), sum(guess(asked) == answer for _, asked, answer in rows)
+
+
 @pytest.fixture(scope="module", name="prose")
 def _prose():
     return Prose([book_path("unseen")])
@@ -65,7 +75,7 @@ def test_the_shipped_sample_is_asked_rightly_at_every_length(name, prose):
         answers[facts, asked].add(answer)
     [task] = load_babi(variants=[name])
     assert len(task) == len(rows) >= 20
-    assert task.chance == Counter(answer for *_, answer in rows).most_common(1)[0][1] / len(rows)
+    assert task.chance == max(right_guesses(rows)) / len(rows)
     for number in range(len(task)):
         story = task.story(number, 3)
         asked = re.fullmatch(r"Question: (.*)\nAnswer:", story.question)[1]
@@ -82,6 +92,21 @@ def test_the_shipped_sample_is_asked_rightly_at_every_length(name, prose):
             for fact in story.facts:
                 rest = rest.replace(fact, "", 1)
             assert not story.names & set(re.findall(r"\w+", rest))
+
+
+def test_a_question_that_rules_answers_out_raises_chance():
+    chances = {task.name: task.chance for task in load_babi()}
+    assert chances["qa3"] == 12 / 25  # the commonest answer alone: 10
+    assert chances["qa5"] == 6 / 20  # 4
+    assert chances["qa4"] == 13 / 39  # 13: who leaves named rooms out is right 13 times too
+    assert chances["qa1"] == 12 / 45  # no answer is ever named
+
+
+def test_a_rule_that_would_be_wrong_more_often_is_not_followed(tmp_path):
+    asked = [("Is it red or blue?", "red"), ("Is it red or blue?", "red"), ("Is it blue?", "green")]
+    (tmp_path / "qa1_made_test.txt").write_text("".join(f"1 {question}\t{answer}\t\n" for question, answer in asked))
+    [task] = load_babi(tmp_path)
+    assert task.chance == 2 / 3
 
 
 def test_the_sample_is_small_and_says_where_it_is_from():

@@ -94,7 +94,7 @@ class TextTask(ABC):
     @property
     @abstractmethod
     def chance(self) -> float:
-        """Expected share of right answers, in [0, 1], of the best predictor that reads neither text nor question."""
+        """Expected share of right answers, in [0, 1], of a guesser that knows the task and reads the question alone."""
 
     @abstractmethod
     def story(self, number: int, seed: int) -> Story:

@@ -13,12 +13,15 @@ from rich.console import Console
 from study_runs import run_twice, written_table
 from text_folder import write_texts
 
+from echo_ska.evaluation.babilong import load_babi
+from echo_ska.evaluation.text_recall import token_counter
 from echo_ska.experiments import EXPERIMENTS, trained_tables
 from echo_ska.experiments.language import zero_shot
-from echo_ska.experiments.language.zero_shot import MODEL, asked, benchmark_rows, recall_rows, verdict
+from echo_ska.experiments.language.zero_shot import MODEL, asked, benchmark_rows, recall_rows, recalled, verdict
 from echo_ska.models import EchoConfig, EchoForCausalLM, byte_tokenizer
 from echo_ska.training.records import append
 
+RECORDS = Path(__file__).parents[3] / "results" / "zero-shot.jsonl"
 HARNESS = importlib.util.find_spec("lm_eval") is not None
 
 
@@ -112,6 +115,16 @@ def test_what_is_refused(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(elsewhere)
     with pytest.raises(ValueError, match="start zero-shot in a checkout"):
         run(Console(), text=folder)
+
+
+def test_the_chance_in_the_records_is_that_of_the_stories():
+    """What chance is may be defined anew; records are not."""
+    figures = {task: found["by_length"] for task, found in recalled(zero_shot.recorded_results(RECORDS)).items()}
+    stories = [task for task in figures if task.startswith("qa")]
+    assert stories == ["qa1", "qa2"]
+    for task in load_babi(None, stories):
+        asked_of = task.limited_to(figures[task.name][0]["length"], token_counter(byte_tokenizer()))
+        assert {row["chance"] for row in figures[task.name]} == {asked_of.chance}
 
 
 def test_chance_is_called_chance():
