@@ -4,8 +4,9 @@
 ARC and LAMBADA and the first 20 articles of WikiText-2, by lm-evaluation-harness from local files; needles (RULER) and
 bAbI's facts (BABILong) hidden in a novel it has not read, at 1k to 128k tokens, with the bytes it keeps and the most
 memory that its process has taken; and a novel of a million bytes, read in segments of several lengths, its first 65,536
-bytes also one by one. A model of this size is expected to answer by chance: the point is that every task works, and
-that tables call chance what is chance. About half an hour of one core, by estimate.
+bytes also one by one: *Jane Eyre* in the records, one of the novels that the model was trained on, for ways of reading
+are compared there. A model of this size is expected to answer by chance: the point is that every task works, and that
+tables call chance what is chance. About half an hour of one core, by estimate.
 """
 
 from __future__ import annotations
