@@ -124,9 +124,9 @@ def test_the_picture(record, tmp_path):
 def test_the_pages_tables_take_the_newest_full_run(record, tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     page = "<!-- table: bench-training -->\n<!-- end -->\n<!-- table: bench-gpu-machine -->\n<!-- end -->\n"
-    assert tables.fill(page).count("Nothing is recorded yet.") == 2
+    assert tables.fill(page).count("Not recorded yet.") == 2
     append(record, tmp_path / "bench.jsonl")
-    assert tables.fill(page).count("Nothing is recorded yet.") == 2
+    assert tables.fill(page).count("Not recorded yet.") == 2
     full = dataclasses.replace(record, configuration=record.configuration | {"name": "full"})
     append(full, tmp_path / "bench.jsonl")
     assert "| softmax attention |" in tables.fill(page)

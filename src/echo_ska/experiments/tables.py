@@ -25,6 +25,7 @@ from echo_ska.training import RunRecord
 from echo_ska.training.records import read
 
 RESULTS = Path("results")
+NOTHING = "Not recorded yet.\n"
 MARKED = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -91,6 +92,8 @@ def recipe() -> str:
 def algebra(name: str) -> str:
     """A table of docs/algebra.md: an experiment on the algebra alone."""
     experiment, rows_of = algebra_tables.ROWS[name]
+    if not (RESULTS / f"{experiment}.jsonl").exists():
+        return NOTHING
     return markdown(rows_of(_records(experiment)))
 
 
@@ -102,7 +105,7 @@ def regression(by_pairs: bool) -> str:
     path = RESULTS / f"{experiment.NAME}.jsonl"
     results = experiment.recorded_results(path) if path.exists() else {}
     if not results:
-        return "Nothing is recorded yet.\n"
+        return NOTHING
     return markdown(pairs_rows(results) if by_pairs else along_rows(results))
 
 
@@ -155,7 +158,7 @@ def decoding_accuracy() -> str:
 def trained(name: str) -> str:
     """A table of models that were trained: a name in `trained_tables.ROWS`."""
     rows = trained_tables.ROWS[name]()
-    return markdown(rows) if rows else "Not recorded yet.\n"
+    return markdown(rows) if rows else NOTHING
 
 
 def bench(name: str, device: str) -> str:
@@ -163,7 +166,7 @@ def bench(name: str, device: str) -> str:
     path = RESULTS / "bench.jsonl"
     records = [record for record in read(path) if _is_full_run(record, device)] if path.exists() else []
     if not records:
-        return "Nothing is recorded yet.\n"
+        return NOTHING
     record = records[-1]
     if name == "machine":
         picture = RESULTS / summary.picture_name(record)
