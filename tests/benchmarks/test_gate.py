@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -12,10 +14,11 @@ from echo_ska.benchmarks import decoding, layers, routes
 from echo_ska.benchmarks.decoders import DECODERS
 from echo_ska.benchmarks.gate import judge, largest_error
 from echo_ska.benchmarks.layers import LAYERS, judge_layer
-from echo_ska.benchmarks.plan import Plan, Sizes
+from echo_ska.benchmarks.plan import Plan, Sizes, UnavailableError
 from echo_ska.benchmarks.routes import ROUTES, make_routes
 from echo_ska.benchmarks.run import run_benchmark
 from echo_ska.benchmarks.summary import TABLES, rows_of
+from echo_ska.nn.fla import fla_function
 
 SIZES = Sizes(heads=2, rank=4, head_dim=6, refresh_interval=8, state_size=4)
 HERE, ABSENT = make_routes(None, SIZES, "cpu")
@@ -143,6 +146,13 @@ def test_a_row_that_cannot_run_here_is_refused_by_name():
         make_routes(("softmax-flash",), SIZES, "cpu")
     with pytest.raises(ValueError, match="there is no route 'x': choose from ska"):
         make_routes(("x",), SIZES, "cpu")
+
+
+def test_a_release_of_fla_without_the_function_leaves_the_route_out(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fla.ops.mesa_net", ModuleType("fla.ops.mesa_net"))
+    monkeypatch.setattr(routes, "fla_function", fla_function.__wrapped__)  # what is cached stays as it is
+    with pytest.raises(UnavailableError, match=r"lacks mesa_net.chunk_mesa_net: pip install 'echo-ska\[gpu\]'"):
+        ROUTES["mesa-fla"](SIZES, "cuda")
 
 
 def test_rows_belong_to_routes():

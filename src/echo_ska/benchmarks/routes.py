@@ -16,6 +16,7 @@ from echo_ska.benchmarks.linear_attention import linear_attention
 from echo_ska.benchmarks.operations import Operations
 from echo_ska.benchmarks.plan import Sizes, UnavailableError
 from echo_ska.benchmarks.sources import Inputs
+from echo_ska.nn.fla import Kernel, fla_function
 from echo_ska.nn.mamba2 import DEFAULT_CHUNK_SIZE, state_space_scan
 from echo_ska.ops import spectral_koopman_attention
 
@@ -190,17 +191,17 @@ def _softmax_flash(sizes: Sizes, device: str) -> Route:
     return replace(softmax_route("FlashAttention, bf16", sizes, run), dtype=torch.bfloat16)
 
 
-def _fla(module: str, name: str) -> Callable[..., Any]:
-    """A function of flash-linear-attention."""
-    try:
-        return getattr(__import__(f"fla.ops.{module}", fromlist=[name]), name)
-    except ImportError:
-        raise UnavailableError("flash-linear-attention is not installed: pip install 'echo-ska[gpu]'") from None
+def _fla(name: str) -> Kernel:
+    """A function of flash-linear-attention by its name below `fla.ops`."""
+    kernel = fla_function(f"fla.ops.{name}")
+    if kernel is None:
+        raise UnavailableError(f"flash-linear-attention is missing, or lacks {name}: pip install 'echo-ska[gpu]'")
+    return kernel
 
 
 def _fla_linear(sizes: Sizes, device: str) -> Route:
     _require_cuda(device)
-    chunk_linear_attn = _fla("linear_attn", "chunk_linear_attn")
+    chunk_linear_attn = _fla("linear_attn.chunk_linear_attn")
 
     def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         output: Tensor = chunk_linear_attn(query, key, value, scale=1.0, normalize=False)[0]
@@ -211,7 +212,7 @@ def _fla_linear(sizes: Sizes, device: str) -> Route:
 
 def _fla_gated_delta(sizes: Sizes, device: str) -> Route:
     _require_cuda(device)
-    chunk_gated_delta_rule = _fla("gated_delta_rule", "chunk_gated_delta_rule")
+    chunk_gated_delta_rule = _fla("gated_delta_rule.chunk_gated_delta_rule")
 
     def run(query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, write_weight: Tensor) -> Tensor:
         output: Tensor = chunk_gated_delta_rule(query, key, value, log_decay.float(), write_weight)[0]
@@ -223,7 +224,7 @@ def _fla_gated_delta(sizes: Sizes, device: str) -> Route:
 
 def _fla_mesa(sizes: Sizes, device: str) -> Route:
     _require_cuda(device)
-    chunk_mesa_net = _fla("mesa_net", "chunk_mesa_net")
+    chunk_mesa_net = _fla("mesa_net.chunk_mesa_net")
     ridge = torch.full((sizes.heads, sizes.head_dim), sizes.ridge, device=device)
 
     def run(query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, write_weight: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ Kernel = Callable[..., tuple[Tensor, Tensor | None]]
 
 @functools.cache
 def fla_function(name: str) -> Kernel | None:
-    """A function by its full name, as in "fla.ops.gla.chunk_gla"; None where flash-linear-attention is not installed.
+    """A function by its full name, as in "fla.ops.gla.chunk_gla"; None where flash-linear-attention is missing or old.
 
     `pip install 'echo-ska[gpu]'` installs it.
     """
@@ -53,7 +53,7 @@ def _miscompiled(capability: tuple[int, int]) -> bool:
     """Whether the Triton that is installed breaks the gradient of one gate a head on this GPU.
 
     Versions 3.4 to 3.7.0 do on Hopper; flash-linear-attention refuses the backward pass there (its issue 640), which
-    is too late for who is training.
+    is too late once training has begun.
     """
     try:
         installed = version("triton")
