@@ -26,10 +26,9 @@ for name in found:
 USED = """
 from pathlib import Path
 import torch
-from echo_ska.experiments.trials.pool import usable_cores
 from echo_ska.memory import ContextState, ContextStore
 from echo_ska.models import EchoConfig, EchoForCausalLM
-from echo_ska.training.records import describe_hardware
+from echo_ska.training.records import describe_hardware, usable_cores
 sizes = {"hidden_size": 16, "num_hidden_layers": 3, "ska_layers": [1], "num_heads": 2, "rank": 4, "state_size": 4}
 model = EchoForCausalLM(EchoConfig(vocab_size=32, **sizes)).eval()
 store = ContextStore(Path(sys.argv[1]) / "store")

@@ -34,6 +34,18 @@ def test_a_record_says_where_it_was_made():
         assert 10**7 < made.peak_memory_bytes < 10**12
 
 
+@pytest.mark.parametrize(
+    ("quota", "most"),
+    [(None, 8), ("max 100000\n", 8), ("250000 100000\n", 3), ("900000 100000\n", 8), ("9 100000\n", 1)],
+)
+def test_a_containers_quota_counts(tmp_path, monkeypatch, quota, most):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr(records, "QUOTA", tmp_path / "cpu.max")
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(quota)
+    assert records.usable_cores() == records.describe_hardware()["cores"] == most
+
+
 def test_commit_is_the_checkouts_and_only_the_checkouts(tmp_path, monkeypatch):
     package = tmp_path / "src" / "echo_ska"
     package.mkdir(parents=True)

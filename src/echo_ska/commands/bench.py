@@ -19,9 +19,8 @@ from echo_ska.benchmarks.plan import Plan
 from echo_ska.benchmarks.run import NAME, run_benchmark
 from echo_ska.benchmarks.summary import TABLES, machine, picture_name, rows_of
 from echo_ska.experiments.benchmark_figure import draw
-from echo_ska.experiments.trials.pool import usable_cores
 from echo_ska.training import RunRecord
-from echo_ska.training.records import append, write_json
+from echo_ska.training.records import append, usable_cores, write_json
 from echo_ska.training.reporter import format_seconds
 
 

@@ -18,6 +18,9 @@ import torch
 
 import echo_ska
 
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Where Linux tells a container how much of how many microseconds of all cores it may use."""
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -120,13 +123,22 @@ def checkout_state() -> tuple[str | None, bool | None]:
 
 def describe_hardware() -> dict[str, Any]:
     """CPU model, cores this process may use, torch's threads, and the GPU's name or None."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": _cpu_model(),
-        "cores": usable,
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity, or less where a container's quota allows less."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = QUOTA.read_text(encoding="utf-8").split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file, or "max": no quota
+        return cores
 
 
 def describe_versions() -> dict[str, str]:

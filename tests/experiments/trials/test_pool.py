@@ -14,7 +14,7 @@ import pool_jobs
 import pytest
 from rich.console import Console
 
-from echo_ska.experiments.trials.pool import ALLOCATOR, Job, JobError, run_jobs, usable_cores
+from echo_ska.experiments.trials.pool import ALLOCATOR, Job, JobError, run_jobs
 
 
 def test_results_come_back_by_name_and_progress_is_shown() -> None:
@@ -104,10 +104,6 @@ def test_two_jobs_of_one_name_are_refused() -> None:
     jobs = [Job("twin", pool_jobs.multiply, {"number": 1})] * 2
     with pytest.raises(ValueError, match="name of its own"):
         run_jobs(jobs, Console(file=io.StringIO()))
-
-
-def test_at_least_one_core_is_usable() -> None:
-    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
 
 
 def _alive(pid: int) -> bool:

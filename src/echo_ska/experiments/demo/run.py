@@ -25,8 +25,8 @@ from echo_ska.experiments.demo.recall import (
     train_recall_model,
 )
 from echo_ska.experiments.demo.text import TextModel, run_text_part
-from echo_ska.experiments.trials.pool import Job, Stage, run_jobs, usable_cores
-from echo_ska.training.records import checkout_state, describe_hardware, describe_versions, write_json
+from echo_ska.experiments.trials.pool import Job, Stage, run_jobs
+from echo_ska.training.records import checkout_state, describe_hardware, describe_versions, usable_cores, write_json
 
 MINIMUM_SEQUENCES = 64
 TOKENS_A_LENGTH = 65_536

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import os
 import queue
@@ -15,13 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
 from echo_ska.training import LineReporter, ProgressReporter, QueueReporter, Reporter, training_progress
+from echo_ska.training.records import usable_cores
 from echo_ska.training.reporter import format_seconds
 
 ALLOCATOR = (
@@ -150,16 +149,6 @@ def places(device: str) -> int:
     if device == "cpu":
         return cores
     return max(1, min(cores, torch.cuda.mem_get_info()[0] // GPU_BYTES))
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: its affinity, or less where a container's quota allows less."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
-        return max(1, min(cores, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # no such file, or "max": no quota
-        return cores
 
 
 def _work(job: Job, threads: int, messages: Any) -> None:
