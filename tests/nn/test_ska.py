@@ -78,6 +78,16 @@ def test_the_paper_preset():
     assert (output == 0).all(), "its output projection starts at zero"
 
 
+@pytest.mark.parametrize("prefix_mask", [False, True])
+@pytest.mark.parametrize("cu_seqlens", [None, torch.tensor([0, 0])])
+def test_the_paper_preset_takes_no_tokens(prefix_mask, cu_seqlens):
+    mixer = SpectralKoopmanAttention.paper(32, num_heads=2, rank=8, prefix_mask=prefix_mask)
+    mixed, _ = mixer(torch.randn(1, 0, 32, requires_grad=True), cu_seqlens=cu_seqlens)
+    assert mixed.shape == (1, 0, 32)
+    mixed.sum().backward()
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in mixer.parameters())
+
+
 def test_the_paper_preset_reads_a_masked_prefix():
     mixer = SpectralKoopmanAttention.paper(32, num_heads=2, rank=8, prefix_mask=True)
     torch.nn.init.normal_(mixer.o_proj.weight)

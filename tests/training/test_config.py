@@ -10,6 +10,7 @@ from echo_ska.training import TrainingConfig
         ("steps", 1.5),
         ("learning_rate", 0.0),
         ("learning_rate", float("nan")),
+        ("learning_rate", None),
         ("warmup_fraction", 1.5),
         ("final_learning_rate_fraction", -0.1),
         ("weight_decay", -1.0),

@@ -410,6 +410,8 @@ class SpectralKoopmanAttention(SequenceMixer):
     def _normalised(self, query: Tensor, key: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.normalisation == "token":
             return unit_norm(query), unit_norm(key)
+        if key.shape[1] == 0:  # no key is the largest
+            return query, key
         norms = key.norm(dim=-1, keepdim=True)  # [B, T, H, 1]
         if cu_seqlens is None:
             largest = norms.amax(dim=1, keepdim=True)

@@ -59,10 +59,10 @@ class TrainingConfig:
         for name in ("warmup_fraction", "final_learning_rate_fraction"):
             if not (0 <= getattr(self, name) <= 1):
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}.")
-        for name in ("learning_rate", "gradient_clip"):
-            value = getattr(self, name)
-            if value is not None and not (0 < value < math.inf):
-                raise ValueError(f"{name} must be a positive number, got {value}.")
+        if self.learning_rate is None or not (0 < self.learning_rate < math.inf):
+            raise ValueError(f"learning_rate must be a positive number, got {self.learning_rate}.")
+        if self.gradient_clip is not None and not (0 < self.gradient_clip < math.inf):
+            raise ValueError(f"gradient_clip must be a positive number or None, got {self.gradient_clip}.")
         if not (0 <= self.weight_decay < math.inf):
             raise ValueError(f"weight_decay must be a number of at least 0, got {self.weight_decay}.")
         object.__setattr__(self, "betas", tuple(self.betas))  # a list, as JSON gives it, compares equal then

@@ -156,15 +156,18 @@ def test_all_arms_have_one_budget_and_are_asked_alike(name: str) -> None:
             assert masked == ("mask" in trial.arm.name)  # a mask is named where it is handed out
 
 
+@pytest.mark.parametrize("seeds", [{1}, {0, 1}], ids=["some", "all"])
 @pytest.mark.parametrize("name", ["cliff", "gradient-flow", "length-conditioning", "length-generalisation"])
-def test_a_training_that_diverged_is_shown_and_drawn_around(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trainings_that_diverged_are_shown_and_drawn_around(
+    name: str, seeds: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = 0
 
     def run_jobs(jobs, console, *, on_result):
         nonlocal made
         for job in jobs:
             record = by_chance(job.arguments["trial"])
-            if job.arguments["trial"].seed == 1:
+            if job.arguments["trial"].seed in seeds:
                 record["figures"] = {
                     "arm": record["figures"]["arm"],
                     "learning_rate": record["figures"]["learning_rate"],

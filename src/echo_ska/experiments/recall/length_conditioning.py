@@ -20,7 +20,7 @@ from rich.console import Console
 from echo_ska.experiments.trials.arms import ECHO, small
 from echo_ska.experiments.trials.changes import no_gate, ska_layers
 from echo_ska.experiments.trials.comparison import Results, converged
-from echo_ska.experiments.trials.figures import length_axis, percent, save, short_number
+from echo_ska.experiments.trials.figures import length_axis, percent, save
 from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
 from echo_ska.experiments.trials.trial import EVALUATION_SEED, SEGMENT_LENGTH, Arm, Question, Trial
 from echo_ska.experiments.trials.tuning import recorded_seeds, run_seeds
@@ -149,8 +149,8 @@ def rows(results: Results) -> list[list[str]]:
 
 def draw(results: Results, path: Path) -> None:
     """Accuracy, margin and lambda_min against length, side by side: every seed thin, the mean thick."""
-    results = converged(results)
     lengths = [int(length) for length in next(iter(results.values()))[0].figures["accuracy"]]
+    results = converged(results)
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     panels = figure.subplots(1, 3)
     for arm, records in results.items():
@@ -171,11 +171,11 @@ def draw(results: Results, path: Path) -> None:
             axes.set_title(title, loc="left", fontsize=10)
     for axes in panels:
         length_axis(axes, lengths, "tokens")
-        axes.set_xticks(lengths, [short_number(length) for length in lengths])
     panels[0].set_ylim(0, 102)
     panels[2].set_yscale("log")
-    ridge = fmean(median(record.figures["ridge"]) for records in results.values() for record in records)
-    panels[2].axhline(ridge, color="black", linewidth=1, linestyle=(0, (4, 3)))
-    panels[2].annotate("ridge", (lengths[0], ridge), xytext=(2, 4), textcoords="offset points", fontsize=9)
+    if results:
+        ridge = fmean(median(record.figures["ridge"]) for records in results.values() for record in records)
+        panels[2].axhline(ridge, color="black", linewidth=1, linestyle=(0, (4, 3)))
+        panels[2].annotate("ridge", (lengths[0], ridge), xytext=(2, 4), textcoords="offset points", fontsize=9)
     figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, ncols=2, loc="outside upper left", fontsize=10)
     save(figure, path)

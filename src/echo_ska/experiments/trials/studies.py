@@ -31,9 +31,10 @@ def seed_count(seeds: int | None, own: int) -> int:
 
 
 def print_rows(console: Console, title: str, rows: Sequence[Sequence[str]]) -> None:
-    """A header and rows of text, as `tables.markdown` takes them, as a table on the screen."""
+    """A header and rows of text, none too, as `tables.markdown` takes them, as a table on the screen."""
     table = Table(title=title)
-    for place, (name, below) in enumerate(zip(rows[0], rows[1], strict=True)):
+    first = rows[1] if len(rows) > 1 else [""] * len(rows[0])
+    for place, (name, below) in enumerate(zip(rows[0], first, strict=True)):
         is_number = place > 0 and below[:1] in tuple("0123456789+−-")
         table.add_column(name, justify="right" if is_number else "left")
     for row in rows[1:]:
