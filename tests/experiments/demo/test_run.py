@@ -16,7 +16,7 @@ from echo_ska.experiments.demo import run as demo_module
 from echo_ska.experiments.demo.recall import RECALL_MODELS
 from echo_ska.experiments.demo.run import DemoSettings, run_demo
 from echo_ska.experiments.demo.text import TextModel
-from echo_ska.experiments.trials.figures import percent, short_bytes, short_number
+from echo_ska.experiments.trials.figures import mean_with_range, percent, short_bytes, short_number
 
 TINY = DemoSettings(
     models=tuple(replace(model, steps=2, batch_size=2) for model in RECALL_MODELS),
@@ -97,6 +97,13 @@ def test_outputs_that_cannot_be_written_are_refused_before_any_work(tmp_path: Pa
         run_demo(output=file / "out", json_path=None, console=console)
     with pytest.raises(ValueError, match="is a folder"):
         run_demo(output=tmp_path / "out", json_path=tmp_path, console=console)
+
+
+def test_a_range_is_shown_where_seeds_differ_as_shown() -> None:
+    assert mean_with_range([0.981, 0.999, 0.972], percent) == "98.4 (97.2-99.9)"
+    assert mean_with_range([0.98111, 0.98112], percent) == mean_with_range([0.98111], percent) == "98.1"
+    assert mean_with_range([2.0514, 2.0486], "{:.3f}".format) == "2.050 (2.049-2.051)"
+    assert mean_with_range([], percent) == ""
 
 
 def test_numbers_are_shown_short_and_never_flattered() -> None:

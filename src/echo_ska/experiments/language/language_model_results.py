@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from echo_ska.experiments.trials.comparison import Results
-from echo_ska.experiments.trials.figures import short_bytes, short_number
+from echo_ska.experiments.trials.figures import mean_with_range, short_bytes, short_number
 from echo_ska.experiments.trials.texts import TEST
 from echo_ska.training import RunRecord
 from echo_ska.training.bits_per_byte import over_texts
@@ -75,11 +75,8 @@ def read_whole(records: Sequence[RunRecord]) -> list[float]:
 
 
 def spread(of_seeds: Sequence[float]) -> str:
-    """2.051 (2.049-2.053): the mean, and the range where seeds differ."""
-    if not of_seeds:
-        return ""
-    middle, low, high = (f"{value:.3f}" for value in (fmean(of_seeds), min(of_seeds), max(of_seeds)))
-    return middle if low == high else f"{middle} ({low}-{high})"
+    """2.051 (2.049-2.053): the mean, and the range where seeds differ; empty for none."""
+    return mean_with_range(of_seeds, "{:.3f}".format)
 
 
 def rows(results: Results) -> list[list[str]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Literal
 
 from echo_ska.convert.measure import CACHE_LENGTHS
+from echo_ska.experiments.trials.figures import mean_with_range
 from echo_ska.training import RunRecord
 
 PERIOD = 24
@@ -35,11 +35,12 @@ def rows(results: Results, period: int | None = None) -> list[list[str]]:
         period: bytes to be copied; None shows bits per byte.
     """
     table = [["model", *STATES.values()]]
+    shown = ("{:.3f}" if period is None else "{:.1f}").format
     for arm, records in results.items():
         cells = []
         for state in STATES:
             values = [figure_of(record, state, period) for record in records if state in record.figures]
-            cells.append(_cell(values, "{:.3f}" if period is None else "{:.1f}") if values else "")
+            cells.append(mean_with_range(values, shown))
         table.append([arm, *cells])
     return table
 
@@ -63,9 +64,3 @@ def figure_of(record: RunRecord, state: str, period: int | None) -> float:
     """Bits per byte of a state, or how much it copies, in %."""
     found = record.figures[state]
     return float(found["bits_per_byte"] if period is None else 100 * found["copied"][str(period)])
-
-
-def _cell(values: Sequence[float], form: str) -> str:
-    """Mean, and behind it lowest and highest where seeds differ."""
-    mean, lowest, highest = (form.format(value) for value in (fmean(values), min(values), max(values)))
-    return mean if lowest == highest else f"{mean} ({lowest}-{highest})"

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from echo_ska.benchmarks.cost import training_cost
 from echo_ska.experiments.language.scaling_fit import Interval, PowerLaw, fit_power_law, interval, resampled
 from echo_ska.experiments.trials.comparison import Results
-from echo_ska.experiments.trials.figures import save
+from echo_ska.experiments.trials.figures import mean_with_range, save
 from echo_ska.experiments.trials.studies import BLUE, VERMILION
 from echo_ska.experiments.trials.texts import TEST
 from echo_ska.models import EchoConfig, preset
@@ -86,9 +86,7 @@ def rows(results: Results) -> list[list[str]]:
     for of_size in sorted(results.values(), key=lambda records: size_of(records[0])):
         first, config = of_size[0], _config(of_size[0])
         found = [_bits(record) for record in of_size if "diverged" not in record.figures]
-        seen = "diverged" if not found else f"{fmean(found):.3f}"
-        if len(found) > 1:
-            seen += f" ({min(found):.3f}-{max(found):.3f})"
+        seen = mean_with_range(found, "{:.3f}".format) or "diverged"
         flops = training_cost(config, first.configuration["data"]["length"], read_by(first)).flops
         rate = f"{first.figures['learning_rate']:g}"
         table.append([str(config.hidden_size), f"{size_of(first):,}", rate, f"{flops:.2e}", seen])

@@ -24,7 +24,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from echo_ska.experiments.trials.comparison import Results
+from echo_ska.experiments.trials.comparison import Results, percent_range
 from echo_ska.experiments.trials.figures import label_lines, percent, save, short_bytes
 from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
 from echo_ska.experiments.trials.trial import Arm, Question, Trial
@@ -232,10 +232,9 @@ def rows(results: Results) -> list[list[str]]:
     table = [["model", "state", "rate", "mean", *(question.name for question in QUESTIONS)]]
     for name, records in results.items():
         means = [mean_accuracy(record) for record in records]
-        spread = f" ({percent(min(means))}-{percent(max(means))})" if len(means) > 1 else ""
         cells = [percent(fmean(r.figures["accuracy"][question.name] for r in records)) for question in QUESTIONS]
         rate = f"{records[0].figures['learning_rate']:g}"
-        table.append([name, short_bytes(state_bytes(records[0])), rate, percent(fmean(means)) + spread, *cells])
+        table.append([name, short_bytes(state_bytes(records[0])), rate, percent_range(means), *cells])
     return table
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 
-from echo_ska.experiments.trials.figures import COLOURS, MARKERS, label_lines, length_axis, percent, save
+from echo_ska.experiments.trials.figures import (
+    COLOURS,
+    MARKERS,
+    label_lines,
+    length_axis,
+    mean_with_range,
+    percent,
+    save,
+)
 from echo_ska.experiments.trials.tuning import mean_and_range
 from echo_ska.training import RunRecord
 
@@ -47,18 +52,7 @@ def cell(records: Sequence[RunRecord], question: str) -> str:
 
 def percent_range(values: Sequence[float]) -> str:
     """Mean and range of shares in percent, e.g. "98.3 (97.1-99.9)"; the mean alone where they do not differ."""
-    mean, lowest, highest = (percent(value) for value in (fmean(values), min(values), max(values)))
-    return mean if lowest == highest else f"{mean} ({lowest}-{highest})"
-
-
-def print_rows(console: Console, title: str, rows: Sequence[Sequence[str]]) -> None:
-    """Print a header and rows as a table."""
-    table = Table(title=title)
-    for place, heading in enumerate(rows[0]):
-        table.add_column(heading, justify="right" if place else "left")
-    for row in rows[1:]:
-        table.add_row(*row)
-    console.print(table)
+    return mean_with_range(values, percent)
 
 
 def draw_by_length(results: Results, lengths: Mapping[str, int], path: Path, title: str, chance: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -103,6 +103,14 @@ def short_number(number: float) -> str:
 def percent(fraction: float) -> str:
     """One decimal, rounded down, so that 100.0 means all."""
     return f"{math.floor(1000 * fraction + 1e-9) / 10:.1f}"
+
+
+def mean_with_range(values: Sequence[float], shown: Callable[[float], str]) -> str:
+    """2.051 (2.049-2.053): the mean, and the range where values differ as `shown` writes them; "" for none."""
+    if not values:
+        return ""
+    mean, lowest, highest = (shown(value) for value in (fmean(values), min(values), max(values)))
+    return mean if lowest == highest else f"{mean} ({lowest}-{highest})"
 
 
 def short_bytes(number: float) -> str:
