@@ -12,7 +12,8 @@ from host_models import VOCABULARY, host, tokens
 
 from echo_ska.convert import load_converted
 from echo_ska.convert.conversion import Measure, Recipe, cache_table, convert, trained_on
-from echo_ska.convert.measure import TokenWindows, copying, held_out_loss
+from echo_ska.convert.data import TokenWindows
+from echo_ska.convert.measure import copying, held_out_loss
 from echo_ska.training import TrainingConfig
 from echo_ska.training.checkpoint import list_checkpoints
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from host_models import host, tokens
 
 from echo_ska.convert import distil, replace_attention
+from echo_ska.convert.data import TokenWindows
 from echo_ska.convert.distillation import Finetuning, OutputMatching
-from echo_ska.convert.measure import TokenWindows
 from echo_ska.training import TrainingConfig
 
 QUICK = TrainingConfig(steps=4, learning_rate=3e-3, device="cpu", log_every=1)

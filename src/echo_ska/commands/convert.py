@@ -20,8 +20,8 @@ from transformers.utils import logging
 from echo_ska.commands.goals import say
 from echo_ska.commands.keep import whole_model
 from echo_ska.convert.conversion import Measure, Recipe, cache_table, convert, trained_on
+from echo_ska.convert.data import TokenWindows, WithCopying
 from echo_ska.convert.hosts import decoder_layers
-from echo_ska.convert.measure import TokenWindows, WithCopying
 from echo_ska.evaluation.memory_plot import format_bytes
 from echo_ska.models.own_code import OWN_CODE_IS_NOT_RUN, refusing_own_code
 from echo_ska.training import (

@@ -25,7 +25,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from echo_ska.convert.conversion import Measure, Recipe, cache_table, convert, trained_on
-from echo_ska.convert.measure import WithCopying
+from echo_ska.convert.data import WithCopying
 from echo_ska.experiments.language.replace_attention_results import ARMS, CONTROL, ORIGINAL, PERIOD, cache_rows, rows
 from echo_ska.experiments.trials.pool import Job, Stage
 from echo_ska.experiments.trials.recorded import RecordedRun, recorded, run_missing
