@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from echo_ska.algebra.record import TensorRecord
 from echo_ska.nn.convolution import ShortConvolution
 from echo_ska.nn.fla import kernel_for
-from echo_ska.nn.initialization import start_as
+from echo_ska.nn.initialization import start_as, start_steps
 from echo_ska.nn.mixer import MixerState, SequenceMixer
 from echo_ska.nn.parts import last_sequence, last_tokens
 from echo_ska.nn.simple_gla import SIMPLE_GLA, simple_gla_scan
@@ -101,10 +101,7 @@ class Mamba2(SequenceMixer):
         """The published start of A_log, dt_bias and D; the other parameters start as their modules start them."""
         # Rates uniform in [1, 16]: with the steps below, a head's memory 1 / (A dt) is between 0.6 and 1,000 tokens.
         start_as(self.A_log, torch.empty_like(self.A_log).uniform_(1, 16).log())
-        # Steps log-uniform in [1e-3, 1e-1], so that every scale of time gets as many heads. dt_bias is their
-        # inverse softplus, log(exp(dt) - 1), in the form that loses nothing for small dt.
-        step = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp()
-        start_as(self.dt_bias, step + torch.log(-torch.expm1(-step)))
+        start_steps(self.dt_bias)
         # A head starts by passing its input through, so gradients flow before its state holds anything of use.
         start_as(self.D, torch.ones_like(self.D))
 

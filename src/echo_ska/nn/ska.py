@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import operator
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +22,7 @@ from echo_ska.nn.aids import (
     stretched_sigmoid,
     unit_norm,
 )
+from echo_ska.nn.initialization import inverse_softplus
 from echo_ska.nn.mixer import MixerState, SequenceMixer
 from echo_ska.nn.parts import PartExchange, last_sequence, last_tokens
 from echo_ska.nn.projections import QueryKeyValue, head_width
@@ -188,8 +188,7 @@ class SpectralKoopmanAttention(SequenceMixer):
 
     def reset_parameters(self) -> None:
         """Start this layer's own parameters; submodules start theirs."""
-        # The inverse of softplus, log(exp(ridge) - 1), in the form that is exact for a small ridge.
-        nn.init.constant_(self.raw_ridge, self.initial_ridge + math.log(-math.expm1(-self.initial_ridge)))
+        nn.init.constant_(self.raw_ridge, inverse_softplus(self.initial_ridge))
         for ones in (self.gain, self.scale):
             if ones is not None:
                 nn.init.ones_(ones)

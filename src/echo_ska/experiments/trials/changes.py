@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from echo_ska.models import EchoForCausalLM
 from echo_ska.nn import SpectralKoopmanAttention
 from echo_ska.nn.aids import gate_score, unit_norm
+from echo_ska.nn.initialization import inverse_softplus
 from echo_ska.nn.projections import QueryKeyValue
 
 Change = Callable[[EchoForCausalLM], None]
@@ -148,7 +149,7 @@ def high_ridge(network: EchoForCausalLM) -> None:
 
 def _start_ridge(network: EchoForCausalLM, ridge: float) -> None:
     for ska in ska_layers(network):
-        nn.init.constant_(ska.raw_ridge, math.log(math.expm1(ridge)))
+        nn.init.constant_(ska.raw_ridge, inverse_softplus(ridge))
 
 
 @torch.no_grad()

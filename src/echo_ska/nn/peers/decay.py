@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echo_ska.nn.aids import precise
-from echo_ska.nn.initialization import start_as
+from echo_ska.nn.initialization import start_as, start_steps
 
 # Decays per channel enter a chunk's products as exp(g_t - m) and exp(m - g_s), with m in the middle of the chunk. In
 # float32, exp(16 * 5) is finite: so a token may forget down to exp(-5) at most, and a chunk have 32 tokens.
@@ -37,10 +37,9 @@ class HeadDecay(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Rates uniform in [1, 16], steps log-uniform in [1e-3, 1e-1]; see `Mamba2`."""
+        """Rates uniform in [1, 16], steps by `start_steps`; see `Mamba2`."""
         start_as(self.A_log, torch.empty_like(self.A_log).uniform_(1, 16).log())
-        step = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp()
-        start_as(self.dt_bias, step + torch.log(-torch.expm1(-step)))
+        start_steps(self.dt_bias)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[..., d] -> log a [..., H, 1], at most 0, in float32 or finer."""

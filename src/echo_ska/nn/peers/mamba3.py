@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from echo_ska.algebra import accumulator_dtype
 from echo_ska.nn.aids import precise
-from echo_ska.nn.initialization import start_as
+from echo_ska.nn.initialization import start_steps
 from echo_ska.nn.mixer import MixerState, SequenceMixer
 from echo_ska.nn.packing import pad_packed, sequence_lengths, unpad
 from echo_ska.nn.peers.chunks import scan_chunks
@@ -132,9 +132,7 @@ class Mamba3(SequenceMixer):
 
     def reset_parameters(self) -> None:
         """The published start of dt_bias, D and the biases; the other parameters start as their modules start them."""
-        # Steps log-uniform in [1e-3, 1e-1], as Mamba-2's; dt_bias is their inverse softplus, exact for small steps.
-        step = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp()
-        start_as(self.dt_bias, step + torch.log(-torch.expm1(-step)))
+        start_steps(self.dt_bias)
         for ones in (self.D, self.B_bias, self.C_bias):
             nn.init.ones_(ones)
 

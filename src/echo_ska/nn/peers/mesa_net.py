@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from echo_ska.nn.initialization import inverse_softplus
 from echo_ska.nn.peers.base import LinearMixer
 from echo_ska.nn.peers.chunks import scan_chunks
 from echo_ska.nn.peers.decay import HeadDecay
@@ -43,8 +43,7 @@ class DiagonalRidge(nn.Module):
 
     def reset_parameters(self) -> None:
         """Start at `initial`."""
-        excess = self.initial - RIDGE_LOWER_BOUND
-        nn.init.constant_(self.raw_ridge, excess + math.log(-math.expm1(-excess)))
+        nn.init.constant_(self.raw_ridge, inverse_softplus(self.initial - RIDGE_LOWER_BOUND))
 
     def forward(self, dtype: torch.dtype) -> Tensor:
         """The ridge, [H, r], in `dtype`."""
