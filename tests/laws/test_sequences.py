@@ -85,6 +85,19 @@ def test_packing_equals_separate_sequences(implementation, reading, with_state):
 
 
 @every_implementation
+@pytest.mark.parametrize("reading", READINGS)
+def test_packed_bfloat16_stays_near_float64(implementation, reading):
+    """Gradients are rounded to the inputs' dtype; what is carried on comes from weighted keys that are not."""
+    bounds = torch.tensor([0, 1, 8, 8, 74, 79])
+    case = make_case(79, batch=1, blend=True, **READINGS[reading]).to(torch.bfloat16)
+    found = outcome(case, cu_seqlens=bounds, **IMPLEMENTATIONS[implementation])
+    expected = outcome(case.to(torch.float64), cu_seqlens=bounds, backend="recurrent")
+    for name, value in expected.items():
+        tolerance = 1e-5 if name.startswith("state.") else 2 * torch.finfo(torch.bfloat16).eps
+        assert_same({name: found[name]}, {name: value}, tolerance)
+
+
+@every_implementation
 @causal_readings
 def test_rows_at_different_positions_continue_together(implementation, reading):
     warm_up = make_case(20, batch=1, seed=3, **READINGS[reading])

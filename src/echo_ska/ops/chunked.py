@@ -8,7 +8,7 @@ from torch import Tensor
 from echo_ska.algebra import SufficientStatistics, weighted
 from echo_ska.ops.arguments import Arguments
 from echo_ska.ops.segments.function import parallel_read
-from echo_ska.ops.sequences import coefficients
+from echo_ska.ops.sequences import coefficients, statistics_after
 from echo_ska.ops.state import RecurrentState, choose_rows
 
 
@@ -72,18 +72,7 @@ def _final_state(
     else:
         rows, starts = torch.zeros_like(initial.count), bounds[:-1].to(device)
         lengths = bounds.diff().to(device)
-    any_token = (lengths > 0)[:, None, None]
-    begins_here = any_token & (initial.count == 0)[:, None, None]
-    first_key, last_key = (
-        _weighted_tokens(arguments, rows, place.clamp(0, time - 1))[0].to(initial.gram.dtype)
-        for place in (starts, starts + lengths - 1)
-    )
-    final = SufficientStatistics(
-        *sums,
-        first_key=torch.where(begins_here, first_key, initial.first_key),
-        previous_key=torch.where(any_token, last_key, initial.previous_key),
-        count=initial.count + lengths,
-    )
+    final = statistics_after(arguments, initial, rows * time + starts, lengths, sums)
     position = start.position + lengths
     frozen = start.frozen_statistics
     if frozen is not None and arguments.refresh_interval is not None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -38,33 +36,30 @@ def sequence_bounds(arguments: Arguments) -> list[int]:
 def statistics_after(
     arguments: Arguments,
     initial: SufficientStatistics,
-    bounds: Sequence[int],
-    taken: Sequence[int],
+    starts: Tensor,
+    taken: Tensor,
     sums: tuple[Tensor, Tensor, Tensor],
 ) -> SufficientStatistics:
     """The statistics after the first taken[n] tokens of each sequence, whose gram, lag and value moments are `sums`.
 
-    `initial` are those that the call started from.
+    `initial` are those that the call started from; a sequence begins at the flat token starts[n] (`sequence_bounds`).
     """
-    device = arguments.key.device
-    counts = torch.tensor(list(taken), device=device)
-    starts = torch.tensor(list(bounds[:-1]), device=device)
-    any_token = (counts > 0)[:, None, None]
+    any_token = (taken > 0)[:, None, None]
     begins_here = any_token & (initial.count == 0)[:, None, None]
-    first, last = (
-        _weighted_keys(arguments, places.clamp(0, bounds[-1] - 1)).to(initial.gram.dtype)
-        for places in (starts, starts + counts - 1)
-    )
+    first, last = (_weighted_keys(arguments, places).to(initial.gram.dtype) for places in (starts, starts + taken - 1))
     return SufficientStatistics(
         *sums,
         first_key=torch.where(begins_here, first, initial.first_key),
         previous_key=torch.where(any_token, last, initial.previous_key),
-        count=initial.count + counts,
+        count=initial.count + taken,
     )
 
 
 def _weighted_keys(arguments: Arguments, places: Tensor) -> Tensor:
-    """sqrt(b) k of some flat tokens, [len(places), H, r]."""
-    key = arguments.key.flatten(0, 1)[places]
-    weight = None if arguments.write_weight is None else arguments.write_weight.flatten(0, 1)[places].to(key.dtype)
+    """sqrt(b) k of some flat tokens in the compute dtype, [len(places), H, r]; places outside are moved to the ends."""
+    compute = torch.float64 if arguments.value.dtype == torch.float64 else torch.float32
+    flat = arguments.key.flatten(0, 1)
+    places = places.clamp(0, flat.shape[0] - 1)
+    key = flat[places].to(compute)
+    weight = None if arguments.write_weight is None else arguments.write_weight.flatten(0, 1)[places].to(compute)
     return weighted(key, key, weight)[0]

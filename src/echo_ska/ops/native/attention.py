@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from torch import Tensor
 
@@ -47,7 +45,7 @@ def native_attention(
     initial = start.statistics
     compute = torch.float64 if arguments.value.dtype == torch.float64 else torch.float32
     plain, filtered = coefficients(arguments, compute)
-    bounds = sequence_bounds(arguments)
+    bounds = torch.tensor(sequence_bounds(arguments))
     inputs = (arguments.query, arguments.key, arguments.value, arguments.write_weight, plain, filtered)
     tokens = [None if tensor is None else tensor.to(compute).contiguous() for tensor in inputs]
     per_head = [arguments.ridge, initial.gram, initial.lag_moment, initial.value_moment, initial.previous_key]
@@ -61,7 +59,7 @@ def native_attention(
         *tokens,
         *per_head,
         initial.count,
-        torch.tensor(bounds),
+        bounds,
         arguments.power,
         arguments.refresh_interval or 0,
         needs_grad and not recompute,
@@ -70,13 +68,13 @@ def native_attention(
     )
     if not output_final_state:
         return output, None
-    lengths = [end - begin for begin, end in itertools.pairwise(bounds)]
-    final = statistics_after(arguments, initial, bounds, lengths, (gram, lag_moment, value_moment))
+    starts, lengths = bounds[:-1], bounds.diff()
+    final = statistics_after(arguments, initial, starts, lengths, (gram, lag_moment, value_moment))
     frozen = None
     interval = arguments.refresh_interval
     if interval is not None:
         assert start.frozen_statistics is not None
-        crossed = [length // interval * interval for length in lengths]
-        refrozen = statistics_after(arguments, initial, bounds, crossed, (frozen_gram, frozen_lag, frozen_value))
-        frozen = choose_rows(torch.tensor([count > 0 for count in crossed]), refrozen, start.frozen_statistics)
-    return output, RecurrentState(final, frozen, start.position + torch.tensor(lengths))
+        crossed = lengths // interval * interval
+        refrozen = statistics_after(arguments, initial, starts, crossed, (frozen_gram, frozen_lag, frozen_value))
+        frozen = choose_rows(crossed > 0, refrozen, start.frozen_statistics)
+    return output, RecurrentState(final, frozen, start.position + lengths)

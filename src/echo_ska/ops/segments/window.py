@@ -61,7 +61,7 @@ class Window:
 
     def store(self, slots: Tensor, tokens: Tensor) -> None:
         """[rows, H, slots, ...] -> its place in `tokens`, [B, T, H, ...]."""
-        values = slots.transpose(1, 2)
+        values = slots.transpose(1, 2).to(tokens.dtype)
         if self.index is None:
             tokens[self.place] = values
         elif self.valid is None:
