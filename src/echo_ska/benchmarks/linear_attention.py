@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from echo_ska.benchmarks.operations import LINEAR_CHUNK
+from echo_ska.nn.peers.chunks import chunk_bounds, heads_first, put_heads_first
 
 
 def linear_attention(
@@ -44,10 +45,10 @@ class _LinearAttention(torch.autograd.Function):
         current = state.flatten(0, 1)  # [B H, r, P]
         starts = []
         mask = _causal_mask(query, chunk_size)
-        for begin, end in _chunks(query.shape[1], chunk_size):
-            q, k, v = (_heads_first(tensor, begin, end) for tensor in (query, key, value))
+        for begin, end in chunk_bounds(query.shape[1], chunk_size):
+            q, k, v = (heads_first(tensor, begin, end) for tensor in (query, key, value))
             scores = (q @ k.mT).mul_(mask[: end - begin, : end - begin])
-            _put(output, begin, end, torch.baddbmm(q @ current, scores, v))
+            put_heads_first(output, begin, end, torch.baddbmm(q @ current, scores, v))
             starts.append(current)
             current = torch.baddbmm(current, k.mT, v)
         ctx.save_for_backward(query, key, value, *starts)
@@ -55,39 +56,24 @@ class _LinearAttention(torch.autograd.Function):
         return output, current.view_as(state)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
         query, key, value, *starts = ctx.saved_tensors
         of_output, of_final = gradients
         of_query, of_key, of_value = (torch.empty_like(tensor) for tensor in (query, key, value))
         carried = of_final.flatten(0, 1)  # gradient of the state after the chunk, [B H, r, P]
         mask = _causal_mask(query, ctx.chunk_size)
-        chunks = list(_chunks(query.shape[1], ctx.chunk_size))
+        chunks = list(chunk_bounds(query.shape[1], ctx.chunk_size))
         for (begin, end), start in zip(reversed(chunks), reversed(starts), strict=True):
-            q, k, v, g = (_heads_first(tensor, begin, end) for tensor in (query, key, value, of_output))
+            q, k, v, g = (heads_first(tensor, begin, end) for tensor in (query, key, value, of_output))
             own = mask[: end - begin, : end - begin]
             scores, of_scores = (q @ k.mT).mul_(own), (g @ v.mT).mul_(own)
-            _put(of_query, begin, end, torch.baddbmm(g @ start.mT, of_scores, k))
-            _put(of_key, begin, end, torch.baddbmm(v @ carried.mT, of_scores.mT, q))
-            _put(of_value, begin, end, torch.baddbmm(k @ carried, scores.mT, g))
+            put_heads_first(of_query, begin, end, torch.baddbmm(g @ start.mT, of_scores, k))
+            put_heads_first(of_key, begin, end, torch.baddbmm(v @ carried.mT, of_scores.mT, q))
+            put_heads_first(of_value, begin, end, torch.baddbmm(k @ carried, scores.mT, g))
             carried = torch.baddbmm(carried, q.mT, g)
         return of_query, of_key, of_value, carried.view_as(of_final), None
 
 
-def _chunks(time: int, size: int) -> Iterator[tuple[int, int]]:
-    for begin in range(0, time, size):
-        yield begin, min(begin + size, time)
-
-
 def _causal_mask(like: Tensor, size: int) -> Tensor:
     return torch.ones(size, size, dtype=like.dtype, device=like.device).tril()
-
-
-def _heads_first(tokens: Tensor, begin: int, end: int) -> Tensor:
-    """[B, T, H, D] -> [B H, S, D], contiguous, of the tokens from `begin` to `end` - 1."""
-    return tokens[:, begin:end].transpose(1, 2).flatten(0, 1)
-
-
-def _put(tokens: Tensor, begin: int, end: int, chunk: Tensor) -> None:
-    """[B H, S, D] -> those tokens of [B, T, H, D]."""
-    into = tokens[:, begin:end].transpose(1, 2)  # [B, H, S, D]
-    into.copy_(chunk.view(into.shape))

@@ -247,3 +247,10 @@ class LinearMixer(SequenceMixer):
     def state_bytes(self, length: int) -> int:
         """Bytes of one sequence's state: the same after any `length`."""
         return self.init_state(1, device="meta").nbytes
+
+
+def weighted_mean(read: Tensor) -> Tensor:
+    """Weighted sums of values with the sum of the weights behind them, [..., P + 1], to the values' mean [..., P]."""
+    sums = read[..., -1:]
+    # Nothing is written where every gate so far was closed: there the read is 0 as well.
+    return read[..., :-1] / torch.where(sums > 0, sums, torch.ones_like(sums))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from echo_ska.nn.peers.base import LinearMixer
+from echo_ska.nn.peers.base import LinearMixer, weighted_mean
 
 
 class BasedAttention(LinearMixer):
@@ -45,7 +45,7 @@ class BasedAttention(LinearMixer):
     def recur(self, memory: Tensor, *tokens: Tensor) -> Tensor:
         query, key, value = tokens
         memory.addcmul_(value.unsqueeze(-1), taylor_features(key).unsqueeze(-2))
-        return _divided((memory.to(query.dtype) @ taylor_features(query).unsqueeze(-1)).squeeze(-1))
+        return weighted_mean((memory.to(query.dtype) @ taylor_features(query).unsqueeze(-1)).squeeze(-1))
 
     @staticmethod
     def chunk(memory: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,7 @@ class BasedAttention(LinearMixer):
 
     def scan(self, memory: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:
         read, memory = super().scan(memory, *tokens)
-        return _divided(read), memory
+        return weighted_mean(read), memory
 
 
 def taylor_features(vectors: Tensor) -> Tensor:
@@ -69,10 +69,3 @@ def taylor_features(vectors: Tensor) -> Tensor:
     weight = torch.ones(pairs.shape[1], device=vectors.device, dtype=vectors.dtype)
     weight = weight.masked_fill(pairs[0] == pairs[1], math.sqrt(0.5))
     return torch.cat([torch.ones_like(vectors[..., :1]), vectors, (vectors @ left) * (vectors @ (right * weight))], -1)
-
-
-def _divided(read: Tensor) -> Tensor:
-    """The weighted mean of values: [..., P + 1] -> [..., P]."""
-    sums = read[..., -1:]
-    # Nothing is written where every gate so far was closed: there the read is 0 as well.
-    return read[..., :-1] / torch.where(sums > 0, sums, torch.ones_like(sums))

@@ -39,12 +39,12 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, function: Chunk, size: int, memory: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:
         starts, reads, current = [], None, memory
-        for begin, end in _bounds(tokens[0].shape[1], size):
+        for begin, end in chunk_bounds(tokens[0].shape[1], size):
             starts.append(current)
-            read, current = function(current, *(_heads_first(tensor, begin, end) for tensor in tokens))
+            read, current = function(current, *(heads_first(tensor, begin, end) for tensor in tokens))
             if reads is None:
                 reads = read.new_empty(*tokens[0].shape[:3], read.shape[-1])
-            _put(reads, begin, end, read)
+            put_heads_first(reads, begin, end, read)
         assert reads is not None, "there is at least one token"
         ctx.save_for_backward(*starts, *tokens)
         ctx.function, ctx.size, ctx.chunks = function, size, len(starts)
@@ -57,29 +57,30 @@ class _Scan(torch.autograd.Function):
         starts, tokens = saved[: ctx.chunks], saved[ctx.chunks :]
         gradients = [torch.empty_like(tensor) for tensor in tokens]
         carried = of_final  # gradient of the memory after the chunk
-        bounds = list(_bounds(tokens[0].shape[1], ctx.size))
+        bounds = list(chunk_bounds(tokens[0].shape[1], ctx.size))
         for (begin, end), start in zip(reversed(bounds), reversed(starts), strict=True):
-            leaves = [start.detach(), *(_heads_first(tensor, begin, end) for tensor in tokens)]
+            leaves = [start.detach(), *(heads_first(tensor, begin, end) for tensor in tokens)]
             with torch.enable_grad():
                 leaves = [leaf.requires_grad_() for leaf in leaves]
                 results = ctx.function(*leaves)
-            carried, *of_chunk = torch.autograd.grad(results, leaves, (_heads_first(of_reads, begin, end), carried))
+            carried, *of_chunk = torch.autograd.grad(results, leaves, (heads_first(of_reads, begin, end), carried))
             for whole, piece in zip(gradients, of_chunk, strict=True):
-                _put(whole, begin, end, piece)
+                put_heads_first(whole, begin, end, piece)
         return None, None, carried, *gradients
 
 
-def _bounds(length: int, size: int) -> Iterator[tuple[int, int]]:
+def chunk_bounds(length: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where the chunks of a sequence begin and end; the last may be shorter."""
     for begin in range(0, length, size):
         yield begin, min(begin + size, length)
 
 
-def _heads_first(tokens: Tensor, begin: int, end: int) -> Tensor:
-    """[N, T, H, D] -> [N H, C, D], of the tokens from `begin` to `end` - 1."""
+def heads_first(tokens: Tensor, begin: int, end: int) -> Tensor:
+    """[N, T, H, D] -> [N H, C, D], of the tokens from `begin` to `end` - 1, without a gradient."""
     return tokens.detach()[:, begin:end].transpose(1, 2).flatten(0, 1)
 
 
-def _put(tokens: Tensor, begin: int, end: int, chunk: Tensor) -> None:
+def put_heads_first(tokens: Tensor, begin: int, end: int, chunk: Tensor) -> None:
     """[N H, C, D] -> those tokens of [N, T, H, D]."""
     into = tokens[:, begin:end].transpose(1, 2)  # [N, H, C, D]
     into.copy_(chunk.view(into.shape))

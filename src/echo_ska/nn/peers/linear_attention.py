@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from echo_ska.nn.peers.base import LinearMixer
+from echo_ska.nn.peers.base import LinearMixer, weighted_mean
 from echo_ska.nn.simple_gla import SIMPLE_GLA
 
 
@@ -77,8 +77,4 @@ class LinearAttention(LinearMixer):
         return self._divided(read), memory
 
     def _divided(self, read: Tensor) -> Tensor:
-        if not self.normalised:
-            return read
-        sums = read[..., -1:]
-        # Nothing is written where every gate so far was closed: there the read is 0 as well.
-        return read[..., :-1] / torch.where(sums > 0, sums, torch.ones_like(sums))
+        return weighted_mean(read) if self.normalised else read
