@@ -226,6 +226,11 @@ def test_half_precision_keeps_steering_parameters_in_float32(tmp_path):
     assert loaded.model.layers[1].mixer.raw_ridge.dtype is torch.float32
     assert loaded.lm_head.weight.dtype is torch.bfloat16
     assert loaded(ids(1, 20)).logits.isfinite().all()
+    published = tiny(layer_types=["mamba2", "ska-paper", "mamba2"])
+    published.save_pretrained(tmp_path / "paper")
+    loaded = EchoForCausalLM.from_pretrained(tmp_path / "paper", dtype=torch.bfloat16)
+    assert loaded.model.layers[1].mixer.scale.dtype is torch.float32
+    assert loaded(ids(1, 20), use_cache=False).logits.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from echo_ska.convert.hosts import HeadWeights
 from echo_ska.nn import SpectralKoopmanAttention
-
-# What the published layer is not told apart by in low precision, and what steers exponentials and solves.
-FLOAT32 = ("raw_ridge", "gain", "blend_weight", "blend_bias", "scale")
+from echo_ska.nn.mixer import KEPT_IN_FLOAT32
 
 
 def low_rank_forms(query: Tensor, key: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -62,7 +60,7 @@ def build_mixer(weights: HeadWeights, rank: int, settings: dict[str, Any]) -> Sp
             plain: nn.Linear = getattr(owner, name)
             plain.bias = nn.Parameter(plain.weight.new_zeros(plain.out_features))
     for name, parameter in mixer.named_parameters():
-        dtype = torch.float32 if name in FLOAT32 else weights.value.dtype
+        dtype = torch.float32 if name in KEPT_IN_FLOAT32 else weights.value.dtype
         parameter.data = parameter.data.to(weights.value.device, dtype)
     return mixer
 

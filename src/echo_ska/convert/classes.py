@@ -18,8 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.initialization import guard_torch_init_functions
 
 from echo_ska.convert.attention import ReplacedAttention
-from echo_ska.convert.carry import FLOAT32, build_mixer
+from echo_ska.convert.carry import build_mixer
 from echo_ska.convert.hosts import CONVERTED, HOSTS, decoder_layers, head_weights
+from echo_ska.nn.mixer import KEPT_IN_FLOAT32
 
 FIELD = "echo_ska_replaced"
 """The field of a configuration that says what was replaced: a list of `layers`, `rank`, `init` and `settings`."""
@@ -82,7 +83,7 @@ def make_converted(model: PreTrainedModel, part: dict[str, Any]) -> None:
 def keep_in_float32(model: PreTrainedModel) -> None:
     """Of what steers exponentials and solves, what this model has stays in float32 when it is loaded."""
     own = {name.rpartition(".")[2] for name, _ in model.named_parameters() if ".mixer." in name}
-    cast(Any, model)._keep_in_fp32_modules_strict = own.intersection(FLOAT32)
+    cast(Any, model)._keep_in_fp32_modules_strict = own.intersection(KEPT_IN_FLOAT32)
 
 
 def _reset(module: nn.Module) -> None:

@@ -21,7 +21,7 @@ from echo_ska.models.sealed_weights import SealedWeights
 from echo_ska.models.segments import SEGMENT_LENGTH, read_in_segments
 from echo_ska.nn import Block, SequenceMixer
 from echo_ska.nn.initialization import start_as
-from echo_ska.nn.mixer import MixerState
+from echo_ska.nn.mixer import KEPT_IN_FLOAT32, MixerState
 from echo_ska.nn.registry import FEED_FORWARDS, MIXERS
 
 # The last projection of every mixer and feed-forward layer: what is added to the residual stream.
@@ -59,16 +59,7 @@ class EchoPreTrainedModel(SealedWeights):
     _no_split_modules = ("EchoBlock",)
     # A model whose states cannot be taken back is "stateful" to Hugging Face, and refused assisted decoding.
     _is_stateful = False
-    # Read in float32 even where the model is cast to half precision: they steer exponentials and solves.
-    _keep_in_fp32_modules_strict: Collection[str] = (
-        "raw_ridge",
-        "gain",
-        "blend_weight",
-        "blend_bias",
-        "A_log",
-        "dt_bias",
-        "D",
-    )
+    _keep_in_fp32_modules_strict: Collection[str] = KEPT_IN_FLOAT32
 
     def _init_weights(self, module: nn.Module) -> None:
         """Every module knows its own start, `reset_parameters`; residual projections start smaller."""

@@ -13,6 +13,12 @@ from echo_ska.algebra.record import TensorRecord
 from echo_ska.nn.parts import PartExchange
 from echo_ska.ops.arguments import check_boundaries
 
+KEPT_IN_FLOAT32 = ("raw_ridge", "gain", "scale", "blend_weight", "blend_bias", "A_log", "dt_bias", "D")
+"""Parameters that stay in float32 where a model is loaded in half precision, by their names in mixers.
+
+They steer exponentials and solves, or (`scale`, `D`) weigh what comes of these.
+"""
+
 
 @dataclasses.dataclass
 class MixerState(TensorRecord):
