@@ -1,9 +1,18 @@
 """The frontier's budgets: what is counted, and that every model is the largest within its own."""
 
 import pytest
+from made_up import of_trial
 
 from echo_ska.experiments.recall import mqar_frontier
-from echo_ska.experiments.recall.mqar_frontier import BUDGETS, FAMILIES, Family, arms, counted_bytes, largest_within
+from echo_ska.experiments.recall.mqar_frontier import (
+    BUDGETS,
+    FAMILIES,
+    Family,
+    arms,
+    counted_bytes,
+    largest_within,
+    state_bytes,
+)
 from echo_ska.models import EchoConfig
 
 
@@ -46,6 +55,15 @@ def test_every_model_is_the_largest_within_its_budget(name):
 
 def test_there_is_no_model_within_a_few_bytes():
     assert largest_within(FAMILIES["linear attention"], 16) is None
+
+
+def test_bytes_of_a_record_are_those_of_its_arm():
+    for trial in mqar_frontier.trials():
+        record = of_trial(trial, lambda *_: 0.5)
+        if trial.arm.name == "softmax attention":
+            assert state_bytes(record) == 4 * 2 * 2 * 512 * 64  # keys and values of two layers, 512 tokens of width 64
+        else:
+            assert state_bytes(record) == counted_bytes(EchoConfig(vocab_size=512, **trial.arm.fields))
 
 
 def test_arms_have_names_of_their_own_and_the_schedule_asks_what_it_trains():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -17,6 +16,7 @@ from echo_ska.experiments.trials.comparison import Results
 from echo_ska.experiments.trials.figures import mean_with_range, save
 from echo_ska.experiments.trials.studies import BLUE, VERMILION
 from echo_ska.experiments.trials.texts import TEST
+from echo_ska.experiments.trials.trial import config_of
 from echo_ska.models import EchoConfig, preset
 from echo_ska.models.presets import count_parameters
 from echo_ska.training import RunRecord, book_path
@@ -32,7 +32,7 @@ def target_size() -> int:
 
 def size_of(record: RunRecord) -> int:
     """Parameters of a record's model without embedding and head."""
-    return _body(_config(record))
+    return _body(config_of(record))
 
 
 def read_by(record: RunRecord) -> int:
@@ -84,7 +84,7 @@ def rows(results: Results) -> list[list[str]]:
     """A header, a row a size, and the law: its floor, its exponent, and what it says of echo-1b; then what was read."""
     table = [["width", "parameters", "learning rate", "operations", "bits per byte"]]
     for of_size in sorted(results.values(), key=lambda records: size_of(records[0])):
-        first, config = of_size[0], _config(of_size[0])
+        first, config = of_size[0], config_of(of_size[0])
         found = [_bits(record) for record in of_size if "diverged" not in record.figures]
         seen = mean_with_range(found, "{:.3f}".format) or "diverged"
         flops = training_cost(config, first.configuration["data"]["length"], read_by(first)).flops
@@ -111,17 +111,6 @@ def _bits(record: RunRecord) -> float:
     """At the one context that is scored."""
     (bits,) = record.figures["bits_per_byte"][TEST].values()
     return float(bits)
-
-
-def _config(record: RunRecord) -> EchoConfig:
-    described = record.configuration["model"]
-    return _read_config(json.dumps({key: described[key] for key in described if key != "class"}))
-
-
-@functools.lru_cache(maxsize=64)
-def _read_config(described: str) -> EchoConfig:
-    config: EchoConfig = EchoConfig.from_dict(json.loads(described))
-    return config
 
 
 def _body(config: EchoConfig) -> int:

@@ -27,11 +27,12 @@ from rich.console import Console
 from echo_ska.experiments.trials.comparison import Results, percent_range
 from echo_ska.experiments.trials.figures import label_lines, percent, save, short_bytes
 from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
-from echo_ska.experiments.trials.trial import Arm, Question, Trial
+from echo_ska.experiments.trials.trial import Arm, Question, Trial, config_of
 from echo_ska.experiments.trials.tuning import Comparison
 from echo_ska.models import EchoConfig
 from echo_ska.models.presets import build_on_meta
 from echo_ska.nn import SequenceMixer, SpectralKoopmanAttention
+from echo_ska.nn.peers.mesa_net import MesaNet
 from echo_ska.tasks import MultiQueryRecall
 from echo_ska.training import RunRecord
 
@@ -131,7 +132,7 @@ def _numbers(mixer: SequenceMixer) -> int:
         return mixer.num_heads * (rank * (rank + 1) // 2 + width * rank + lag)
     tensors = mixer.init_state(1, device="meta").tensors()
     numbers = sum(tensor.numel() for name, tensor in tensors.items() if "convolution" not in name)
-    if type(mixer).__name__ == "MesaNet":  # its Gram matrix is symmetric, and stored whole
+    if isinstance(mixer, MesaNet):  # its Gram matrix is symmetric, and stored whole
         heads, _, rank = tensors["memory"].shape[1:]
         numbers -= heads * (rank * (rank - 1) // 2)
     return numbers
@@ -196,30 +197,10 @@ def run(console: Console, *, seeds: int | None = None, quick: bool = False, devi
 
 def state_bytes(record: RunRecord) -> int:
     """The counted bytes of a record's model; of softmax attention at the longest test."""
-    names = record.configuration["model"]
-    fields = {name: value for name, value in names.items() if name in _CONFIG_FIELDS}
-    config = EchoConfig(**fields)
+    config = config_of(record)
     if "full_attention" in config.layer_types:
         return FLOAT * 2 * LAYERS * config.num_heads * int(config.head_dim or 0) * CELLS[-1][0]
     return counted_bytes(config)
-
-
-_CONFIG_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "layer_types",
-    "ska_at_ends",
-    "feed_forward",
-    "num_heads",
-    "head_dim",
-    "rank",
-    "power",
-    "blended",
-    "state_size",
-    "expand",
-    "conv_kernel",
-)
 
 
 def mean_accuracy(record: RunRecord) -> float:

@@ -288,6 +288,18 @@ def _described(fields: str) -> dict[str, Any]:
     return describe_model(build_on_meta(EchoConfig(**json.loads(fields))))
 
 
+def config_of(record: RunRecord) -> EchoConfig:
+    """The architecture of a record's model, all of it."""
+    described = record.configuration["model"]
+    return _read_config(json.dumps({name: value for name, value in described.items() if name != "class"}))
+
+
+@functools.lru_cache(maxsize=256)
+def _read_config(described: str) -> EchoConfig:
+    config: EchoConfig = EchoConfig.from_dict(json.loads(described))
+    return config
+
+
 def as_large_as(arm: Arm, other: Arm, vocab_size: int) -> Arm:
     """`arm` with feed-forward layers of the width that gives it the parameter count of `other`.
 
