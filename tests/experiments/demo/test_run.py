@@ -102,6 +102,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_any_work(tmp_path: Pa
 def test_a_range_is_shown_where_seeds_differ_as_shown() -> None:
     assert mean_with_range([0.981, 0.999, 0.972], percent) == "98.4 (97.2-99.9)"
     assert mean_with_range([0.98111, 0.98112], percent) == mean_with_range([0.98111], percent) == "98.1"
+    assert mean_with_range([0.7, -0.3, 1.7], "{:.1f}".format) == "0.7 (-0.3 to 1.7)"
     assert mean_with_range([2.0514, 2.0486], "{:.3f}".format) == "2.050 (2.049-2.051)"
     assert mean_with_range([], percent) == ""
 

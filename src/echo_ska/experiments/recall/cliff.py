@@ -14,7 +14,8 @@ from statistics import fmean
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from echo_ska.experiments.trials.figures import percent, save
+from echo_ska.experiments.trials.comparison import cell
+from echo_ska.experiments.trials.figures import save
 from echo_ska.experiments.trials.recorded import run_missing
 from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
 from echo_ska.experiments.trials.trial import Arm, Question, Trial
@@ -63,7 +64,7 @@ def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> l
     """
     path, picture = study_files(NAME, quick)
     records = records_of(console, path, seed_count(seeds, 1 if quick else SEEDS), quick)
-    print_rows(console, f"Accuracy, %, on {TASK.pairs} pairs: mean over seeds", rows(records))
+    print_rows(console, f"Accuracy, %, on {TASK.pairs} pairs: mean over seeds (range)", rows(records))
     draw(records, picture)
     return records
 
@@ -82,7 +83,7 @@ def rows(records: list[RunRecord], question: str = "96") -> list[list[str]]:
         if not all(found.values()):
             continue
         sizes = sorted({record.figures["parameters"] for of_rank in found.values() for record in of_rank})
-        cells = [percent(fmean(r.figures["accuracy"][question] for r in found[rank])) for rank in RANKS]
+        cells = [cell(found[rank], question) for rank in RANKS]
         table.append([str(width), f"{sizes[0]:,} to {sizes[-1]:,}", *cells])
     return table
 

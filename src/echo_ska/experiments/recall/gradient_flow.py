@@ -23,8 +23,8 @@ from rich.console import Console
 from torch import Tensor
 
 from echo_ska.experiments.trials.arms import small_arms
-from echo_ska.experiments.trials.comparison import Results, converged
-from echo_ska.experiments.trials.figures import COLOURS, MARKERS, length_axis, percent, save
+from echo_ska.experiments.trials.comparison import Results, cell, converged, percent_range
+from echo_ska.experiments.trials.figures import COLOURS, MARKERS, length_axis, mean_with_range, save
 from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
 from echo_ska.experiments.trials.trial import EVALUATION_SEED, Question, Trial
 from echo_ska.experiments.trials.tuning import recorded_seeds, run_seeds
@@ -150,17 +150,20 @@ def rows(results: Results) -> list[list[str]]:
         for state in ("untrained", "trained"):
             for question in QUESTIONS:
                 name = question.name
-                accuracy = fmean(record.figures["accuracy"][name] for record in records)
+                found = {
+                    figure: [record.figures["gradient"][state][name][figure] for record in records]
+                    for figure in ("norm", "faded", "participation", "rank")
+                }
                 table.append(
                     [
                         arm,
                         state,
                         f"{question.length:,}",
-                        percent(accuracy) if state == "trained" else "",
-                        f"{over_seeds(records, state, name, 'norm'):.3g}",
-                        percent(over_seeds(records, state, name, "faded")),
-                        f"{over_seeds(records, state, name, 'participation'):.1f}",
-                        f"{over_seeds(records, state, name, 'rank'):.1f}",
+                        cell(records, name) if state == "trained" else "",
+                        mean_with_range(found["norm"], "{:.3g}".format),
+                        percent_range(found["faded"]),
+                        mean_with_range(found["participation"], "{:.1f}".format),
+                        mean_with_range(found["rank"], "{:.1f}".format),
                     ]
                 )
     return table

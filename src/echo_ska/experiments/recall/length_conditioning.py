@@ -19,8 +19,8 @@ from rich.console import Console
 
 from echo_ska.experiments.trials.arms import ECHO, small
 from echo_ska.experiments.trials.changes import no_gate, ska_layers
-from echo_ska.experiments.trials.comparison import Results, converged
-from echo_ska.experiments.trials.figures import length_axis, percent, save
+from echo_ska.experiments.trials.comparison import Results, cell, converged
+from echo_ska.experiments.trials.figures import length_axis, mean_with_range, save
 from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
 from echo_ska.experiments.trials.trial import EVALUATION_SEED, SEGMENT_LENGTH, Arm, Question, Trial
 from echo_ska.experiments.trials.tuning import recorded_seeds, run_seeds
@@ -137,8 +137,10 @@ def rows(results: Results) -> list[list[str]]:
                 [
                     f"{ECHO} {arm}",
                     f"{int(length):,}",
-                    percent(fmean(record.figures["accuracy"][length] for record in records)),
-                    f"{_over_seeds(records, length, 'margin'):.1f}",
+                    cell(records, length),
+                    mean_with_range(
+                        [record.figures["conditioning"][length]["margin"] for record in records], "{:.1f}".format
+                    ),
                     f"{_over_seeds(records, length, 'lambda_min'):.3g}",
                     f"{_over_seeds(records, length, 'lambda_max'):.3g}",
                     f"{ridge:.2f}",

@@ -106,11 +106,12 @@ def percent(fraction: float) -> str:
 
 
 def mean_with_range(values: Sequence[float], shown: Callable[[float], str]) -> str:
-    """2.051 (2.049-2.053): the mean, and the range where values differ as `shown` writes them; "" for none."""
+    """2.051 (2.049-2.053), 0.7 (-0.3 to 1.7): the mean, and the range where `shown` tells values apart; "" for none."""
     if not values:
         return ""
     mean, lowest, highest = (shown(value) for value in (fmean(values), min(values), max(values)))
-    return mean if lowest == highest else f"{mean} ({lowest}-{highest})"
+    to = " to " if lowest.startswith("-") else "-"
+    return mean if lowest == highest else f"{mean} ({lowest}{to}{highest})"
 
 
 def short_bytes(number: float) -> str:
