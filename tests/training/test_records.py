@@ -22,6 +22,23 @@ def test_records_are_appended_and_read_back(tmp_path):
     assert len(path.read_text().splitlines()) == 2
 
 
+def test_a_record_that_the_disk_has_no_room_for_leaves_no_part_of_itself(tmp_path):
+    resource = pytest.importorskip("resource")
+    path, record = tmp_path / "records.jsonl", make_record("x", {}, {}, seed=0, seconds=1)
+    records.append(record, path)
+    whole = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, limits[1]))
+        with pytest.raises(OSError, match="make room on the disk"):
+            records.append(record, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == whole
+    records.append(record, path)
+    assert records.read(path) == [record, record]
+
+
 def test_a_record_says_where_it_was_made():
     made = record()
     assert made.hardware["cpu"]

@@ -75,13 +75,20 @@ def make_record(
 
 
 def append(record: RunRecord, path: str | Path) -> None:
-    """Add a record to the end of `path`: one line in one write, so that parallel runs do not mix theirs."""
+    """Add a record to the end of `path`: one line in one write, so that parallel runs do not mix theirs.
+
+    Raises:
+        OSError: it could not be written; no part of it is there.
+    """
     line = (json.dumps(_finite(dataclasses.asdict(record)), allow_nan=False) + "\n").encode()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
     try:
-        if os.write(descriptor, line) != len(line):
-            raise OSError(f"The record was not written whole to {path}: is the disk full?")
+        if (written := os.write(descriptor, line)) != len(line):
+            end = os.lseek(descriptor, 0, os.SEEK_CUR)
+            if os.fstat(descriptor).st_size == end:  # else another run has written behind it
+                os.ftruncate(descriptor, end - written)
+            raise OSError(f"The record could not be written to {path}: make room on the disk.")
     finally:
         os.close(descriptor)
 
