@@ -81,6 +81,7 @@ CLAIM: Claim[Results] = Claim(
         "The published protocol: vocabulary, lengths, pairs, width and above all training are reduced (3 million "
         "tokens a run for 778 million), so the published figures are not to be set beside ours.",
         "States above 16 kB.",
-        "Equal precision: numbers are counted as 4 bytes, SKA's sums are stored in 8.",
+        "Bytes as they lie in memory: numbers are counted as 4 bytes, SKA's Gram matrix as a triangle, and its lag "
+        "moment where it has a power; its sums are held in 8 bytes, whole, at any power.",
     ),
 )

@@ -63,6 +63,6 @@ CLAIM: Claim[Results] = Claim(
     picture="A bar a change, its seeds as points, against the start; the largest gain on top.",
     caveats=(
         "Many changes are held against one start over three seeds: one of them may be ahead by chance.",
-        "One budget, one task, one width; numbers are counted as 4 bytes (docs/experiments.md).",
+        "One budget, one task, one width; bytes are counted as in mqar-frontier.",
     ),
 )
