@@ -73,6 +73,18 @@ def test_the_bytes_that_are_saved_raise_the_recall_and_rounding_alone_costs_some
         del PRECISIONS["coarse"]
 
 
+def test_a_memory_without_a_factor_answers_nothing_and_the_others_do() -> None:
+    trials = draw_trials("random", TINY.map_settings(), 4, 8, torch.Generator().manual_seed(0))
+    codebook = torch.nn.functional.normalize(torch.randn(32, 16, dtype=torch.float64), dim=-1)
+    fill = {"memory": MEMORIES["SKA"], "precision": PRECISIONS["float64"], "every": None, "codebook": codebook}
+    upper, moment = experiment.filled(trials, 1.0, **fill)
+    assert experiment.right_answers((upper, moment), trials, MEMORIES["SKA"], 0.01, codebook) == 1
+    upper[0] = -torch.eye(8)
+    broken = experiment.right_answers((upper, moment), trials, MEMORIES["SKA"], 0.01, codebook)
+    assert broken == pytest.approx(1 - 1 / len(upper))
+    assert experiment.right_answers((upper - 9 * torch.eye(8), moment), trials, MEMORIES["SKA"], 0.01, codebook) == 0
+
+
 def test_it_resumes_and_its_tables_and_picture_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [experiment.kind_run(TINY, kind, 0) for kind in ("random", "correlated")]
     records = run_twice(experiment.NAME, runs, tmp_path, monkeypatch)

@@ -95,7 +95,7 @@ def _panel(axes: Axes, records: Sequence[RunRecord], kind: str) -> None:
             width = 2 if memory == "SKA" else 1.1
             axes.plot(pairs, line, STYLES[memory], color=COLOURS[precision], linewidth=width)
     axes.set_xscale("log", base=2)
-    axes.set_xticks(pairs, [str(count) for count in pairs])
+    axes.set_xticks(pairs, [str(count) for count in pairs], fontsize=8)
     axes.minorticks_off()
     axes.set_ylim(0, 102)
     axes.set_xlabel("pairs")
