@@ -28,6 +28,7 @@ from echo_ska.training.data import DataSource, step_seed
 from echo_ska.training.device import training_device, uses_bfloat16
 from echo_ska.training.engine import Engine, ShardedEngine
 from echo_ska.training.guard import check_step
+from echo_ska.training.journal import Journal
 from echo_ska.training.log import Observer, TrainingLog
 from echo_ska.training.optimizer import learning_rate_factor, set_learning_rate
 from echo_ska.training.parts import UNSCORED, Parts, draw_parts
@@ -129,54 +130,25 @@ def train(
         first_step = 0 if checkpoint is None else checkpoint.step
         progress = Progress() if checkpoint is None else Progress(**checkpoint.state)
         log = None if folder is None else processes.on_first(lambda: _continue_log(folder, first_step))
-
-        def tell(entry: dict[str, Any], **for_the_log: Any) -> None:
-            """A line of the log, and who is told of it."""
-            if log is not None:
-                log.append(entry | for_the_log)
-            for observer in observers:
-                observer.log(entry | for_the_log)
-
-        if reporter is not None and processes.first:
-            reporter.update(first_step, config.steps, {})
+        journal = Journal(processes, log, observers, reporter)
+        journal.report(first_step, config.steps, {})
 
         started = time.perf_counter() - progress.seconds
         engine.network.train()
         for step in range(first_step, config.steps):
-            step_started = time.perf_counter()
-            factor = learning_rate_factor(step, config.steps, config.warmup_steps, config.final_learning_rate_fraction)
-            set_learning_rate(engine.optimizer, factor)
-            counted, norm = _gradients(engine, parts, step, config, use_bfloat16)
-            try:
-                check_step(step, counted.loss_sum, norm, progress.recent_losses, scale, folder)
-            except FloatingPointError:
-                engine.discard()
-                raise
-            engine.step()
-            counted.training_seconds = time.perf_counter() - step_started
-            progress.add(counted)
-
+            steered = _take_step(engine, parts, step, progress, use_bfloat16, folder)
             done = step + 1
-            last = done == config.steps
-            if last or done % config.log_every == 0:
-                figures = progress.close_window()
-                progress.figures |= figures
-                entry = {
-                    "step": done,
-                    **figures,
-                    "learning_rate": config.learning_rate * factor,
-                    "gradient_norm": norm,
-                }
-                processes.on_first(lambda: tell(entry, seconds=time.perf_counter() - started))  # noqa: B023
-                if reporter is not None and processes.first:
-                    reporter.update(done, config.steps, figures)
-            if evaluate is not None and (last or (config.evaluate_every and done % config.evaluate_every == 0)):
-                with engine.whole_model() as whole:
-                    evaluated = processes.on_first(lambda: _evaluate(evaluate, whole, done))  # noqa: B023
+            if _is_due(done, config.log_every, config):
+                means = progress.close_window()
+                progress.figures |= means
+                journal.write({"step": done, **means, **steered, "seconds": time.perf_counter() - started})
+                journal.report(done, config.steps, means)
+            if evaluate is not None and _is_due(done, config.evaluate_every, config):
+                evaluated = _evaluate(evaluate, engine, done)
                 progress.figures |= evaluated
-                processes.on_first(lambda: tell({"step": done, "evaluation": evaluated}))  # noqa: B023
+                journal.write({"step": done, "evaluation": evaluated})
             progress.seconds = time.perf_counter() - started
-            if folder is not None and (last or (config.checkpoint_every and done % config.checkpoint_every == 0)):
+            if folder is not None and _is_due(done, config.checkpoint_every, config):
                 engine.save(folder, done, configuration, dataclasses.asdict(progress))
         engine.finish()
 
@@ -186,15 +158,37 @@ def train(
     return make_record(name, configuration, figures, seed=config.seed, seconds=progress.seconds)
 
 
-def _gradients(
-    engine: Engine, parts: Parts, step: int, config: TrainingConfig, use_bfloat16: bool
-) -> tuple[Progress, float]:
+def _is_due(done: int, every: int, config: TrainingConfig) -> bool:
+    """Whether what comes every so many steps, 0 for never, comes now: after the last step all of it does."""
+    return done == config.steps or (every > 0 and done % every == 0)
+
+
+def _take_step(
+    engine: Engine, parts: Parts, step: int, progress: Progress, use_bfloat16: bool, folder: Path | None
+) -> dict[str, float]:
+    """Change the weights and count the step; returns its learning rate and the gradients' norm, as the log has them."""
+    started, config = time.perf_counter(), engine.config
+    factor = learning_rate_factor(step, config.steps, config.warmup_steps, config.final_learning_rate_fraction)
+    set_learning_rate(engine.optimizer, factor)
+    counted, norm = _gradients(engine, parts, step, use_bfloat16)
+    try:
+        check_step(step, counted.loss_sum, norm, progress.recent_losses, engine.scale, folder)
+    except FloatingPointError:
+        engine.discard()
+        raise
+    engine.step()
+    counted.training_seconds = time.perf_counter() - started
+    progress.add(counted)
+    return {"learning_rate": config.learning_rate * factor, "gradient_norm": norm}
+
+
+def _gradients(engine: Engine, parts: Parts, step: int, use_bfloat16: bool) -> tuple[Progress, float]:
     """Forward and backward passes of a step: what was counted, of all processes, and the gradients' norm."""
     counted, losses = Progress(steps=1), []
     drawn = draw_parts(parts, step)
     for index, (part, batch, share) in enumerate(drawn):
         # One seed a part: processes must not drop the same units, and must not depend on how many of them there are.
-        torch.manual_seed(step_seed("model" if parts.total == 1 else f"model/{part}", config.seed, step))
+        torch.manual_seed(step_seed("model" if parts.total == 1 else f"model/{part}", engine.config.seed, step))
         batch = {key: value.to(engine.device, non_blocking=True) for key, value in engine.own(batch).items()}
         with engine.piece(last=index == len(drawn) - 1):
             with torch.autocast(engine.device.type, torch.bfloat16, enabled=use_bfloat16):
@@ -263,10 +257,16 @@ def _checkpointing(model: nn.Module, scale: ScaleConfig) -> Iterator[None]:
         getattr(model, f"{name}_checkpointing_disable")()
 
 
-def _evaluate(evaluate: Evaluation, model: nn.Module, step: int) -> dict[str, Any]:
-    model.eval()
-    try:
-        with torch.no_grad():
-            return evaluate(model, step)
-    finally:
-        model.train()
+def _evaluate(evaluate: Evaluation, engine: Engine, done: int) -> dict[str, Any]:
+    """The figures of an evaluation, which the first process makes of a whole model."""
+
+    def measure() -> dict[str, Any]:
+        whole.eval()
+        try:
+            with torch.no_grad():
+                return evaluate(whole, done)
+        finally:
+            whole.train()
+
+    with engine.whole_model() as whole:
+        return engine.processes.on_first(measure)
