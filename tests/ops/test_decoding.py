@@ -202,7 +202,7 @@ def test_an_inverse_that_has_lost_its_sign_is_named():
     state = start(empty(None), make_settings())
     state.inverse[1, 0, 2, 2] = -1.0
     with pytest.raises(ArithmeticError, match=r"broken at batch row 1, head 0 .* raise the ridge"):
-        state.reinvert(1.0)
+        state.prepare(1.0)
 
 
 def test_a_failed_factorisation_names_batch_row_and_head():

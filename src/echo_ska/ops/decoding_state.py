@@ -165,11 +165,6 @@ class DecodingState(TensorRecord):
         due = min((period - position % period for position in positions for period in periods), default=1)
         self._tokens_until_due = due - 1 if self._all_begun else 0
 
-    @torch.no_grad()
-    def reinvert(self, ridge: Tensor | float) -> None:
-        """Compute every inverse anew from its Gram matrix; arguments and errors are those of `prepare`."""
-        self._reinvert(list(range(len(self.position))), ridge)
-
     def _reinvert(self, rows: list[int], ridge: Tensor | float) -> None:
         if not rows:
             return
