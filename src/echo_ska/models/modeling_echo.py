@@ -59,6 +59,7 @@ class EchoPreTrainedModel(SealedWeights):
     _no_split_modules = ("EchoBlock",)
     # A model whose states cannot be taken back is "stateful" to Hugging Face, and refused assisted decoding.
     _is_stateful = False
+    # Read in float32 even where the model is cast to half precision.
     _keep_in_fp32_modules_strict: Collection[str] = KEPT_IN_FLOAT32
 
     def _init_weights(self, module: nn.Module) -> None:
