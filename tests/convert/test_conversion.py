@@ -11,16 +11,16 @@ import torch
 from host_models import VOCABULARY, host, tokens
 
 from echo_ska.convert import load_converted
-from echo_ska.convert.conversion import Measure, Recipe, cache_table, convert, trained_on
+from echo_ska.convert.conversion import ConversionMeasure, ConversionRecipe, cache_table, convert, trained_on
 from echo_ska.convert.data import TokenWindows
 from echo_ska.convert.measure import copying, held_out_loss
 from echo_ska.training import TrainingConfig
 from echo_ska.training.checkpoint import list_checkpoints
 
 STEPS = TrainingConfig(steps=3, learning_rate=1e-2, device="cpu")
-RECIPE = Recipe(layers=[1], matching=STEPS, finetuning=dataclasses.replace(STEPS, steps=2))
+RECIPE = ConversionRecipe(layers=[1], matching=STEPS, finetuning=dataclasses.replace(STEPS, steps=2))
 DATA = TokenWindows(tokens(1, 400)[0], batch_size=2, length=12, seed=0)
-MEASURE = Measure(tokens(1, 200, seed=1)[0], VOCABULARY, 12, windows=4, bytes_per_token=2.0)
+MEASURE = ConversionMeasure(tokens(1, 200, seed=1)[0], VOCABULARY, 12, windows=4, bytes_per_token=2.0)
 
 
 def test_a_measure_is_text_and_copying():

@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from echo_ska.commands.goals import say
 from echo_ska.commands.keep import whole_model
-from echo_ska.convert.conversion import Measure, Recipe, cache_table, convert, trained_on
+from echo_ska.convert.conversion import ConversionMeasure, ConversionRecipe, cache_table, convert, trained_on
 from echo_ska.convert.data import TokenWindows, WithCopying
 from echo_ska.convert.hosts import decoder_layers
 from echo_ska.evaluation.memory_plot import format_bytes
@@ -60,11 +60,11 @@ class ConvertRequest:
     seed: int
     device: str
 
-    def recipe(self) -> Recipe:
+    def recipe(self) -> ConversionRecipe:
         """As `convert` takes it."""
         both = TrainingConfig(steps=1, seed=self.seed, device=self.device, checkpoint_every=100)
         first, second = zip(self.steps, self.rates, strict=True)
-        return Recipe(
+        return ConversionRecipe(
             layers=self.layers,
             init=self.init,
             rank=self.rank,
@@ -97,7 +97,7 @@ def start_convert(request: ConvertRequest, json_file: Path | None, console: Cons
     if not len(held_out):
         raise ValueError("The tokenizer makes no token of the held-out text: give more text.")
     characters = sum(len(file.tokens) for file in split.held_out)
-    measure = Measure(
+    measure = ConversionMeasure(
         held_out, vocab_size, request.length, bytes_per_token=characters / len(held_out), seed=EVALUATION_SEED
     )
     recipe = request.recipe()

@@ -17,12 +17,12 @@ from echo_ska.convert.replace import Replacement, replace_attention
 from echo_ska.training import DataSource, Reporter, TrainingConfig, train
 from echo_ska.training.bits_per_byte import bits
 
-Stage = Callable[[str], Reporter | None]
+ConversionStage = Callable[[str], Reporter | None]
 """Called with a stage's name, gives what is told how far it is."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Measure:
+class ConversionMeasure:
     """What a model is asked: held-out text, and random tokens to copy.
 
     Attributes:
@@ -55,7 +55,7 @@ class Measure:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class ConversionRecipe:
     """How attention is replaced and the result distilled.
 
     Attributes:
@@ -81,11 +81,11 @@ class Recipe:
 def convert(
     original: nn.Module,
     data: DataSource,
-    recipe: Recipe,
+    recipe: ConversionRecipe,
     measure: Callable[[nn.Module], dict[str, Any]],
     *,
     directory: Path | None = None,
-    stage: Stage = lambda name: None,
+    stage: ConversionStage = lambda name: None,
 ) -> tuple[nn.Module, Replacement, dict[str, dict[str, Any]]]:
     """Replace, distil and measure.
 
@@ -134,7 +134,7 @@ def convert(
 def trained_on(
     original: nn.Module,
     data: DataSource,
-    recipe: Recipe,
+    recipe: ConversionRecipe,
     *,
     directory: Path | None = None,
     reporter: Reporter | None = None,

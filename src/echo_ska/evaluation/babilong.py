@@ -14,7 +14,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Self
 
-from echo_ska.evaluation.hidden_text import WORD, Measure, Story, TextTask, require_names, shuffled
+from echo_ska.evaluation.hidden_text import WORD, Story, TextTask, TokenCounter, require_names, shuffled
 from echo_ska.evaluation.local_tasks import babi_rows
 
 VARIANTS = tuple(f"qa{number}" for number in range(1, 11))
@@ -61,7 +61,7 @@ class BabiLong(TextTask):
         """See `TextTask`. Every question is asked once before one is asked again."""
         return self._stories[shuffled(len(self._stories), number, seed)]
 
-    def limited_to(self, tokens: int, measure: Measure) -> Self:
+    def limited_to(self, tokens: int, measure: TokenCounter) -> Self:
         """See `TextTask`. The candidates stay all that occur in the file."""
         sizes = [story.tokens(measure) for story in self._stories]
         if min(sizes) > tokens:

@@ -22,7 +22,7 @@ from typing import Self
 
 from echo_ska.training.text import load_text
 
-Measure = Callable[[str], int]
+TokenCounter = Callable[[str], int]
 """The number of a text's tokens."""
 
 END_OF_ANSWER = "."
@@ -76,7 +76,7 @@ class Story:
     candidates: tuple[str, ...]
     names: frozenset[str] = frozenset()
 
-    def tokens(self, measure: Measure) -> int:
+    def tokens(self, measure: TokenCounter) -> int:
         """Tokens that it takes without any background."""
         answer = max(measure(TextQuestion.written(candidate)) for candidate in self.candidates)
         return sum(measure(f" {fact}") for fact in self.facts) + measure(f"\n\n{self.question}") + answer
@@ -101,7 +101,7 @@ class TextTask(ABC):
         """The story of question `number`, counted from 0: it depends on the two arguments alone."""
 
     @abstractmethod
-    def limited_to(self, tokens: int, measure: Measure) -> Self:
+    def limited_to(self, tokens: int, measure: TokenCounter) -> Self:
         """The same task with the stories alone that take at most `tokens` without any background.
 
         Raises:
@@ -126,7 +126,7 @@ class Prose:
         if not self.sentences:
             raise ValueError(f"{files[0].path} holds no sentence that ends in a full stop: it is no background prose.")
 
-    def passage(self, tokens: int, measure: Measure, random: Random, without: frozenset[str]) -> list[str]:
+    def passage(self, tokens: int, measure: TokenCounter, random: Random, without: frozenset[str]) -> list[str]:
         """Sentences that follow one another from a random one, as many as go into `tokens`.
 
         Those that hold a word of `without` are left out. After the last sentence of all comes the first.
@@ -160,7 +160,7 @@ def sentences_of(text: str) -> list[str]:
     return found
 
 
-def hide(story: Story, prose: Prose, tokens: int, measure: Measure, random: Random) -> TextQuestion:
+def hide(story: Story, prose: Prose, tokens: int, measure: TokenCounter, random: Random) -> TextQuestion:
     """Put a story's facts between sentences of the background, each place equally likely, in their order.
 
     Args:

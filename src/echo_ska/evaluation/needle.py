@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Self
 
-from echo_ska.evaluation.hidden_text import Measure, Story, TextTask, require_names
+from echo_ska.evaluation.hidden_text import Story, TextTask, TokenCounter, require_names
 
 _NOUNS = """
 anchor apricot badger balloon bamboo basket beacon beetle biscuit blanket bottle bracelet bucket butterfly button
@@ -82,7 +82,7 @@ class NeedleTask(TextTask):
             candidates=tuple(sorted(drawn)),
         )
 
-    def limited_to(self, tokens: int, measure: Measure) -> Self:
+    def limited_to(self, tokens: int, measure: TokenCounter) -> Self:
         """See `TextTask`; all its stories are of about one size, so that they fit or do not."""
         needed = self.story(0, 0).tokens(measure)
         if needed > tokens:

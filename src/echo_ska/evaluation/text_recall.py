@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from echo_ska.evaluation.hidden_text import Measure, Prose, TextQuestion, TextTask, hide
+from echo_ska.evaluation.hidden_text import Prose, TextQuestion, TextTask, TokenCounter, hide
 from echo_ska.evaluation.sampling import Reading, read_on
 from echo_ska.models import EchoForCausalLM
 from echo_ska.models.tokenization import encode
@@ -51,12 +51,14 @@ class TextRecall:
     seconds: float
 
 
-def token_counter(tokenizer: PreTrainedTokenizerBase) -> Measure:
+def token_counter(tokenizer: PreTrainedTokenizerBase) -> TokenCounter:
     """Counts a text's tokens; remembers what it counted, since the same sentences come again and again."""
     return functools.cache(lambda text: len(encode(tokenizer, text)))
 
 
-def make_question(task: TextTask, number: int, seed: int, prose: Prose, length: int, measure: Measure) -> TextQuestion:
+def make_question(
+    task: TextTask, number: int, seed: int, prose: Prose, length: int, measure: TokenCounter
+) -> TextQuestion:
     """Question `number`, counted from 0, in a text of `length` tokens: the same story at every length.
 
     Raises:
@@ -76,7 +78,7 @@ def text_recall(
     samples: int,
     seed: int = 0,
     *,
-    measure: Measure | None = None,
+    measure: TokenCounter | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> TextRecall:
     """Ask `samples` questions in texts of `length` tokens. The model is in eval mode meanwhile.

@@ -25,7 +25,7 @@ from echo_ska.models.presets import count_parameters
 from echo_ska.training import RunRecord, load_text
 from echo_ska.training.records import append
 
-TINY = scaling.Plan(widths=(8, 16, 24), rates=(4e-3, 2e-2), steps=2, batch_size=2, length=16, scored_bytes=64)
+TINY = scaling.ScalingPlan(widths=(8, 16, 24), rates=(4e-3, 2e-2), steps=2, batch_size=2, length=16, scored_bytes=64)
 SIZES = (3e4, 1e5, 2e5, 5e5, 9e5)
 
 

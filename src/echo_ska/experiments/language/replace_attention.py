@@ -24,7 +24,7 @@ from rich.console import Console
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from echo_ska.convert.conversion import Measure, Recipe, cache_table, convert, trained_on
+from echo_ska.convert.conversion import ConversionMeasure, ConversionRecipe, cache_table, convert, trained_on
 from echo_ska.convert.data import WithCopying
 from echo_ska.experiments.language.replace_attention_results import ARMS, CONTROL, ORIGINAL, PERIOD, cache_rows, rows
 from echo_ska.experiments.trials.pool import Job, Stage
@@ -75,11 +75,11 @@ class ConversionRun:
             steps=self.steps[0], learning_rate=ORIGINAL_RATE, seed=self.seed, device="cpu", checkpoint_every=100
         )
 
-    def recipe(self) -> Recipe:
+    def recipe(self) -> ConversionRecipe:
         """How it is converted; of the control, what its further training is made of."""
         layers, init = ARMS.get(self.arm, ("all", "carry"))
         further = dataclasses.replace(self.original_config(), seed=self.seed + 1)
-        return Recipe(
+        return ConversionRecipe(
             layers=layers,
             init=init,
             settings={"output_norm": False},
@@ -142,7 +142,7 @@ def run_conversion(stage: Stage, *, run: ConversionRun) -> dict[str, Any]:
     """Train, convert and measure what `run` says: a `RunRecord` as plain data."""
     started = time.perf_counter()
     split = split_by_file(load_text([book_path("train")]))
-    measure = Measure(split.held_out[0].tokens, VOCAB_SIZE, LENGTH, seed=EVALUATION_SEED, periods=(PERIOD,))
+    measure = ConversionMeasure(split.held_out[0].tokens, VOCAB_SIZE, LENGTH, seed=EVALUATION_SEED, periods=(PERIOD,))
     original = trained_original(stage, run, split)
     figures: dict[str, Any] = {"arm": run.arm, "parameters": sum(p.numel() for p in original.parameters())}
     further = batches(split, run.seed + 1)

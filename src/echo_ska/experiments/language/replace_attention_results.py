@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from echo_ska.convert.measure import CACHE_LENGTHS
+from echo_ska.experiments.trials.comparison import Results
 from echo_ska.experiments.trials.figures import mean_with_range
 from echo_ska.training import RunRecord
 
@@ -22,9 +22,6 @@ ARMS: dict[str, tuple[str, Literal["carry", "fresh"]]] = {
 """By name, the layers and the start of a conversion."""
 
 STATES = {"replaced": "untrained", "matched": "after matching", "finetuned": "after cross-entropy"}
-
-Results = Mapping[str, Sequence[RunRecord]]
-"""By `ORIGINAL`, `CONTROL` or an arm, a record a seed."""
 
 
 def rows(results: Results, period: int | None = None) -> list[list[str]]:

@@ -37,7 +37,7 @@ SEEDS = 3
 
 
 @dataclass(frozen=True)
-class Plan:
+class ScalingPlan:
     """What is run.
 
     Attributes:
@@ -64,8 +64,8 @@ class Plan:
         return Scoring(part, (self.length,), self.scored_bytes // (self.length // 2))
 
 
-PLAN = Plan()
-QUICK = Plan(widths=(24, 40, 64), steps=100, scored_bytes=8192)
+PLAN = ScalingPlan()
+QUICK = ScalingPlan(widths=(24, 40, 64), steps=100, scored_bytes=8192)
 
 
 def arm(width: int) -> Arm:
@@ -74,7 +74,7 @@ def arm(width: int) -> Arm:
     return Arm(f"width {width}", fields | {"hidden_size": width, "rank": 3 * (width // 4) // 4})
 
 
-def comparison(texts: TextFolder, plan: Plan = PLAN) -> Comparison:
+def comparison(texts: TextFolder, plan: ScalingPlan = PLAN) -> Comparison:
     """What is run: a trial a width, the largest first."""
     trials = [
         TextTrial(
@@ -134,7 +134,7 @@ def run(
     return [record for records in results.values() for record in records]
 
 
-def recorded_results(path: Path, plan: Plan = PLAN) -> Results:
+def recorded_results(path: Path, plan: ScalingPlan = PLAN) -> Results:
     """What `run` has recorded of the text that the newest record was trained on; nothing while a size is missing."""
     found = records_named(NAME, path)
     if not found:

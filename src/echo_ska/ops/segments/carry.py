@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from echo_ska.algebra import RidgeFactor
-from echo_ska.ops.segments.plan import Plan
+from echo_ska.ops.segments.plan import SegmentPlan
 from echo_ska.ops.segments.tokens import TokenGradients, Tokens, add_tokens, last_keys
 from echo_ska.ops.segments.values import Call, Statistics, Workspace
 from echo_ska.ops.segments.window import Window
@@ -36,7 +36,7 @@ class Forward:
 class ForwardCarry:
     """The statistics so far and the last key of each row of a plan; the output."""
 
-    def __init__(self, call: Call, plan: Plan) -> None:
+    def __init__(self, call: Call, plan: SegmentPlan) -> None:
         self.call, self.plan = call, plan
         self.work = Workspace(call.filtered.new_empty(0, dtype=call.dtype))
         self.order = torch.tensor(plan.order, device=call.ridge.device)
@@ -106,7 +106,7 @@ class BackwardCarry:
         final_grads: of the final gram, lag and value moment; None where they have none.
     """
 
-    def __init__(self, call: Call, plan: Plan, final_grads: Sequence[Tensor | None]) -> None:
+    def __init__(self, call: Call, plan: SegmentPlan, final_grads: Sequence[Tensor | None]) -> None:
         self.call = call
         self.work = Workspace(call.filtered.new_empty(0, dtype=call.dtype))
         self.order = torch.tensor(plan.order, device=call.ridge.device)

@@ -11,7 +11,7 @@ from echo_ska.algebra import RidgeFactor
 from echo_ska.ops.segments.carry import BackwardCarry, Forward, ForwardCarry, InputGradients
 from echo_ska.ops.segments.exact_read import read_segment, segment_gradients
 from echo_ska.ops.segments.exact_segment import ExactSegment, Kept
-from echo_ska.ops.segments.plan import Plan
+from echo_ska.ops.segments.plan import SegmentPlan
 from echo_ska.ops.segments.tokens import load_output_grad, load_tokens
 from echo_ska.ops.segments.values import Anchor, Call, Keep, Statistics, Workspace
 from echo_ska.ops.segments.window import Window, windows
@@ -23,7 +23,7 @@ def exact_sizes(call: Call) -> tuple[int, int]:
     return (call.power + 2) * rank, Anchor.size(call) + (2 * rank + 1) * rank
 
 
-def exact_forward(call: Call, plan: Plan, keep: Keep) -> Forward:
+def exact_forward(call: Call, plan: SegmentPlan, keep: Keep) -> Forward:
     """Outputs, final statistics, and what `exact_backward` needs, if it is to be kept: what stands at each segment's
     start, and W and the solved vectors of every token.
 
@@ -57,7 +57,7 @@ def exact_forward(call: Call, plan: Plan, keep: Keep) -> Forward:
 
 
 def exact_backward(
-    call: Call, plan: Plan, forward: Forward, output_grad: Tensor, final_grads: Sequence[Tensor | None]
+    call: Call, plan: SegmentPlan, forward: Forward, output_grad: Tensor, final_grads: Sequence[Tensor | None]
 ) -> InputGradients:
     """Gradients of all inputs of `call`; segments run in reverse and carry what later ones send to their start.
 

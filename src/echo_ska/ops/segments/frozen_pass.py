@@ -14,13 +14,13 @@ from torch import Tensor
 from echo_ska.algebra import RidgeFactor
 from echo_ska.ops.segments.carry import BackwardCarry, Forward, ForwardCarry, InputGradients
 from echo_ska.ops.segments.frozen_read import FrozenRead, write_gradients
-from echo_ska.ops.segments.plan import Block, Plan
+from echo_ska.ops.segments.plan import Block, SegmentPlan
 from echo_ska.ops.segments.tokens import Tokens, exact_tokens, load_output_grad, load_tokens
 from echo_ska.ops.segments.values import Anchor, Call, Keep, Statistics, Workspace
 from echo_ska.ops.segments.window import Window, windows
 
 
-def frozen_forward(call: Call, plan: Plan, keep: Keep) -> Forward:
+def frozen_forward(call: Call, plan: SegmentPlan, keep: Keep) -> Forward:
     """Outputs, final statistics, and what `frozen_backward` needs, if it is to be kept: an anchor a chunk
     (non-causal: a sequence), and the key before each segment.
 
@@ -42,7 +42,7 @@ def frozen_forward(call: Call, plan: Plan, keep: Keep) -> Forward:
 
 
 def frozen_backward(
-    call: Call, plan: Plan, forward: Forward, output_grad: Tensor, final_grads: Sequence[Tensor | None]
+    call: Call, plan: SegmentPlan, forward: Forward, output_grad: Tensor, final_grads: Sequence[Tensor | None]
 ) -> InputGradients:
     """Gradients of all inputs of `call`; arguments as of `exact_backward`."""
     carry = BackwardCarry(call, plan, final_grads)
@@ -161,7 +161,7 @@ def _after_chunks(later: Statistics, own: Statistics) -> Statistics:
 class _Views:
     """Cuts what a pass saves, in order; anchors that are not kept lie in buffers."""
 
-    def __init__(self, call: Call, plan: Plan, keys: Tensor, anchors: Tensor, work: Workspace) -> None:
+    def __init__(self, call: Call, plan: SegmentPlan, keys: Tensor, anchors: Tensor, work: Workspace) -> None:
         self.call, self.plan, self.work = call, plan, work
         self._keys, self._anchors, self._keeps_anchors = keys, anchors, anchors.numel() > 0
 

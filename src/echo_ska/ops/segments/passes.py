@@ -11,7 +11,7 @@ from torch import Tensor
 from echo_ska.ops.segments.carry import Forward
 from echo_ska.ops.segments.exact_pass import exact_backward, exact_forward
 from echo_ska.ops.segments.frozen_pass import frozen_backward, frozen_forward
-from echo_ska.ops.segments.plan import Cut, Plan, dense_plan, ragged_plan
+from echo_ska.ops.segments.plan import Cut, SegmentPlan, dense_plan, ragged_plan
 from echo_ska.ops.segments.values import Call, Keep, Statistics
 
 # Chunks that are read as they stand, each whitened by what it reads, begin to pay at this many tokens.
@@ -95,7 +95,7 @@ def _call(
     keep: int,
     final_state: bool,
     threads: int,
-) -> tuple[Call, Plan, Keep]:
+) -> tuple[Call, SegmentPlan, Keep]:
     frozen = None
     if frozen_gram is not None and frozen_lag is not None and frozen_value is not None:
         frozen = Statistics(frozen_gram, frozen_lag, frozen_value)
@@ -119,7 +119,7 @@ def _call(
     return call, _plan(call, position, bounds, chunk_size, threads), Keep(keep)
 
 
-def _plan(call: Call, position: Tensor | None, bounds: Tensor | None, chunk_size: int, threads: int) -> Plan:
+def _plan(call: Call, position: Tensor | None, bounds: Tensor | None, chunk_size: int, threads: int) -> SegmentPlan:
     batch, time, heads, _ = call.query.shape
     cut = _cut(call.causal, call.interval, chunk_size, heads, batch if bounds is None else len(bounds) - 1, threads)
     if bounds is None:

@@ -15,7 +15,7 @@ class Segment:
         rows: how many rows of the block have tokens here; its first ones, since rows stand longest first.
         chunks, chunk_size: slots are chunks * chunk_size a row.
         begin: tokens of each row before the segment, its lead not counted.
-        is_lead: the segment holds the rows' leads (`Plan.leads`) instead, one chunk.
+        is_lead: the segment holds the rows' leads (`SegmentPlan.leads`) instead, one chunk.
     """
 
     rows: int
@@ -43,7 +43,7 @@ class Block:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class SegmentPlan:
     """How the sequences of a call are cut.
 
     Rows are the sequences that have tokens, longest first; rows of about equal length form a block, so that little
@@ -102,12 +102,14 @@ class Cut:
     at_once: bool = True
 
 
-def dense_plan(batch: int, time: int, cut: Cut) -> Plan:
+def dense_plan(batch: int, time: int, cut: Cut) -> SegmentPlan:
     """Every batch row from its first token on."""
     return _plan(tuple((row, 0) for row in range(batch)), (time,) * batch, (0,) * batch, cut, True)
 
 
-def ragged_plan(starts: Sequence[tuple[int, int]], lengths: Sequence[int], leads: Sequence[int], cut: Cut) -> Plan:
+def ragged_plan(
+    starts: Sequence[tuple[int, int]], lengths: Sequence[int], leads: Sequence[int], cut: Cut
+) -> SegmentPlan:
     """Sequences of any length, each with a lead of its own (0 for none)."""
     return _plan(tuple(starts), tuple(lengths), tuple(leads), cut, False)
 
@@ -115,7 +117,7 @@ def ragged_plan(starts: Sequence[tuple[int, int]], lengths: Sequence[int], leads
 @functools.lru_cache(maxsize=64)
 def _plan(
     starts: tuple[tuple[int, int], ...], lengths: tuple[int, ...], leads: tuple[int, ...], cut: Cut, is_dense: bool
-) -> Plan:
+) -> SegmentPlan:
     rest = [length - lead for length, lead in zip(lengths, leads, strict=True)]
     order = sorted((n for n, length in enumerate(lengths) if length > 0), key=lambda n: -rest[n])
     rest = [rest[n] for n in order]
@@ -127,7 +129,7 @@ def _plan(
         segments = _segments(rest[first : first + rows], [leads[n] for n in members], cut, is_dense)
         blocks.append(Block(first, rows, tuple(segments)))
         first += rows
-    return Plan(
+    return SegmentPlan(
         order=tuple(order),
         starts=tuple(starts[n] for n in order),
         lengths=tuple(lengths[n] for n in order),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from echo_ska.ops.segments.plan import Block, Plan, Segment
+from echo_ska.ops.segments.plan import Block, Segment, SegmentPlan
 
 
 class Window:
@@ -19,7 +19,7 @@ class Window:
         last_slot: where each row's last token lies, [rows], for rows that go on after the segment; None: at the end.
     """
 
-    def __init__(self, plan: Plan, block: Block, segment: Segment, device: torch.device) -> None:
+    def __init__(self, plan: SegmentPlan, block: Block, segment: Segment, device: torch.device) -> None:
         self.rows, self.slots = segment.rows, segment.slots
         self.chunks, self.chunk_size, self.is_lead = segment.chunks, segment.chunk_size, segment.is_lead
         self.at_once = plan.at_once
@@ -70,6 +70,6 @@ class Window:
             tokens[self.index[0][self.valid], self.index[1][self.valid]] = values[self.valid]
 
 
-def windows(plan: Plan, block: Block, device: torch.device) -> list[Window]:
+def windows(plan: SegmentPlan, block: Block, device: torch.device) -> list[Window]:
     """The segments of a block, in order."""
     return [Window(plan, block, segment, device) for segment in block.segments]
