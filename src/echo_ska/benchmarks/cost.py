@@ -12,7 +12,7 @@ on a CPU). In the forward pass of one token:
 A training step adds the backward pass: two products for each of a linear layer's and a scan's, those that
 `operations` counts for SKA's read and for attention, what they compute again included. Not counted: convolutions,
 norms, gates and activations (no products of matrices; a few per cent), the optimiser, and blocks that gradient
-checkpointing runs a second time. So an utilisation (MFU) by these counts says what share of a GPU's peak went into
+checkpointing runs a second time. So a utilisation (MFU) by these counts says what share of a GPU's peak went into
 the model's products.
 """
 

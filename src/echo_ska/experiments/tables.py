@@ -228,7 +228,7 @@ def fill(text: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Fill, or with `--check` compare, README.md and docs/*.md; returns the number of files out of date."""
+    """Fill README.md and docs/*.md and return 0; with `--check` return how many are out of date, and leave them."""
     check = "--check" in arguments
     stale = 0
     for path in [Path("README.md"), *sorted(Path("docs").glob("*.md"))]:

@@ -203,7 +203,7 @@ class SoftmaxAttention(RotaryAttention):
     def prepare(self, state: KeyValueState) -> None:
         """Make room for one token more in `state`."""
         capacity = state.key.shape[1]
-        # The longest row has no more tokens than the cache has places, so without room this is the only question.
+        # Without spare room, the longest row is the only one that can be full.
         if capacity == 0 or int(state.lengths.max()) >= capacity:
             room = max(capacity // GROWTH, LEAST_ROOM)
             state.key = F.pad(state.key, (0, 0, 0, 0, 0, room))

@@ -3,11 +3,10 @@
 Byte by byte, 1.1M parameters in six layers of width 128, 1,800 steps of 8 windows of 512 bytes of `train/` (7.4 MB): a
 Transformer (RoPE, SwiGLU), Mamba-2, Mamba-2 with two layers of attention and with one, gated DeltaNet, Mamba-3, Mamba-2
 with two layers of SKA and SwiGLU, and Echo, the same with Koopman MLPs. Parameters are equal within half a percent by
-the width of the feed-forward layers; every mixer but Mamba-2, which
-is as published, has SKA's aids (short convolutions, delayed keys, a tied start). One
-layer of attention in six is Nemotron-H's share (arXiv 2504.03624): it counts mixers and feed-forward layers alike, 4 of
-52 are attention, and here 1 of 12: 92 % are not. Each model at the best of the same three rates, by its bits per byte
-on `valid/` after 400 steps; three seeds.
+the width of the feed-forward layers; every mixer but Mamba-2, which is as published, has SKA's aids (short
+convolutions, delayed keys, a tied start). One layer of attention in six is the share of Nemotron-H (arXiv 2504.03624),
+which counts mixers and feed-forward layers alike: 4 of its 52 are attention, here 1 of 12, and 92 % are not. Each model
+at the best of the same three rates, by its bits per byte on `valid/` after 400 steps; three seeds.
 
 Then bits per byte on the unseen authors of `test/` and on every further folder, at contexts of 256 to 16,384 bytes, 32
 times the training's, the same bytes at every length (`evaluation.context_length`). Models with a state of fixed size

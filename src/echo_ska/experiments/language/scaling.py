@@ -7,9 +7,9 @@ seeds at its best. Then L(N) = E + A / N^a is fitted to the means; the interval 
 seeds. L is in bits per byte of unseen text at the training's length (`evaluation.context_length`).
 
 The extrapolation to echo-1b leaves the measured sizes by three orders of magnitude, and is of bytes of novels after a
-fixed, small amount of text, not of tokens of the web: it says where the line points, not what would be found. Who reads
-one novel over and over may gain less by size than who reads new text. Some four hours on one core, by estimate, most of
-them for the two largest.
+fixed, small amount of text, not of tokens of the web: it says where the line points, not what would be found. A model
+that rereads one novel may gain less by size than one that reads new text. Some four hours on one core, by estimate,
+most of them for the two largest.
 """
 
 from __future__ import annotations

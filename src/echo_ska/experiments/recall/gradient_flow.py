@@ -170,7 +170,7 @@ def rows(results: Results) -> list[list[str]]:
 
 
 def draw(results: Results, path: Path) -> None:
-    """Relative norm and participation ratio against length, trained thick and untrained dashed."""
+    """Relative norm and participation ratio against length, untrained models dashed."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     panels = figure.subplots(1, 2)
     titles = {"norm": "change of the read by the query, relative", "participation": "effective rank of the Jacobian"}

@@ -2,10 +2,11 @@
 
 Zoology's protocol (Arora et al., arXiv 2312.04927, and their repository), reduced for two CPU cores and the same for
 all: two layers of short convolution and mixer without feed-forward layers; trained on many short sequences and few long
-ones, tested on more pairs and lengths than were trained, mean over the test cells. Reduced are the vocabulary (512 for
-8,192), the lengths (64 and 128 tokens in training for 64 to 256, 64 to 512 in the test for 64 to 1,024), the pairs (up
-to 32 in training for 64, 128 in the test for 256), the width (64) and above all the training: 3 million tokens a run
-for 778 million. So the figures here compare models with one another, not with the published ones.
+ones, tested on more pairs and lengths than were trained, mean over the test cells. Reduced are the vocabulary (512
+instead of 8,192), the lengths (64 and 128 tokens in training instead of 64 to 256, 64 to 512 in the test instead of 64
+to 1,024), the pairs (up to 32 in training instead of 64, 128 in the test instead of 256), the width (64) and above all
+the training: 3 million tokens a run instead of 778 million. So the figures here compare models with one another, not
+with the published ones.
 
 Every model has the largest rank (or state size) that keeps its state within 4, 8 or 16 kB: float32, both layers, short
 convolutions' tails not counted (Zoology's rule), a symmetric matrix as a triangle, and of SKA what its power needs: no

@@ -1,7 +1,7 @@
 """in-context-regression: does a trained softmax head come to predict as ridge regression does, and SKA from the start?
 
-Regressions of dimension 8 -> 4 in noise, 24 pairs in a training sequence (`regression_task` draws one), by one and by
-two mixer layers between a linear read-in and a linear read-out (`regression_model`): softmax attention with and without
+Regressions of dimension 8 -> 4 in noise, 24 pairs in a training sequence (`task` draws one), by one and by
+two mixer layers between a linear read-in and a linear read-out (`model`): softmax attention with and without
 positions, SKA, linear attention and the delta rules, at equal width, heads and rank, 1,000 steps of 32 sequences for
 each. Along training, at every number of pairs from 0 to 96, the predictions' mean squared distance to those of the best
 ridge regression on the same pairs. That IS the excess over the least possible error, since the best ridge prediction is

@@ -1,4 +1,4 @@
-"""Changes to a freshly built network, by name: parts of the recipe taken away or put otherwise, for ablations.
+"""Changes to a freshly built network, by name: parts of the recipe taken away or changed, for ablations.
 
 Those of the projections apply to every mixer that has them, so that SKA and its peers are changed alike.
 """

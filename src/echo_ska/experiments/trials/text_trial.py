@@ -20,7 +20,7 @@ from echo_ska.training import RunRecord, TextData, TrainingConfig
 from echo_ska.training.text import VOCAB_SIZE
 
 UNIFORM = 8.0
-"""Bits per byte of who knows nothing."""
+"""Bits per byte of a uniform guess."""
 CURVE_STEPS = 100
 """Of training, averaged into a point of the learning curve."""
 
@@ -65,9 +65,14 @@ class TextTrial(TrainedRun):
     """One run on text.
 
     Attributes:
-        experiment: whose record it is. arm: what is trained. texts: what it reads. steps, batch_size, length,
-        learning_rate: the budget, in windows of `length` bytes. scored: what it is scored on. seed: of weights and
-        windows. weight_decay: AdamW's. measure: a module's function that measures more of the trained network.
+        experiment: whose record it is.
+        arm: what is trained.
+        texts: what it reads.
+        steps, batch_size, length, learning_rate: the budget, in windows of `length` bytes.
+        scored: what it is scored on.
+        seed: of weights and windows.
+        weight_decay: AdamW's.
+        measure: a module's function that measures more of the trained network.
         precision: of the training's products, float32 unless told.
     """
 

@@ -43,8 +43,8 @@ class TextFolder:
             experiment: its name, for the errors.
 
         Raises:
-            ValueError: there is no folder, a part is missing, a file is no text, or a text is in two parts: who has
-                learnt it, or chosen a rate by it, is not asked by it; says what to do.
+            ValueError: there is no folder, a part is missing, a file is no text, or a text is in two parts: a model
+                must not be scored on text that it was trained or tuned on. Says what to do.
         """
         if folder is None:
             raise ValueError(f"{experiment} learns from texts that are not part of it: give --text {WHAT_IT_HOLDS}.")

@@ -224,10 +224,15 @@ class Trial(TrainedRun):
     """One run on a recall task.
 
     Attributes:
-        experiment: whose record it is. arm: what is trained. task: what it is trained on. steps, batch_size,
-        learning_rate: the budget. questions: asked afterwards. seed: of weights and batches. weight_decay: AdamW's.
-        measure: a module's function that measures more of the trained network. schedule: (task, batch size, weight)
-        each: trained on instead of `task`, which then tells the vocabulary, and the
+        experiment: whose record it is.
+        arm: what is trained.
+        task: what it is trained on.
+        steps, batch_size, learning_rate: the budget.
+        questions: asked afterwards.
+        seed: of weights and batches.
+        weight_decay: AdamW's.
+        measure: a module's function that measures more of the trained network.
+        schedule: (task, batch size, weight) each, trained on instead of `task`, which then tells the vocabulary and the
             length whose state is recorded.
     """
 

@@ -27,7 +27,7 @@ class ReadGradients:
 
 
 class FrozenRead:
-    """One segment whose chunks each read a `Anchor` as it stands."""
+    """One segment whose chunks each read an `Anchor` as it stands."""
 
     def __init__(self, tokens: Tokens, anchor: Anchor, power: int, work: Workspace) -> None:
         self.anchor, self.power, self.work = anchor, power, work
@@ -60,7 +60,7 @@ class FrozenRead:
         return torch.bmm(self.point, readout.mT, out=out).view(*self.shape[:2], -1)
 
     def backward(self, output_grad: Tensor) -> ReadGradients:
-        """Gradients from that of the output, [R, slots, P]; the basis is held fixed, as in `SegmentRead.backward`."""
+        """Gradients from that of the output, [R, slots, P]; the basis is held fixed, as in `segment_gradients`."""
         K, grad, points = self.power, self._chunks(output_grad), self.points
         size = grad.shape[1]
         value_moment = torch.bmm(grad.mT, self.point)
