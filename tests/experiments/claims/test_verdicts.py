@@ -510,6 +510,8 @@ CASES: list[tuple[str, Level, Write]] = [
     ("9-50m", YES, read_on(2.15, 2.2, plan=language_model_50m.PLAN)),
     ("9-50m", PARTLY, read_on(2.15, 2.03, plan=language_model_50m.PLAN)),
     ("9-50m", NO, read_on(2.09, 2.2, plan=language_model_50m.PLAN)),
+    ("9-180m", YES, read_on(2.15, 2.2, plan=language_model_180m.PLAN)),
+    ("9-180m", PARTLY, read_on(2.15, 2.03, plan=language_model_180m.PLAN)),
     ("9-180m", NO, read_on(2.09, 2.2, plan=language_model_180m.PLAN)),
     ("10", YES, hidden(0.9, 0.5)),
     ("10", PARTLY, hidden(0.9, 0.1)),
