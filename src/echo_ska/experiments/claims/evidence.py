@@ -73,6 +73,12 @@ def of_comparisons(folder: Path, name: str, comparisons: Sequence[Comparison], s
     return Evidence(found if whole else None, tuple(used), tuple(missing), len(everything) - len(used))
 
 
+def of_comparison(folder: Path, name: str, comparison: Comparison, seeds: int) -> Evidence[Results]:
+    """The results of an experiment that is one comparison; see `of_comparisons`."""
+    found = of_comparisons(folder, name, [comparison], seeds)
+    return Evidence(found.measured[0] if found.measured else None, found.records, found.missing, found.unused)
+
+
 def of_arms(folder: Path, name: str, results: Results, arms: Sequence[str], seeds: int) -> Evidence[Results]:
     """The results of arms that are not tuned; measured once every arm has a seed."""
     everything = records_of(folder, name)

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 
 from echo_ska.experiments.claims.claim import Claim, Criterion, Evidence, Finding, Table
-from echo_ska.experiments.claims.evidence import of_comparisons
+from echo_ska.experiments.claims.evidence import of_comparison
 from echo_ska.experiments.recall import mqar_frontier as experiment
 from echo_ska.experiments.trials.comparison import Results
 from echo_ska.experiments.trials.figures import short_bytes
@@ -19,8 +19,7 @@ LEARNT = 20.0
 
 def gather(folder: Path) -> Evidence[Results]:
     """The comparison of all families and budgets."""
-    found = of_comparisons(folder, experiment.NAME, [experiment.comparison()], experiment.SEEDS)
-    return Evidence(found.measured[0] if found.measured else None, found.records, found.missing, found.unused)
+    return of_comparison(folder, experiment.NAME, experiment.comparison(), experiment.SEEDS)
 
 
 def best(results: Results, families: tuple[str, ...], budget: int) -> tuple[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from echo_ska.experiments.claims.claim import Claim, Criterion, Evidence, Finding, Table
-from echo_ska.experiments.claims.evidence import file_of, of_comparisons, unmeasured
+from echo_ska.experiments.claims.evidence import file_of, of_comparison, unmeasured
 from echo_ska.experiments.language import language_model, language_model_50m, language_model_180m
 from echo_ska.experiments.language.language_model import Plan
 from echo_ska.experiments.language.language_model_figure import draw
@@ -30,8 +30,7 @@ def _gather(plan: Plan, folder: Path) -> Evidence[Results]:
     comparison = plan.recorded_comparison(file_of(folder, plan.name))
     if comparison is None:
         return unmeasured(folder, plan.name)
-    found = of_comparisons(folder, plan.name, [comparison], plan.seeds)
-    return Evidence(found.measured[0] if found.measured else None, found.records, found.missing, found.unused)
+    return of_comparison(folder, plan.name, comparison, plan.seeds)
 
 
 def _ahead(results: Results, context: int) -> str:

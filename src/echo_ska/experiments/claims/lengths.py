@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from echo_ska.experiments.claims.claim import Claim, Criterion, Evidence, Finding, Table
-from echo_ska.experiments.claims.evidence import of_comparisons
+from echo_ska.experiments.claims.evidence import of_comparison
 from echo_ska.experiments.claims.words import accuracy, gain, points
 from echo_ska.experiments.recall import length_generalisation as experiment
 from echo_ska.experiments.trials.arms import ECHO
@@ -20,8 +20,7 @@ PAPER = {arm: figures[-1] for arm, figures in experiment.PAPER.items()}
 
 def gather(folder: Path) -> Evidence[Results]:
     """The comparison of the three models."""
-    found = of_comparisons(folder, experiment.NAME, [experiment.comparison()], experiment.SEEDS)
-    return Evidence(found.measured[0] if found.measured else None, found.records, found.missing, found.unused)
+    return of_comparison(folder, experiment.NAME, experiment.comparison(), experiment.SEEDS)
 
 
 def _at(results: Results) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from echo_ska.experiments.claims.claim import Claim, Criterion, Evidence, Finding, Table
-from echo_ska.experiments.claims.evidence import of_comparisons
+from echo_ska.experiments.claims.evidence import of_comparison
 from echo_ska.experiments.claims.words import accuracy, points
 from echo_ska.experiments.recall import mqar_grid
 from echo_ska.experiments.trials.arms import ECHO
@@ -18,8 +18,7 @@ CHANCE = 100 * mqar_grid.TASK.chance
 
 def gather(folder: Path) -> Evidence[Results]:
     """The grid's comparison."""
-    found = of_comparisons(folder, mqar_grid.NAME, [mqar_grid.comparison()], mqar_grid.SEEDS)
-    return Evidence(found.measured[0] if found.measured else None, found.records, found.missing, found.unused)
+    return of_comparison(folder, mqar_grid.NAME, mqar_grid.comparison(), mqar_grid.SEEDS)
 
 
 def cells(results: Results, arm: str) -> dict[str, float]:

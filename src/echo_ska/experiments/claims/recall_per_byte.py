@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from echo_ska.experiments.claims.claim import Claim, Criterion, Evidence, Finding, Table
-from echo_ska.experiments.claims.evidence import of_comparisons
+from echo_ska.experiments.claims.evidence import of_comparison
 from echo_ska.experiments.claims.words import gain
 from echo_ska.experiments.recall import mqar_frontier
 from echo_ska.experiments.recall import recall_per_byte as experiment
@@ -14,8 +14,7 @@ from echo_ska.experiments.trials.comparison import Results
 
 def gather(folder: Path) -> Evidence[Results]:
     """The comparison of all variants."""
-    found = of_comparisons(folder, experiment.NAME, [experiment.comparison()], mqar_frontier.SEEDS)
-    return Evidence(found.measured[0] if found.measured else None, found.records, found.missing, found.unused)
+    return of_comparison(folder, experiment.NAME, experiment.comparison(), mqar_frontier.SEEDS)
 
 
 def gains(results: Results) -> dict[str, tuple[float, bool]]:

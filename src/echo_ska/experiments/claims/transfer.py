@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 
 from echo_ska.experiments.claims.claim import Claim, Criterion, Evidence, Finding, Table
-from echo_ska.experiments.claims.evidence import of_comparisons
+from echo_ska.experiments.claims.evidence import of_comparison, of_comparisons
 from echo_ska.experiments.claims.words import accuracy, gain, points
 from echo_ska.experiments.recall import transfer as experiment
 from echo_ska.experiments.trials.arms import ECHO
@@ -22,8 +22,7 @@ PAPER = {arm: fmean(figures) for arm, figures in experiment.PAPER.items()}
 
 def gather(folder: Path) -> Evidence[Results]:
     """The comparison of the three models."""
-    found = of_comparisons(folder, experiment.NAME, [experiment.comparison()], experiment.SEEDS)
-    return Evidence(found.measured[0] if found.measured else None, found.records, found.missing, found.unused)
+    return of_comparison(folder, experiment.NAME, experiment.comparison(), experiment.SEEDS)
 
 
 def gather_dropout(folder: Path) -> Evidence[Results]:
