@@ -28,23 +28,35 @@ def test_it_survives_saving(tmp_path):
     assert loaded.tie_word_embeddings is False
 
 
-def test_gate_dropout_is_of_the_training_alone():
+@pytest.mark.parametrize(
+    ("name", "value", "idle"), [("gate_dropout", 0.3, 0), ("mixer_dropout", [0.3, 0.0, 0.0, 0.0], None)]
+)
+def test_dropout_is_of_the_training_alone(name, value, idle):
     def built(**fields):
         torch.manual_seed(0)
         return EchoForCausalLM(EchoConfig(hidden_size=16, num_heads=2, rank=4, ska_layers=[1], **fields))
 
-    plain, dropped = built(), built(gate_dropout=0.3)
+    plain, dropped = built(), built(**{name: value})
     assert model_fingerprint(plain) == model_fingerprint(dropped)  # a saved context goes on in either
-    assert "gate_dropout" not in describe_model(plain)  # as in records from before there was one
-    assert describe_model(dropped)["gate_dropout"] == 0.3  # a training is not resumed with another
-    assert dropped.model.layers[1].mixer.gate_dropout == 0.3
-    older = {name: value for name, value in plain.config.to_dict().items() if name != "gate_dropout"}
-    assert EchoConfig.from_dict(older).gate_dropout == 0
+    assert name not in describe_model(plain)  # as in records from before there was one
+    assert describe_model(dropped)[name] == value  # a training is not resumed with another
+    older = {field: held for field, held in plain.config.to_dict().items() if field != name}
+    assert getattr(EchoConfig.from_dict(older), name) == idle
+
+
+def test_dropout_reaches_the_layers():
+    model = EchoForCausalLM(
+        EchoConfig(hidden_size=16, num_heads=2, rank=4, ska_layers=[1], gate_dropout=0.3, mixer_dropout=[0.5, 0, 0, 0])
+    )
+    assert model.model.layers[1].mixer.gate_dropout == 0.3
+    assert [block.mixer_dropout for block in model.model.layers] == [0.5, 0, 0, 0]
+    nothing = EchoConfig(mixer_dropout=[0, 0.0, 0, 0])
+    assert "mixer_dropout" in nothing.unread_fields
 
 
 def test_at_most_about_twenty_fields_of_its_own():
     own = set(inspect.signature(EchoConfig.__init__).parameters) - {"self", "kwargs", "ska_layers", "attention_layers"}
-    assert len(own) <= 22
+    assert len(own) <= 23
 
 
 @pytest.mark.parametrize(
@@ -71,6 +83,9 @@ def test_at_most_about_twenty_fields_of_its_own():
         ({"rope_theta": 0}, "rope_theta must be a positive number, got 0"),
         ({"gate_dropout": 1}, "gate_dropout must be a number of at least 0 and below 1, got 1"),
         ({"gate_dropout": True}, "gate_dropout must be a number"),
+        ({"mixer_dropout": 0.3}, "mixer_dropout must be a list of 4 numbers, one a layer, or None, got 0.3"),
+        ({"mixer_dropout": [0.3]}, "mixer_dropout must be a list of 4 numbers"),
+        ({"mixer_dropout": [0, 0, 0, 1.0]}, r"mixer_dropout\[3\] must be a number of at least 0 and below 1, got 1.0"),
         ({"blended": "no"}, "blended must be true or false, got 'no'"),
         ({"power": True}, "power must be an integer >= 0, got True"),
         ({"ska_layers": 1}, "ska_layers must be a list of layers, got 1"),

@@ -23,6 +23,7 @@ _NOT_OF_THE_FUNCTION = (
     "attention_layers",
     "intermediate_size",
     "gate_dropout",
+    "mixer_dropout",
     "max_position_embeddings",
     "tie_word_embeddings",
 )

@@ -37,6 +37,8 @@ class EchoConfig(PreTrainedConfig):
         refresh_interval: None reads exactly; S reads chunk-causally.
         gate_dropout: in training, the probability that a head of SKA or of a peer with its write gate stores all of a
             sequence in full (docs/recipe.md).
+        mixer_dropout: in training, the probability that a sequence goes past a layer's mixer (stochastic depth): a
+            number a layer, None for none (docs/recipe.md).
         state_size: columns of Mamba-2's and Mamba-3's state. Their heads are 64 wide, or hidden_size / num_heads where
             64 does not divide their inner width.
         expand: Mamba-2's and Mamba-3's inner width over `hidden_size`.
@@ -73,6 +75,7 @@ class EchoConfig(PreTrainedConfig):
         blended: bool = True,
         refresh_interval: int | None = None,
         gate_dropout: float = 0.0,
+        mixer_dropout: list[float] | None = None,
         state_size: int = 64,
         expand: int = 2,
         conv_kernel: int = 4,
@@ -101,6 +104,7 @@ class EchoConfig(PreTrainedConfig):
         self.blended = blended
         self.refresh_interval = refresh_interval
         self.gate_dropout = gate_dropout
+        self.mixer_dropout = mixer_dropout
         self.state_size = state_size
         self.expand = expand
         self.conv_kernel = conv_kernel
@@ -126,7 +130,8 @@ class EchoConfig(PreTrainedConfig):
     def unread_fields(self) -> frozenset[str]:
         """Fields that change nothing in this model: no layer reads them, or they ask for nothing."""
         unread = {name for name, kind in _READ_BY_ONE_KIND.items() if kind not in self.layer_types}
-        return frozenset(unread if self.gate_dropout else unread | {"gate_dropout"})
+        idle = {"gate_dropout": not self.gate_dropout, "mixer_dropout": not any(self.mixer_dropout or ())}
+        return frozenset(unread | {name for name, asks_nothing in idle.items() if asks_nothing})
 
     def validate(self) -> None:
         """Check all fields together (Hugging Face calls this on saving)."""
@@ -155,9 +160,7 @@ class EchoConfig(PreTrainedConfig):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
-        dropout = self.gate_dropout
-        if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-            raise ValueError(f"gate_dropout must be a number of at least 0 and below 1, got {dropout!r}")
+        _require_share("gate_dropout", self.gate_dropout)
         for name in ("blended", "ska_at_ends"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
@@ -170,6 +173,14 @@ class EchoConfig(PreTrainedConfig):
             raise ValueError(
                 f"layer_types names {len(self.layer_types)} layers, num_hidden_layers is {self.num_hidden_layers}"
             )
+        if self.mixer_dropout is not None:
+            if not isinstance(self.mixer_dropout, list | tuple) or len(self.mixer_dropout) != self.num_hidden_layers:
+                raise ValueError(
+                    f"mixer_dropout must be a list of {self.num_hidden_layers} numbers, one a layer, or None, got "
+                    f"{self.mixer_dropout!r}"
+                )
+            for index, share in enumerate(self.mixer_dropout):
+                _require_share(f"mixer_dropout[{index}]", share)
         for index, name in enumerate(self.layer_types):
             if name not in registry.MIXERS:
                 raise ValueError(f"layer_types[{index}] is {name!r}: choose from {', '.join(registry.MIXERS)}")
@@ -187,6 +198,11 @@ def _require_whole(name: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         optional = " or None" if name in ("refresh_interval", "intermediate_size", "head_dim") else ""
         raise ValueError(f"{name} must be an integer >= {least}{optional}, got {value!r}")
+
+
+def _require_share(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ValueError(f"{name} must be a number of at least 0 and below 1, got {value!r}")
 
 
 def _layer_types(

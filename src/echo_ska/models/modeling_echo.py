@@ -97,9 +97,13 @@ class EchoModel(EchoPreTrainedModel):
         self.embed_tokens = ScaledEmbedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             EchoBlock(
-                config.hidden_size, MIXERS[name](config), FEED_FORWARDS[config.feed_forward](config), config.norm_eps
+                config.hidden_size,
+                MIXERS[name](config),
+                FEED_FORWARDS[config.feed_forward](config),
+                config.norm_eps,
+                mixer_dropout=config.mixer_dropout[index] if config.mixer_dropout else 0.0,
             )
-            for name in config.layer_types
+            for index, name in enumerate(config.layer_types)
         )
         for name, module in self.layers.named_modules():
             if name.endswith(RESIDUAL_PROJECTIONS):

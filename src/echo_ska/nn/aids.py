@@ -43,14 +43,33 @@ def open_at_random(weight: Tensor, probability: float, cu_seqlens: Tensor | None
         probability: in [0, 1).
         cu_seqlens: [N + 1] boundaries of the sequences of a packed batch, B = 1; None for one a row.
     """
-    sequences = weight.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
-    opened = torch.rand(sequences, weight.shape[2], device=weight.device) < probability  # [N, H]
-    if cu_seqlens is None:
-        opened = opened.unsqueeze(1)
-    else:
-        opened = opened.repeat_interleave(cu_seqlens.diff().to(opened.device), dim=0).unsqueeze(0)  # [1, T, H]
+    opened = drawn_by_sequence(weight, weight.shape[2], cu_seqlens) < probability
     opened = opened.view(*opened.shape, *[1] * (weight.dim() - 3))
     return torch.where(opened, torch.ones_like(weight), weight)
+
+
+def left_out_at_random(branch: Tensor, probability: float, cu_seqlens: Tensor | None = None) -> Tensor:
+    """Stochastic depth (Huang et al., arXiv 1603.09382): a branch [B, T, d], 0 all over a sequence at this probability.
+
+    For training alone. Unlike theirs, what stays is not scaled: the layers above read it as they will in inference, and
+    learn to do without it.
+
+    Args:
+        branch: what is to be added to the residual stream.
+        probability: in [0, 1).
+        cu_seqlens: [N + 1] boundaries of the sequences of a packed batch, B = 1; None for one a row.
+    """
+    kept = drawn_by_sequence(branch, 1, cu_seqlens) >= probability
+    return torch.where(kept, branch, torch.zeros_like(branch))
+
+
+def drawn_by_sequence(like: Tensor, count: int, cu_seqlens: Tensor | None) -> Tensor:
+    """So many uniform numbers in [0, 1) for every sequence of [B, T, ...]: [B, 1, n], or [1, T, n] of a packed batch."""
+    sequences = like.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+    drawn = torch.rand(sequences, count, device=like.device)
+    if cu_seqlens is None:
+        return drawn.unsqueeze(1)
+    return drawn.repeat_interleave(cu_seqlens.diff().to(drawn.device), dim=0).unsqueeze(0)
 
 
 def require_probability(name: str, value: float) -> None:

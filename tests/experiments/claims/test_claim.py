@@ -94,6 +94,7 @@ FILES = {
     "cliff": "cliff",
     "aids": "aids",
     "gate-dropout": "transfer",
+    "stochastic-depth": "transfer",
     "aims": "transfer",
     "write-gate": "write-gate",
     "recall-per-byte": "recall-per-byte",

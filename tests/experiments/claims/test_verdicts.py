@@ -77,6 +77,18 @@ def transferred(figures: dict[str, float], with_dropout: float) -> Write:
     return write
 
 
+def deepened(plain: dict[str, float], changed: dict[str, float]) -> Write:
+    """Of the transfer tasks, the three models without and with stochastic depth."""
+
+    def write(folder: Path) -> None:
+        compared(transfer, plain)(folder)
+        figures = {transfer.WITH_DEPTH[arm]: value for arm, value in changed.items()}
+        path = folder / f"{transfer.NAME}.jsonl"
+        write_comparison(path, transfer.depth_comparison(), transfer.SEEDS, lambda arm, _: figures[arm])
+
+    return write
+
+
 def stored(two_bytes: float, one_byte: float, always: float = 0.0) -> Write:
     """Right answers by bytes a number, where four recall 0.5, and what is lost where every pair is rounded."""
     found = {"float64": 0.4, "float32": 0.5, "float16": two_bytes, "bfloat16": two_bytes, "int8": one_byte}
@@ -474,6 +486,9 @@ CASES: list[tuple[str, Level, Write]] = [
     ("gate-dropout", YES, transferred(arms(0.3, 0.9, 0.8), 0.96)),
     ("gate-dropout", PARTLY, transferred(arms(0.3, 0.97, 0.8), 0.96)),
     ("gate-dropout", NO, transferred(arms(0.3, 0.9, 0.8), 0.94)),
+    ("stochastic-depth", YES, deepened(arms(0.3, 0.9, 0.8), arms(0.3, 0.9, 0.96))),
+    ("stochastic-depth", PARTLY, deepened(arms(0.3, 0.9, 0.8), arms(0.3, 0.97, 0.96))),
+    ("stochastic-depth", NO, deepened(arms(0.3, 0.9, 0.8), arms(0.3, 0.9, 0.85))),
     ("state-precision", YES, stored(0.6, 0.7)),
     ("state-precision", PARTLY, stored(0.6, 0.5)),
     ("state-precision", PARTLY, stored(0.6, 0.7, always=0.02)),

@@ -64,6 +64,7 @@ CLAIMS: tuple[Claim[Any], ...] = (
     cliff.CLAIM,
     aids.CLAIM,
     transfer.DROPOUT,
+    transfer.DEPTH,
     write_gate.CLAIM,
     regression.CLAIM,
     algebra.OPERATOR,

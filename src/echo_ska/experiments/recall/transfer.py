@@ -2,11 +2,14 @@
 
 A curriculum of system prompts (easy and hard gaps; half of the facts name another key instead of a value, or no model
 would ever have written a key) and tool traces in equal parts, 6,000 steps of 16 sequences, models of the size of
-echo-1m with equal parameters, each at its best of the same rates, three seeds; SSM+SKA also with gate dropout, since
-its write gate may learn where the curriculum's pairs stand, and attention has no such part. Then, with no further
-training, the paper's six: new system prompts and new tool traces, which are the curriculum's own tasks, and multi-query
-recall, needles, two hops with the key on the way written out, and the common word. And two that the paper does not
-have: the end of two hops, nothing written out, and inverse matching (chance 20 %). About 25 minutes a run on one core.
+echo-1m with equal parameters, each at its best of the same rates, three seeds. Two changes of the training: SSM+SKA
+with gate dropout, since its write gate may learn where the curriculum's pairs stand, and attention has no such part;
+and all three with stochastic depth, where half of the sequences go past the first Mamba-2 mixer, so that the layers
+above must know a cue without what that one mixed into it, at the rate that suits SSM+SKA and attention best. Then,
+with no further training, the paper's six: new system prompts and new tool traces, which are the curriculum's own
+tasks, and multi-query recall, needles, two hops with the key on the way written out, and the common word. And two that
+the paper does not have: the end of two hops, nothing written out, and inverse matching (chance 20 %). About 25 minutes
+a run on one core.
 """
 
 from __future__ import annotations
@@ -15,12 +18,13 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from matplotlib.figure import Figure
 from rich.console import Console
 
 from echo_ska.experiments.trials import figures
-from echo_ska.experiments.trials.arms import ECHO, million_arms, small_arms
+from echo_ska.experiments.trials.arms import ECHO, IN_PLACE_OF_SKA, million_arms, small_arms
 from echo_ska.experiments.trials.comparison import Results, percent_range, table_rows
 from echo_ska.experiments.trials.figures import save
 from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
@@ -51,7 +55,13 @@ STEPS, QUICK_STEPS, BATCH_SIZE = 6000, 1000, 16
 RATES = (1e-3, 3e-3, 1e-2)
 GATE_DROPOUT = 0.2
 WITH_DROPOUT = f"{ECHO}, gate dropout"
-COLOURS = {**figures.COLOURS, WITH_DROPOUT: "#56B4E9"}
+DEPTH_DROPOUT = 0.5
+WITH_DEPTH = {arm: f"{arm}, stochastic depth" for arm in IN_PLACE_OF_SKA}
+COLOURS = {
+    **figures.COLOURS,
+    WITH_DROPOUT: "#56B4E9",
+    **dict(zip(WITH_DEPTH.values(), ("#BBBBBB", "#F2C57C", "#7FD4B5"), strict=True)),
+}
 TUNING_STEPS = 1500
 SEEDS = 3
 SEQUENCES = 512
@@ -95,6 +105,7 @@ def run(console: Console, *, seeds: int | None = None, quick: bool = False, devi
     count = seed_count(seeds, 1 if quick else SEEDS)
     results = comparison(quick).on(device).run(console, count, path)
     results |= dropout_comparison(quick).on(device).run(console, count, path)
+    results |= depth_comparison(quick).on(device).run(console, count, path)
     steps = QUICK_STEPS if quick else STEPS
     print_rows(console, f"Accuracy, %, after {steps:,} steps on system prompts and tool traces", rows(results))
     draw(results, picture)
@@ -113,15 +124,29 @@ def dropout_comparison(quick: bool = False) -> Comparison:
     return full.at_recorded_rates([_with_dropout(trials(quick))], study_files(NAME)[0]) if quick else full
 
 
+def depth_comparison(quick: bool = False) -> Comparison:
+    """The three models with stochastic depth, each at the middle rate."""
+    return Comparison([_with_depth(trial) for trial in reversed(trials(quick))], (), ())
+
+
 def _with_dropout(of_arms: Sequence[Trial]) -> Trial:
     echo = next(trial for trial in of_arms if trial.arm.name == ECHO)
-    fields = {**echo.arm.fields, "gate_dropout": GATE_DROPOUT}
-    return echo.with_(arm=dataclasses.replace(echo.arm, name=WITH_DROPOUT, fields=fields))
+    return _changed(echo, WITH_DROPOUT, gate_dropout=GATE_DROPOUT)
+
+
+def _with_depth(trial: Trial) -> Trial:
+    layers = len(trial.arm.fields["layer_types"])
+    return _changed(trial, WITH_DEPTH[trial.arm.name], mixer_dropout=[DEPTH_DROPOUT, *[0.0] * (layers - 1)])
+
+
+def _changed(trial: Trial, name: str, **fields: Any) -> Trial:
+    return trial.with_(arm=dataclasses.replace(trial.arm, name=name, fields={**trial.arm.fields, **fields}))
 
 
 def recorded_results(path: Path) -> Results:
     """What is recorded of all arms."""
-    return {**comparison().recorded(path), **dropout_comparison().recorded(path)}
+    comparisons = (comparison(), dropout_comparison(), depth_comparison())
+    return {arm: records for each in comparisons for arm, records in each.recorded(path).items()}
 
 
 def mean_over_tasks(record: RunRecord) -> float:
