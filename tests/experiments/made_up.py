@@ -65,11 +65,12 @@ def of_text_trial(
 
 
 def write_comparison(path: Path, comparison: Comparison, seeds: int, accuracy: Accuracy) -> None:
-    """All that `Comparison.run` would leave: tries at every rate, and seeds at the first of them."""
+    """All that `Comparison.run` would leave: tries at every rate, and seeds at the first of them (or its own)."""
     for trial in comparison.trials:
         for tried in comparison.candidates(trial):
             append(of_trial(tried, lambda *_: 0.5), path)
-        write_trials(path, [trial.with_(learning_rate=comparison.rates[0])], seeds, accuracy)
+        at_rate = trial.with_(learning_rate=comparison.rates[0]) if comparison.rates else trial
+        write_trials(path, [at_rate], seeds, accuracy)
 
 
 def write_trials(

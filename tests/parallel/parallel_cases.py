@@ -147,9 +147,9 @@ def packed_chunk_causal(group: dist.ProcessGroup) -> dict[str, float]:
     return compared(group, model(**changes), model(**changes), labelled(1, 70, cu_seqlens=packing), bounds)
 
 
-def gate_dropout(group: dist.ProcessGroup) -> dict[str, float]:
-    """Heads that store all of a sequence, chosen at random, are the same in every part; and they change the logits."""
-    changes = {"gate_dropout": 0.5}
+def dropout(group: dist.ProcessGroup) -> dict[str, float]:
+    """Heads that store all and rows that go past a mixer are the same in every part, and they change the logits."""
+    changes = {"gate_dropout": 0.5, "mixer_dropout": [0.5, 0.5, 0.0, 0.0]}
     batch = labelled(3, 90)
     without, dropped = (m(input_ids=batch["input_ids"]).logits.detach() for m in (model(), model(**changes)))
     return {"dropped": off(dropped, without), **compared(group, model(**changes), model(**changes), batch)}
@@ -286,7 +286,7 @@ CASES: dict[str, Callable[[dist.ProcessGroup], dict[str, Any]]] = {
         plain_power,
         packed_sequences,
         packed_chunk_causal,
-        gate_dropout,
+        dropout,
         recomputed,
         trained,
         read,

@@ -30,7 +30,7 @@ def found() -> list[dict[str, dict[int, Any]]]:
         "plain_power",
         "packed_sequences",
         "packed_chunk_causal",
-        "gate_dropout",
+        "dropout",
         "recomputed",
     ],
 )
@@ -42,8 +42,8 @@ def test_parts_equal_the_whole_in_float64(found, case) -> None:
         assert differences["gradients"] < 2e-11, (world, rank)
 
 
-def test_gate_dropout_changes_what_parts_are_held_to(found) -> None:
-    assert all(found[rank]["gate_dropout"][world]["dropped"] > 1e-3 for world, rank in RUNS)
+def test_dropout_changes_what_parts_are_held_to(found) -> None:
+    assert all(found[rank]["dropout"][world]["dropped"] > 1e-3 for world, rank in RUNS)
 
 
 def test_in_float32_parts_round_no_worse_than_the_whole(found) -> None:

@@ -64,7 +64,7 @@ def left_out_at_random(branch: Tensor, probability: float, cu_seqlens: Tensor | 
 
 
 def drawn_by_sequence(like: Tensor, count: int, cu_seqlens: Tensor | None) -> Tensor:
-    """So many uniform numbers in [0, 1) for every sequence of [B, T, ...]: [B, 1, n], or [1, T, n] of a packed batch."""
+    """So many uniform numbers in [0, 1) for every sequence of [B, T, ...]: [B, 1, n], or [1, T, n] where packed."""
     sequences = like.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
     drawn = torch.rand(sequences, count, device=like.device)
     if cu_seqlens is None:

@@ -160,8 +160,8 @@ DEPTH: Claim[Results] = Claim(
     key="stochastic-depth",
     title="Tasks beyond the curriculum, with stochastic depth",
     statement="Where half of the training's sequences go past the first Mamba-2 mixer, a cue stays legible without "
-    "what that mixer adds of its surroundings, and SSM+SKA answers the six tasks better than attention does, with it or "
-    "without.",
+    "what that mixer adds of its surroundings, and SSM+SKA answers the six tasks better than attention does, with "
+    "stochastic depth or without.",
     source="ours",
     commands=("echo-ska reproduce transfer",),
     gather=gather_depth,

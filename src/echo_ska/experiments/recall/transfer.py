@@ -126,7 +126,7 @@ def dropout_comparison(quick: bool = False) -> Comparison:
 
 def depth_comparison(quick: bool = False) -> Comparison:
     """The three models with stochastic depth, each at the middle rate."""
-    return Comparison([_with_depth(trial) for trial in reversed(trials(quick))], (), ())
+    return Comparison([_with_depth(trial) for trial in trials(quick)], (), ())
 
 
 def _with_dropout(of_arms: Sequence[Trial]) -> Trial:
