@@ -14,3 +14,13 @@ def test_a_model_is_exported_and_generates(run, refused, model_folder, tmp_path)
     refused("is not empty", "export", model_folder, folder)
     refused("There is no folder", "export", tmp_path / "absent", tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_full_disk_leaves_nothing(run, model_folder, tmp_path, files_up_to):
+    folder = tmp_path / "exported"
+    with files_up_to((model_folder / "model.safetensors").stat().st_size - 1):
+        result = run("export", model_folder, folder)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"The model {folder} could not be written (")
+    assert result.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -26,3 +26,14 @@ def test_what_is_refused(refused, tmp_path):
     text.write_text("some text")
     refused("is not empty", "tokenizer", "train", text, "-o", tmp_path)
     refused("does not exist", "tokenizer", "train", tmp_path / "absent", "-o", tmp_path / "x")
+
+
+def test_a_full_disk_leaves_nothing(run, tmp_path, files_up_to):
+    text, output = tmp_path / "t.txt", tmp_path / "kept"
+    text.write_text("the cat sat on the mat " * 30)
+    with files_up_to(2000):
+        result = run("tokenizer", "train", text, "--vocab-size", 270, "-o", output)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"The tokenizer {output} could not be written (")
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [text]

@@ -81,6 +81,5 @@ def write_trials(
     more: Callable[[Trial], dict[str, Any]] = lambda _: {},
 ) -> None:
     """Every trial with every seed; `more` gives further figures."""
-    for trial in trials:
-        for seed in range(seeds):
-            append(of_trial(trial.with_(seed=seed), accuracy, **more(trial)), path)
+    for trial in (trial.with_(seed=seed) for trial in trials for seed in range(seeds)):
+        append(of_trial(trial, accuracy, **more(trial)), path)

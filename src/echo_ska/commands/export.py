@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from echo_ska.commands.goals import say
+from echo_ska.commands.keep import whole_folder
 from echo_ska.commands.load import load_model, load_tokenizer
 from echo_ska.models.export import export_model
 
@@ -16,11 +17,13 @@ def export(model_folder: Path, folder: Path, console: Console) -> None:
 
     Raises:
         ValueError: there is no such model, or its tokenizer does not fit it; nothing was written.
+        OSError: it could not be written; nothing is left of it.
     """
     model = load_model(model_folder, "cpu")
     has_tokenizer = (model_folder / "tokenizer.json").is_file()
     tokenizer = load_tokenizer(model_folder, model.config.vocab_size) if has_tokenizer else None
-    export_model(model, folder, tokenizer)
+    with whole_folder(folder, "model") as partial:
+        export_model(model, partial, tokenizer)
     say(
         console,
         f"Kept in {folder}, with its code in modeling_echo.py{'' if has_tokenizer else ' and without a tokenizer'}. "

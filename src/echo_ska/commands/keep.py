@@ -1,4 +1,4 @@
-"""The model that a long command ends with: its folder is whole or absent, and a full disk is one sentence."""
+"""The folder that a command ends with: it is whole or absent, and a full disk is one sentence."""
 
 from __future__ import annotations
 
@@ -12,12 +12,28 @@ from safetensors import SafetensorError
 from echo_ska.sealed import PARTIAL
 
 
+def whole_model(kept: Path) -> contextlib.AbstractContextManager[Path]:
+    """`whole_folder` for the model of a run, whose checkpoints stand beside it."""
+    return whole_folder(
+        kept,
+        "model",
+        f"the checkpoints in {kept.parent} are kept: make room, or see that the folder can be written to, and give the "
+        "same command again, which trains nothing anew",
+    )
+
+
 @contextlib.contextmanager
-def whole_model(kept: Path) -> Iterator[Path]:
-    """A folder to write a model to, which becomes `kept` at the end; where that exists its files are replaced.
+def whole_folder(
+    kept: Path,
+    holds: str,
+    remedy: str = "make room, or see that the folder can be written to, and give the same command again",
+) -> Iterator[Path]:
+    """A folder to write to, which becomes `kept` at the end; where that exists its files are replaced.
 
     Args:
-        kept: in the folder of a run, whose checkpoints the same command goes on from.
+        kept: what is to be written.
+        holds: what it holds, for the error.
+        remedy: what to do after an error.
 
     Raises:
         OSError: something could not be written; what stood in `kept` before stands there still.
@@ -25,6 +41,7 @@ def whole_model(kept: Path) -> Iterator[Path]:
     partial = kept.with_name(PARTIAL + kept.name)
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a call that was killed
+        partial.mkdir(parents=True)
         yield partial
         _move(partial, kept)
     except Exception as error:
@@ -33,10 +50,7 @@ def whole_model(kept: Path) -> Iterator[Path]:
             raise
         shutil.rmtree(partial, ignore_errors=True)
         reason = (getattr(error, "strerror", None) or str(error)).rstrip(".")
-        raise OSError(
-            f"The model {kept} could not be written ({reason}); the checkpoints in {kept.parent} are kept: make room, "
-            "or see that the folder can be written to, and give the same command again, which trains nothing anew."
-        ) from error
+        raise OSError(f"The {holds} {kept} could not be written ({reason}); {remedy}.") from error
 
 
 def _move(partial: Path, kept: Path) -> None:

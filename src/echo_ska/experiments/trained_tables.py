@@ -96,7 +96,7 @@ def _aids(question: str) -> Rows | None:
     return aids.rows(results, question) if results else None
 
 
-def _language(plan: language_model.Plan, rows: Callable[[Results], Rows]) -> Rows | None:
+def _language(plan: language_model.TextPlan, rows: Callable[[Results], Rows]) -> Rows | None:
     path = _file(plan.name)
     found = plan.recorded_comparison(path)
     results = {} if found is None else found.recorded(path)

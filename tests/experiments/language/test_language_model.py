@@ -23,7 +23,7 @@ from echo_ska.experiments.language import (
     language_model_results,
     language_ska,
 )
-from echo_ska.experiments.language.language_model import PLAN, Plan, readings
+from echo_ska.experiments.language.language_model import PLAN, TextPlan, readings
 from echo_ska.experiments.language.language_model_figure import COLOURS, draw
 from echo_ska.experiments.language.language_model_results import CONTROLS, ECHO, SWIGLU
 from echo_ska.experiments.trials import recorded as recorded_runs
@@ -73,8 +73,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Tiny models on tiny texts, run in this process; returns the names of the jobs that were run."""
     monkeypatch.chdir(tmp_path)
     write_texts(tmp_path / "texts")
-    quick = Plan.quick
-    monkeypatch.setattr(Plan, "quick", lambda plan: replace(quick(plan), steps=4))
+    quick = TextPlan.quick
+    monkeypatch.setattr(TextPlan, "quick", lambda plan: replace(quick(plan), steps=4))
     for name, value in {"PLAN": TINY, "SEGMENTS": (16, 100, 1000), "STEPPED_BYTES": 60}.items():
         monkeypatch.setattr(language_model, name, value)
     monkeypatch.setattr(language_ska, "PLAN", TINY)

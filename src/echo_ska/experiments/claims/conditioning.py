@@ -11,7 +11,7 @@ from echo_ska.experiments.claims.evidence import file_of, of_arms
 from echo_ska.experiments.claims.words import points
 from echo_ska.experiments.recall import length_conditioning as experiment
 from echo_ska.experiments.recall.length_conditioning import GATED, UNGATED
-from echo_ska.experiments.trials.comparison import Results
+from echo_ska.experiments.trials.comparison import Results, converged
 from echo_ska.training import RunRecord
 
 FALL = 0.5
@@ -23,9 +23,9 @@ Figure = Callable[[RunRecord, str], float]
 
 
 def gather(folder: Path) -> Evidence[Results]:
-    """Both arms."""
+    """Both arms; trainings that diverged count as missing."""
     path = file_of(folder, experiment.NAME)
-    results = experiment.recorded_results(path) if path.exists() else {}
+    results = converged(experiment.recorded_results(path)) if path.exists() else {}
     return of_arms(folder, experiment.NAME, results, (GATED, UNGATED), experiment.SEEDS)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from echo_ska.experiments.claims.claim import Claim, Criterion, Evidence, Finding, Table
 from echo_ska.experiments.claims.evidence import file_of, of_comparison, unmeasured
 from echo_ska.experiments.language import language_model, language_model_50m, language_model_180m
-from echo_ska.experiments.language.language_model import Plan
+from echo_ska.experiments.language.language_model import TextPlan
 from echo_ska.experiments.language.language_model_figure import draw
 from echo_ska.experiments.language.language_model_results import (
     ECHO,
@@ -25,7 +25,7 @@ EXACT = 1e-4
 """Bits per byte by which readings of one text may differ."""
 
 
-def _gather(plan: Plan, folder: Path) -> Evidence[Results]:
+def _gather(plan: TextPlan, folder: Path) -> Evidence[Results]:
     """The comparison on the texts of the newest record."""
     comparison = plan.recorded_comparison(file_of(folder, plan.name))
     if comparison is None:
@@ -67,7 +67,7 @@ def _reads_in_any_way(results: Results) -> Finding | None:
     return Finding(apart <= EXACT and len(states) == 1, f"at most {apart:.1e} apart{sizes}")
 
 
-def _criteria(plan: Plan) -> tuple[Criterion[Results], ...]:
+def _criteria(plan: TextPlan) -> tuple[Criterion[Results], ...]:
     return (
         Criterion(
             f"Bits per byte of unseen authors at the training's context, {plan.length:,} bytes: Echo is not above the "
@@ -131,7 +131,7 @@ CLAIM: Claim[Results] = Claim(
 )
 
 
-def _larger(plan: Plan, size: str) -> Claim[Results]:
+def _larger(plan: TextPlan, size: str) -> Claim[Results]:
     return Claim(
         key=f"9-{size.lower()}",
         title=f"A language model of {size} parameters",

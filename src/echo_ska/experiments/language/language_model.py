@@ -87,7 +87,7 @@ def read_whole(network: EchoForCausalLM, trial: TextTrial) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TextPlan:
     """A size of the comparison.
 
     Attributes:
@@ -124,7 +124,7 @@ class Plan:
     at_once: int | None = None
     seeds: int = 3
 
-    def quick(self) -> Plan:
+    def quick(self) -> TextPlan:
         """120 steps, contexts up to four times the training's, one seed, nothing further measured."""
         contexts = tuple(context for context in self.contexts if context <= 4 * self.length)
         return dataclasses.replace(self, steps=120, contexts=contexts, measure=None, seeds=1)
@@ -215,7 +215,7 @@ class Plan:
         return [record for records in results.values() for record in records]
 
 
-PLAN = Plan(
+PLAN = TextPlan(
     name="language-model",
     shape={
         "hidden_size": 128,

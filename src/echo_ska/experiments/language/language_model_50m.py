@@ -12,10 +12,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from echo_ska.experiments.language.language_model import Plan, read_whole
+from echo_ska.experiments.language.language_model import TextPlan, read_whole
 from echo_ska.training import RunRecord
 
-PLAN = Plan(
+PLAN = TextPlan(
     name="language-model-50m",
     shape={
         "hidden_size": 512,
@@ -48,7 +48,7 @@ def run(
 
 
 def run_large(
-    plan: Plan, console: Console, *, seeds: int | None, quick: bool, text: Path | None, device: str
+    plan: TextPlan, console: Console, *, seeds: int | None, quick: bool, text: Path | None, device: str
 ) -> list[RunRecord]:
     """`language_model.run` for a plan that needs a GPU.
 
