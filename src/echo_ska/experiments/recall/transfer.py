@@ -59,8 +59,8 @@ DEPTH_DROPOUT = 0.5
 WITH_DEPTH = {arm: f"{arm}, stochastic depth" for arm in IN_PLACE_OF_SKA}
 COLOURS = {
     **figures.COLOURS,
-    WITH_DROPOUT: "#56B4E9",
-    **dict(zip(WITH_DEPTH.values(), ("#BBBBBB", "#F2C57C", "#7FD4B5"), strict=True)),
+    WITH_DROPOUT: "#CC79A7",
+    **dict(zip(WITH_DEPTH.values(), ("#BBBBBB", "#F0B48A", "#7FB8D9"), strict=True)),
 }
 TUNING_STEPS = 1500
 SEEDS = 3
@@ -169,7 +169,7 @@ def rows(results: Results) -> list[list[str]]:
 def draw(results: Results, path: Path) -> None:
     """A bar an arm for every task: the mean over seeds, a line over their range, the paper's figure as a notch."""
     names = list(TASKS | FURTHER)
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(9.5, 4), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(results)
     for place, (arm, records) in enumerate(results.items()):
