@@ -156,7 +156,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "echo_ska.experiments.language.replace_attention",
     ),
     "transfer": Experiment(
-        "Claim 3: six tasks asked without training on them, after system prompts and tool traces.",
+        "Claim 3: after system prompts and tool traces, six tasks: those two, and four that training never asked.",
         "echo_ska.experiments.recall.transfer",
         takes_device=True,
     ),

@@ -97,4 +97,5 @@ CLAIM: Claim[Results] = Claim(
         "One task and one load, as many pairs as a head has ranks; equal rank is not equal bytes (docs/algebra.md).",
         "Each mixer keeps the learning rate that is best with all aids.",
     ),
+    criteria_after=True,
 )

@@ -105,6 +105,7 @@ class Claim(Generic[M]):
         draw: draws the picture to a path; None if there is none.
         picture: what the picture shows, for those who do not see it.
         caveats: what was not measured, or not as the paper did.
+        criteria_after: whether the criteria were written when the first records were there, and so predict nothing.
     """
 
     key: str
@@ -119,6 +120,7 @@ class Claim(Generic[M]):
     draw: Callable[[M, Path], object] | None = None
     picture: str = ""
     caveats: tuple[str, ...] = ()
+    criteria_after: bool = False
 
 
 @dataclass(frozen=True)

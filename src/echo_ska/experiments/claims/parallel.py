@@ -100,4 +100,5 @@ CLAIM: Claim[Records] = Claim(
     draw=draw,
     picture="Bytes that a layer sends against the length: flat for SKA and Mamba-2, growing for attention.",
     caveats=("Processes on one CPU, by gloo: several machines, GPUs and NCCL were not at hand.",),
+    criteria_after=True,
 )

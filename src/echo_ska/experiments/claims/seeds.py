@@ -73,4 +73,5 @@ CLAIM: Claim[Seeds] = Claim(
     draw=experiment.draw,
     picture="Answers right against tokens: every seed thin, the median and the lowest seed thick.",
     caveats=("Other tasks, sizes and loads: eight pairs, width 64, rank 16; few answers at the longest lengths.",),
+    criteria_after=True,
 )

@@ -195,4 +195,5 @@ CLAIM: Claim[States] = Claim(
     picture="The demo's three models: answers right, and bytes of state, against tokens; attention's bytes grow, "
     "SKA's do not.",
     caveats=("Grouped-query or quantised caches, which keep less than the twin's.",),
+    criteria_after=True,
 )

@@ -143,8 +143,8 @@ DROPOUT: Claim[Results] = Claim(
     commands=("echo-ska reproduce transfer",),
     gather=gather_dropout,
     criteria=(
-        Criterion(f"Its mean over the six tasks is at least {AIM:g} %", _aim(experiment.WITH_DROPOUT)),
-        Criterion("It is above both controls", _above(experiment.WITH_DROPOUT, CONTROLS)),
+        Criterion("Its mean over the six tasks is above both controls", _above(experiment.WITH_DROPOUT, CONTROLS)),
+        Criterion(f"It is at least {AIM:g} %", _aim(experiment.WITH_DROPOUT)),
     ),
     summary=_summary,
     tables=lambda r: [Table("Accuracy, %, mean over seeds (range)", experiment.rows(r))],
@@ -166,8 +166,11 @@ DEPTH: Claim[Results] = Claim(
     commands=("echo-ska reproduce transfer",),
     gather=gather_depth,
     criteria=(
-        Criterion(f"Its mean over the six tasks is at least {AIM:g} %", _aim(DEPTH_ECHO)),
-        Criterion("It is above both controls, with stochastic depth and without", _above(DEPTH_ECHO, DEPTH_CONTROLS)),
+        Criterion(
+            "Its mean over the six tasks is above both controls, with stochastic depth and without",
+            _above(DEPTH_ECHO, DEPTH_CONTROLS),
+        ),
+        Criterion(f"It is at least {AIM:g} %", _aim(DEPTH_ECHO)),
         Criterion("Its worst seed is above their best", _every_seed_above),
     ),
     summary=_summary,

@@ -123,7 +123,7 @@ def draw(far: Results, other: Results, path: Path) -> None:
         axes.axvline(best, color="black", linewidth=1, linestyle=(0, (4, 3)))
         axes.annotate(ATTENTION, (best, 50), xytext=(4, 0), textcoords="offset points", rotation=90, fontsize=8)
     axes.set_ylim(-4, 106)
-    axes.set_xlabel("mean of six tasks that training did not ask, %")
+    axes.set_xlabel("mean of the six tasks of transfer, %")
     axes.set_ylabel(f"recall at {int(LONG):,} tokens after training on {RECALL.length}, %")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#E6E6E6", linewidth=0.8)

@@ -29,7 +29,7 @@ class Entry:
     Attributes:
         anchor: its place in the page's address.
         name: number and title.
-        source, statement, level, sentence, tables, caveats, commands: as in `Claim` and `Verdict`.
+        source, statement, level, sentence, tables, caveats, criteria_after, commands: as in `Claim` and `Verdict`.
         criteria: each with what it came to.
         picture: an SVG element, or None.
         picture_text: what it shows.
@@ -48,6 +48,7 @@ class Entry:
     picture_text: str
     tables: Sequence[Table]
     caveats: Sequence[str]
+    criteria_after: bool
     commands: Sequence[str]
     provenance: Sequence[tuple[str, str]]
     unused: int
@@ -72,6 +73,7 @@ def entry_of(weighed: Weighed) -> Entry:
         picture_text=claim.picture,
         tables=weighed.tables,
         caveats=claim.caveats,
+        criteria_after=claim.criteria_after,
         commands=claim.commands,
         provenance=provenance(evidence.records),
         unused=evidence.unused,
