@@ -11,7 +11,6 @@ from echo_ska.experiments.recall import cliff as experiment
 from echo_ska.experiments.trials.recorded import recorded
 from echo_ska.training import RunRecord
 
-QUESTION = experiment.QUESTIONS[0].name
 HALF = 0.5
 LEARNT = 50.0
 APART = 10.0
@@ -33,33 +32,43 @@ def gather(folder: Path) -> Evidence[list[RunRecord]]:
     return Evidence(found if whole else None, tuple(found), missing, len(everything) - len(found))
 
 
-def grid(records: list[RunRecord]) -> dict[int, dict[int, float]]:
-    """Accuracy, %, by width and rank, the mean over seeds."""
-    return {
-        width: {
-            rank: accuracy([r for r in records if r.figures["arm"] == experiment.arm(width, rank).name], QUESTION)
-            for rank in experiment.RANKS
+Grid = dict[int, dict[int, float]]
+"""Accuracy, %, by width and rank, the mean over seeds."""
+
+
+def grids(records: list[RunRecord]) -> list[Grid]:
+    """One for each length that was asked."""
+    return [
+        {
+            width: {
+                rank: accuracy(
+                    [r for r in records if r.figures["arm"] == experiment.arm(width, rank).name], question.name
+                )
+                for rank in experiment.RANKS
+            }
+            for width in experiment.WIDTHS
         }
-        for width in experiment.WIDTHS
-    }
+        for question in experiment.QUESTIONS
+    ]
 
 
 def by_width(records: list[RunRecord]) -> float:
-    """The largest difference between two widths at one rank, points."""
-    found = grid(records)
-    columns = [[found[width][rank] for width in experiment.WIDTHS] for rank in experiment.RANKS]
+    """The largest difference between two widths at one rank and length, points."""
+    columns = [
+        [found[width][rank] for width in experiment.WIDTHS] for found in grids(records) for rank in experiment.RANKS
+    ]
     return max(max(column) - min(column) for column in columns)
 
 
 def by_rank(records: list[RunRecord]) -> float:
-    """The smallest rise from the smallest rank to the largest at one width, points."""
+    """The smallest rise from the smallest rank to the largest at one width and length, points."""
     first, last = experiment.RANKS[0], experiment.RANKS[-1]
-    return min(of_width[last] - of_width[first] for of_width in grid(records).values())
+    return min(of_width[last] - of_width[first] for found in grids(records) for of_width in found.values())
 
 
 def _state_counts_more(records: list[RunRecord]) -> Finding | None:
     width, rank = by_width(records), by_rank(records)
-    if max(max(of_width.values()) for of_width in grid(records).values()) < LEARNT:
+    if max(max(of_width.values()) for found in grids(records) for of_width in found.values()) < LEARNT:
         return None  # where nothing is learnt, nothing breaks down
     return Finding(width <= HALF * rank, f"{width:.1f} against {rank:.1f} points")
 

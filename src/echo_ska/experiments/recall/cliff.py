@@ -8,6 +8,7 @@ regression (power 0). Two seeds at one learning rate; one to four minutes a run 
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from statistics import fmean
 
@@ -75,16 +76,16 @@ def records_of(console: Console, path: Path, seeds: int, quick: bool = False) ->
     return run_missing(console, NAME, runs, path)
 
 
-def rows(records: list[RunRecord], question: str = "96") -> list[list[str]]:
-    """A row a width: parameters, and accuracy by rank."""
-    table = [["width", "parameters", *(f"rank {rank}" for rank in RANKS)]]
-    for width in WIDTHS:
+def rows(records: list[RunRecord]) -> list[list[str]]:
+    """A row a length and width: parameters, and accuracy by rank."""
+    table = [["tokens", "width", "parameters", *(f"rank {rank}" for rank in RANKS)]]
+    for question, width in itertools.product(QUESTIONS, WIDTHS):
         found = {rank: [r for r in records if r.figures["arm"] == arm(width, rank).name] for rank in RANKS}
         if not all(found.values()):
             continue
         sizes = sorted({record.figures["parameters"] for of_rank in found.values() for record in of_rank})
-        cells = [cell(found[rank], question) for rank in RANKS]
-        table.append([str(width), f"{sizes[0]:,} to {sizes[-1]:,}", *cells])
+        cells = [cell(found[rank], question.name) for rank in RANKS]
+        table.append([question.name, str(width), f"{sizes[0]:,} to {sizes[-1]:,}", *cells])
     return table
 
 
@@ -110,5 +111,5 @@ def draw(records: list[RunRecord], path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
     axes.legend(frameon=False, loc="lower right")
-    axes.set_title(f"Answers right, %, {TASK.pairs} pairs", loc="left", fontsize=11)
+    axes.set_title(f"Answers right, %, {TASK.pairs} pairs in {TASK.length} tokens", loc="left", fontsize=11)
     save(figure, path)
