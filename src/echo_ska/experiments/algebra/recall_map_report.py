@@ -192,7 +192,7 @@ def draw(records: Sequence[RunRecord], path: Path) -> None:
     bar.set_label("SKA ahead of its best peer, points of accuracy", fontsize=10)
     bar.outline.set_visible(False)
     figure.suptitle(
-        "Who recalls more at equal bytes of state. Blue: SKA. Red: the best of its peers, which the letter names: "
+        "Who recalls more at equal bytes of state. Blue: SKA. Orange: the best of its peers, which the letter names: "
         "L, linear attention, C, with keys centred, D, DeltaNet.\n"
         "Black: where SKA's lead over linear attention should end, N < r + 2P above and N < r + P/2 below",
         x=0.01,

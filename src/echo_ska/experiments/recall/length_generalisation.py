@@ -2,8 +2,8 @@
 
 Four needles, keys and values in filler, asked for at the end. SSM, SSM + attention and SSM + SKA of equal parameters,
 the same batches, each at its best of the same rates, three seeds. The model with attention is asked up to 65,536
-tokens: its cost grows with the square of the length. About two minutes a run on one core, most of it reading the long
-sequences.
+tokens: its cost grows with the square of the length. Six to fifty minutes a run on one core, most of it reading the
+long sequences.
 """
 
 from __future__ import annotations

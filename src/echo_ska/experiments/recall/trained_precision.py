@@ -5,7 +5,7 @@ middle of the small model, are trained as ever on 16 pairs in 96 tokens, as many
 are asked at 96 and at 4,096 tokens in segments of 32, after each of which what the middle layer has stored is rounded
 to a precision: SKA's three moments or DeltaNet's memory. (The convolutions' last inputs and Mamba-2's states stay as
 they are.) Nothing is trained again, and no rank grows: this is what each precision costs, `state-precision` what its
-bytes buy. One rate, 1e-2; three seeds; about a minute a run on one core.
+bytes buy. One rate, 1e-2; three seeds; three to eight minutes a run on one core.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ and all three with stochastic depth, where half of the sequences go past the fir
 above must know a cue without what that one mixed into it, at the rate that suits SSM+SKA and attention best. Then,
 with no further training, the paper's six: new system prompts and new tool traces, which are the curriculum's own
 tasks, and multi-query recall, needles, two hops with the key on the way written out, and the common word. And two that
-the paper does not have: the end of two hops, nothing written out, and inverse matching (chance 20 %). About 25 minutes
-a run on one core.
+the paper does not have: the end of two hops, nothing written out, and inverse matching (chance 20 %). Half an hour
+to an hour a run on one core.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def draw(results: Results, path: Path) -> None:
             axes.hlines(figure_of_paper, x - width / 2, x + width / 2, color="black", linewidth=1.2, linestyle=":")
     axes.hlines([], 0, 0, color="black", linewidth=1.2, linestyle=":", label="the paper's figure")
     for n, task in enumerate((TASKS | FURTHER).values()):
-        axes.hlines(100 * task.chance, n - 0.45, n + 0.45, color="#999999", linewidth=1)
+        axes.hlines(100 * task.chance, n - 0.45, n + 0.45, color="#999999", linewidth=1, label="" if n else "chance")
     axes.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names])
     axes.tick_params(axis="x", length=0)
     axes.set_ylim(0, 100)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullLocator
 
 COLOURS = {"ssm": "#595959", "ssm+attention": "#D55E00", "ssm+ska": "#0072B2"}
@@ -56,6 +57,7 @@ def label_lines(axes: Axes, ends: Mapping[str, tuple[float, float]], colours: Ma
             va="center",
             fontsize=10,
             annotation_clip=False,
+            path_effects=[withStroke(linewidth=3, foreground="white")],  # where another line goes on behind it
         )
 
 
