@@ -123,6 +123,21 @@ def test_a_store_is_listed(run, refused, model_folder, tmp_path):
     assert "0 contexts" in run("context", "list", tmp_path / "empty").stdout
 
 
+def test_listing_deletes_nothing(run, refused, tmp_path):
+    mine = tmp_path / "mine"
+    for name in ("states/README.md", "work/thesis/ch1.txt"):
+        (mine / name).parent.mkdir(parents=True)
+        (mine / name).write_text("precious")
+    before = sorted(mine.rglob("*"))
+    refused("is no store of contexts", "context", "list", mine)
+    assert sorted(mine.rglob("*")) == before
+    ContextStore(tmp_path / "store")
+    left = tmp_path / "store" / "work" / f"deleted-{'0' * 16}"
+    left.mkdir()
+    assert "0 contexts" in run("context", "list", tmp_path / "store").stdout
+    assert left.is_dir()
+
+
 def test_what_is_refused(refused, model_folder, state, text, tmp_path):
     new = ("-o", tmp_path / "new")
     refused("exists: name a new folder", "context", "read", model_folder, text, "-o", state)

@@ -21,6 +21,7 @@ from context_models import KINDS, ids, tiny
 
 from echo_ska.memory import ContextState, ContextStore
 from echo_ska.memory.index import ContextIndex
+from echo_ska.memory.store import is_store
 from echo_ska.memory.token_ids import token_ids
 
 
@@ -372,6 +373,86 @@ def test_what_a_living_process_writes_is_not_swept(store, model):
     assert list((store.folder / "work").iterdir()) == []
     os.close(reading)
     os.close(writing)
+
+
+def files_in(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "notes.txt",
+        "states/README.md",
+        "states/novel.state/context.json",
+        "states/0123456789abcdef0123456789abcdef0123456/context.json",
+        "work/thesis/ch1.txt",
+        "work/written-by-hand.txt",
+        "work/deleted-scenes/1.txt",
+    ],
+)
+def test_a_folder_of_something_else_is_refused_and_nothing_in_it_is_touched(tmp_path, name):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("precious")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=r"holds no store of contexts \(.* files\): name a new folder"):
+        ContextStore(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not is_store(tmp_path)
+
+
+def test_only_what_is_named_as_a_store_names_it_is_ever_deleted(store, model):
+    entry = store.put(ContextState.read(model, ids(9)))
+    state = ContextState.read(model, ids(12))
+    state.save(store.folder / "states" / "novel.state")
+    for name in ("states/README.md", "work/thesis/ch1.txt", "work/deleted-scenes/1.txt", "notes.txt"):
+        (store.folder / name).parent.mkdir(exist_ok=True)
+        (store.folder / name).write_text("precious")
+    others = files_in(store.folder)
+    left = [store.folder / "states" / ("0" * 40), store.folder / "work" / f"deleted-{'0' * 16}"]
+    for path in (*left, store.folder / "states" / ("1" * 40) / "context.json"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("left behind")  # two of them plain files
+    ContextStore(store.folder, sweep=False)
+    assert all(path.exists() for path in left)
+    ContextStore(store.folder)
+    assert files_in(store.folder).keys() == others.keys()
+    (store.folder / "index.sqlite3").write_bytes(b"x" * 5000)
+    assert [found.name for found in ContextStore(store.folder).list()] == [entry.name]
+    assert files_in(store.folder).keys() - others.keys() <= {"index.sqlite3.damaged", "index.sqlite3.damaged-journal"}
+
+
+def test_a_plain_file_in_the_place_of_a_context_goes(store, model):
+    state = ContextState.read(model, ids(9))
+    name = store.put(state).name
+    store.remove(name)
+    (store.folder / "states" / name).write_text("a file")
+    store.put(state)
+    assert_clean(store)
+    shutil.rmtree(store.folder / "states" / name)
+    (store.folder / "states" / name).write_text("a file")
+    assert store.find(model, ids(9)) is None
+    assert_clean(store)
+
+
+def test_a_damaged_name_in_the_index_deletes_nothing_elsewhere(store, model, tmp_path):
+    entry = store.put(ContextState.read(model, ids(9)))
+    (tmp_path / "thesis").mkdir()
+    with store._index.transaction() as connection:
+        connection.execute("UPDATE contexts SET name = '../../thesis' WHERE id = ?", (entry.id,))
+    store.remove("../../thesis")
+    assert (tmp_path / "thesis").is_dir()
+    assert store.list() == []
+
+
+def test_a_store_is_known_by_its_index_or_by_what_it_holds(store, model, tmp_path):
+    assert is_store(store.folder)
+    assert not is_store(tmp_path / "absent")
+    (tmp_path / "other" / "states").mkdir(parents=True)
+    assert not is_store(tmp_path / "other")
+    store.put(ContextState.read(model, ids(9)))
+    (store.folder / "index.sqlite3").unlink()
+    assert is_store(store.folder)
 
 
 ON_A_SMALL_DISK = """

@@ -17,7 +17,7 @@ from echo_ska.commands.show import KINDS
 from echo_ska.evaluation.memory_plot import format_bytes
 from echo_ska.memory import ContextState, ContextStore
 from echo_ska.memory.context import FORMAT, KIND
-from echo_ska.memory.store import INDEX, STATES
+from echo_ska.memory.store import is_store
 from echo_ska.sealed import read_description
 from echo_ska.training.records import write_json
 
@@ -88,15 +88,15 @@ def show_context(folder: Path, json_file: Path | None, console: Console) -> None
 
 
 def list_contexts(folder: Path, json_file: Path | None, console: Console) -> None:
-    """Say what a store holds, the most recently used first.
+    """Say what a store holds, the most recently used first; nothing of it is deleted.
 
     Raises:
         ValueError: there is no store in `folder`.
         OSError: it cannot be read.
     """
-    if not (folder / STATES).is_dir() and not (folder / INDEX).is_file():
+    if not is_store(folder):
         raise ValueError(f"{folder} is no store of contexts: name the folder of a ContextStore, or serve's --store.")
-    store = ContextStore(folder)
+    store = ContextStore(folder, sweep=False)
     listed: list[dict[str, Any]] = []
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("tokens", "bytes"):

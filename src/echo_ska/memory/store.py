@@ -7,6 +7,7 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import secrets
 import shutil
 import sqlite3
@@ -28,6 +29,9 @@ from echo_ska.sealed import flush, locked_folder, read_description, read_sealed_
 logger = logging.getLogger(__name__)
 
 INDEX, STATES, WORK = "index.sqlite3", "states", "work"
+INDEX_NAMES = {f"{INDEX}{state}{suffix}" for state in ("", ".damaged") for suffix in ("", "-journal")}
+OWN = {STATES: re.compile(r"[0-9a-f]{40}"), WORK: re.compile(r"(written|deleted)-[0-9a-f]{16}")}
+"""The names in the two folders that a store itself gives: nothing of another name is ever deleted."""
 ABANDONED_SECONDS = 86_400.0
 """Where folders cannot be locked, one that is being written counts as left behind after a day."""
 
@@ -42,22 +46,32 @@ class ContextStore:
         folder/states/<name>/   one context each, as `ContextState.save` writes it, named after its model and tokens
         folder/work/            what is being written or deleted
 
+    Files of other names are left alone, and a folder that holds such files and no index is refused.
+
     What `put` has returned is on disk, whatever happens to the process then. A context is looked up, verified by its
     checksums, and only then used; a damaged one is reported by a warning, removed, and read anew.
 
     Args:
         folder: made if it is not there.
         max_bytes: of all files together; beyond it, the contexts least recently used are deleted. None keeps all.
+        sweep: whether to `sweep` at once.
 
     Raises:
-        ValueError: max_bytes below 1.
+        ValueError: max_bytes below 1, or a folder of something else.
         OSError: the folder cannot be written.
     """
 
-    def __init__(self, folder: str | Path, max_bytes: int | None = None) -> None:
+    def __init__(self, folder: str | Path, max_bytes: int | None = None, *, sweep: bool = True) -> None:
         if max_bytes is not None and max_bytes < 1:
             raise ValueError(f"max_bytes must be at least 1, or None, got {max_bytes}")
         self.folder, self.max_bytes = Path(folder), max_bytes
+        if self.folder.is_dir() and not (self.folder / INDEX).is_file():
+            foreign = _foreign(self.folder)
+            if foreign is not None:
+                raise ValueError(
+                    f"{self.folder} is not empty and holds no store of contexts ({foreign.relative_to(self.folder)} is "
+                    "none of its files): name a new folder"
+                )
         for name in (STATES, WORK):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self._index = ContextIndex(self.folder / INDEX)
@@ -65,7 +79,8 @@ class ContextStore:
             self._open()
         except DamagedIndexError as error:
             self._replace_index(error)
-        self.sweep()
+        if sweep:
+            self.sweep()
 
     def put(self, state: ContextState) -> StoredContext:
         """Keep a context; one of the same model and tokens is kept once.
@@ -168,20 +183,24 @@ class ContextStore:
             if error.errno != errno.ENOSPC:
                 raise
             # A full disk has no room for the index's journal: make some.
-            shutil.rmtree(self.folder / STATES / name, ignore_errors=True)
+            if OWN[STATES].fullmatch(name):
+                _delete(self.folder / STATES / name)
             self._index.drop(found.id)
         self._discard([name])
 
     def sweep(self) -> None:
-        """Delete what killed processes left behind; a new `ContextStore` does so by itself."""
+        """Delete what killed processes left behind, and nothing that has another name than a store gives.
+
+        A new `ContextStore` does so by itself.
+        """
         with self._index.transaction() as connection:
             known = {row[0] for row in connection.execute("SELECT name FROM contexts")}
             for path in (self.folder / STATES).iterdir():
                 if path.name not in known:
-                    self._set_aside(path)
+                    self._set_aside(path.name)
             left = [path for path in (self.folder / WORK).iterdir() if _is_abandoned(path)]
         for path in left:
-            shutil.rmtree(path, ignore_errors=True)
+            _delete(path)
 
     def _take_in(self, written: Path, state: ContextState) -> StoredContext:
         """Move a written context to its place and into the index, in one transaction, and evict others for it."""
@@ -199,7 +218,7 @@ class ContextStore:
                 if entry is not None:  # another process was faster
                     return entry
                 place = self.folder / STATES / name
-                self._set_aside(place)
+                replaced = self._set_aside(name)
                 written.rename(place)
                 flush(place.parent)
                 entry = self._index.add(connection, name, state.fingerprint, state.tokens, state.token_hash, nbytes)
@@ -209,6 +228,7 @@ class ContextStore:
             with contextlib.suppress(OSError):
                 self._discard([name])
             raise
+        _delete(replaced)
         self._discard(evicted)
         return entry
 
@@ -258,15 +278,16 @@ class ContextStore:
     def _discard(self, names: Iterable[str]) -> None:
         """Delete the folders of contexts that are not in the index (any more)."""
         with self._index.transaction() as connection:
-            aside = [self._set_aside(self.folder / STATES / n) for n in names if not self._index.row(connection, n)]
+            aside = [self._set_aside(name) for name in names if not self._index.row(connection, name)]
         for path in aside:
-            shutil.rmtree(path, ignore_errors=True)
+            _delete(path)
 
-    def _set_aside(self, path: Path) -> Path:
-        """Rename what stands at `path`, if anything does, out of the way."""
+    def _set_aside(self, name: str) -> Path:
+        """Rename a context's folder, if there is one, out of the way; what is not named like one stays."""
         aside = self.folder / WORK / f"deleted-{secrets.token_hex(8)}"
-        with contextlib.suppress(FileNotFoundError):
-            path.rename(aside)
+        if OWN[STATES].fullmatch(name):
+            with contextlib.suppress(FileNotFoundError):
+                (self.folder / STATES / name).rename(aside)
         return aside
 
     @contextlib.contextmanager
@@ -280,7 +301,7 @@ class ContextStore:
             try:
                 yield path
             finally:
-                shutil.rmtree(path, ignore_errors=True)
+                _delete(path)
 
     def _mended(self, query: Callable[[], Answer]) -> Answer:
         """What the index answers, made anew first if it is damaged."""
@@ -297,7 +318,8 @@ class ContextStore:
 
     def _adopt(self, connection: sqlite3.Connection) -> None:
         """Put every whole folder into a new index, the one least recently used first."""
-        for path in sorted((self.folder / STATES).iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        own = [path for path in (self.folder / STATES).iterdir() if OWN[STATES].fullmatch(path.name)]
+        for path in sorted(own, key=lambda path: path.stat().st_mtime_ns):
             try:
                 found = read_description(path, KIND, FORMAT)
                 values = (found["fingerprint"], found["tokens"], found["token_hash"])
@@ -320,13 +342,45 @@ class ContextStore:
                 self._open()
 
 
+def is_store(folder: Path) -> bool:
+    """Whether a folder is that of a `ContextStore`: by its index or, where that was lost, by what else it holds."""
+    states = folder / STATES
+    if not states.is_dir():
+        return False
+    return (folder / INDEX).is_file() or (any(states.iterdir()) and _foreign(folder) is None)
+
+
+def _foreign(folder: Path) -> Path | None:
+    """Something in a folder that no store put there, if there is such."""
+    for path in folder.iterdir():
+        if path.name in INDEX_NAMES:
+            continue
+        if path.name not in OWN or not path.is_dir():
+            return path
+        for inner in path.iterdir():
+            if not OWN[path.name].fullmatch(inner.name):
+                return inner
+    return None
+
+
+def _delete(path: Path) -> None:
+    """Delete a file, or a folder and all that is in it; what cannot be deleted stays, and is tried again when swept."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
 def _name(fingerprint: str, tokens: int, token_hash: str) -> str:
     """The folder of a context: it says in which format, of which model and of which tokens."""
     return hashlib.sha256(f"{FORMAT} {fingerprint} {tokens} {token_hash}".encode()).hexdigest()[:40]
 
 
 def _is_abandoned(path: Path) -> bool:
-    """Whether nobody writes in a working folder any more."""
+    """Whether it is a store's working folder, and nobody writes in it any more."""
+    if not OWN[WORK].fullmatch(path.name):
+        return False
     if path.name.startswith("deleted-"):
         return True
     try:
