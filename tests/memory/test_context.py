@@ -77,6 +77,29 @@ def test_a_parent_is_gone_on_from_and_stays_as_it_is(model):
         assert bytes_of(parent)[name] == before[name]
 
 
+DROPPING = {
+    "num_hidden_layers": 4,
+    "layer_types": ["mamba2", "ska", "ska", "mamba2"],
+    "gate_dropout": 0.5,
+    "mixer_dropout": [0.5, 0.5, 0.5, 0.0],
+}
+
+
+def test_a_model_in_training_mode_reads_what_it_reads_in_eval_mode():
+    """Nothing is dropped at random from what is kept as the model's context; its mode is as it was afterwards."""
+    model, tokens = tiny(**DROPPING), ids(40)
+    parent = ContextState.read(model, tokens[:20], segment_length=5)
+    expected = ContextState.read(model, tokens[20:], parent, segment_length=5)
+    logits, text = expected.logits(model), expected.generate(model, max_new_tokens=8, do_sample=False)
+    model.train()
+    parent = ContextState.read(model, tokens[:20], segment_length=5)
+    state = ContextState.read(model, tokens[20:], parent, segment_length=5)
+    assert bytes_of(state) == bytes_of(expected)
+    assert torch.equal(state.logits(model), logits)
+    assert torch.equal(state.generate(model, max_new_tokens=8, do_sample=False), text)
+    assert all(module.training for module in model.modules())
+
+
 @pytest.mark.parametrize("cut", [1, 2, 24, 29, 30])
 def test_generating_equals_generating_from_all_tokens(model, cut):
     tokens = ids(30)[None]

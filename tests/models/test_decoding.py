@@ -181,6 +181,16 @@ def test_prefill_gives_the_last_logits_and_the_cache(model, segment_length):
     assert torch.allclose(decode(model, output.past_key_values, tokens[:, 40:]), whole[:, 40:], atol=1e-4)
 
 
+def test_prefill_in_training_mode_drops_nothing_at_random():
+    layers = {"layer_types": ["mamba2", "ska", "attention", "mamba2"], "num_hidden_layers": 4}
+    model, tokens = tiny(**layers, gate_dropout=0.5, mixer_dropout=[0.5, 0.5, 0.5, 0.0]), ids(2, 40)
+    expected = model.prefill(tokens, segment_length=7)
+    output = model.train().prefill(tokens, segment_length=7)
+    assert torch.equal(output.logits, expected.logits)
+    assert_unchanged(output.past_key_values, contents_of(expected.past_key_values))
+    assert all(module.training for module in model.modules())
+
+
 def test_prefill_takes_padding_on_the_left(model):
     tokens, mask = ids(2, 20), torch.ones(2, 20, dtype=torch.long)
     mask[0, :9] = 0

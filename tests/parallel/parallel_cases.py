@@ -200,12 +200,14 @@ def read(group: dist.ProcessGroup) -> dict[str, float]:
 
 
 def read_on(group: dist.ProcessGroup) -> dict[str, float]:
-    """From a cache that stands inside a refresh interval."""
-    whole, parts = (model(refresh_interval=8).eval() for _ in range(2))
+    """From a cache that stands inside a refresh interval, by models that drop at random where they are trained."""
+    changes = {"refresh_interval": 8, "gate_dropout": 0.5, "mixer_dropout": [0.5, 0.5, 0.0, 0.0]}
+    whole, parts = (model(**changes).train() for _ in range(2))
     first, second = tokens(1, 13), tokens(1, 150, seed=1)
     cache = parts.prefill(first).past_key_values
     found = read_context_parallel(parts, second, cache, group=group, segment_length=20)
     wanted = whole.prefill(torch.cat([first, second], dim=1))
+    assert all(module.training for module in parts.modules())
     return {
         "logits": off(found.logits, wanted.logits),
         "states": states_off(found.past_key_values, wanted.past_key_values),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from echo_ska.models.eval_mode import in_eval_mode
 from echo_ska.models.segments import SEGMENT_LENGTH, read_in_segments
 from echo_ska.training.text import END_OF_FILE
 
@@ -55,7 +55,7 @@ def read_on(
     """
     device = next(model.parameters()).device
     last, tokens, before = None, 0, 0 if past_key_values is None else past_key_values.get_seq_length()
-    with _in_eval_mode(model):
+    with in_eval_mode(model):
         for piece in pieces:
             if piece.dim() != 1:
                 raise ValueError(f"a prompt is a row of tokens, got shape {list(piece.shape)}")
@@ -111,7 +111,7 @@ def write_on(
     token: int | None = None
     for _ in range(new_tokens):
         if token is not None:
-            with _in_eval_mode(model):
+            with in_eval_mode(model):
                 output = model(
                     input_ids=torch.tensor([[token]], device=device),
                     past_key_values=reading.cache,
@@ -127,16 +127,6 @@ def write_on(
         if token == stop_token:
             return
         yield token
-
-
-@contextlib.contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def sample(

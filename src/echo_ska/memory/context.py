@@ -13,6 +13,7 @@ from echo_ska.memory import encoding
 from echo_ska.memory.fingerprint import configuration_of, function_fields, model_fingerprint, require_same_model
 from echo_ska.memory.token_ids import EMPTY_HASH, prefix_hashes, token_ids
 from echo_ska.models import EchoCache, EchoForCausalLM
+from echo_ska.models.eval_mode import in_eval_mode
 from echo_ska.models.segments import SEGMENT_LENGTH, read_in_segments
 from echo_ska.sealed import read_sealed_folder, write_sealed_folder
 
@@ -74,6 +75,8 @@ class ContextState:
     ) -> ContextState:
         """Read a sequence of any length, segment by segment: activations take memory for one segment.
 
+        The model is in eval mode meanwhile.
+
         Args:
             model: every layer of it must be able to go on from a state.
             input_ids: [T] or [1, T] integers, or a list; T >= 1.
@@ -104,10 +107,11 @@ class ContextState:
             more=lambda begin, end: {"logits_to_keep": 1},
         )
         done = 0
-        for begin, _ in segments:
-            done = min(begin + segment_length, len(unread))
-            if progress is not None:
-                progress(done, len(ids))
+        with in_eval_mode(model):
+            for begin, _ in segments:
+                done = min(begin + segment_length, len(unread))
+                if progress is not None:
+                    progress(done, len(ids))
         if progress is not None and done < len(ids):  # without a parent, the last token is kept and not read
             progress(len(ids), len(ids))
         kept = encoding.own_copy(cache, model.config)
@@ -144,16 +148,17 @@ class ContextState:
 
     @torch.no_grad()
     def logits(self, model: EchoForCausalLM) -> Tensor:
-        """The logits of the token that comes next, [V].
+        """The logits of the token that comes next, [V]. The model is in eval mode meanwhile.
 
         Raises:
             ValueError: the context is of another model; it says what differs.
         """
         last = torch.tensor([[self.last_token]], device=model.device)
-        return model(last, past_key_values=self._cache_for(model), use_cache=True).logits[0, -1]
+        with in_eval_mode(model):
+            return model(last, past_key_values=self._cache_for(model), use_cache=True).logits[0, -1]
 
     def generate(self, model: EchoForCausalLM, input_ids: Tensor | Sequence[int] | None = None, **settings: Any) -> Any:
-        """Go on writing by `model.generate`.
+        """Go on writing by `model.generate`. The model is in eval mode meanwhile.
 
         Processors that look at earlier tokens (repetition penalties) see the context's last token and what follows.
 
@@ -187,7 +192,10 @@ class ContextState:
             cache.batch_repeat_interleave(rows)
         # Hugging Face tells new ids from all ids by the mask: of the whole sequence, and longer than what is new.
         mask = torch.ones(1, cache.get_seq_length() + len(prompt), dtype=torch.int64, device=model.device)
-        output = model.generate(prompt[None].to(model.device), past_key_values=cache, attention_mask=mask, **settings)
+        with in_eval_mode(model):
+            output = model.generate(
+                prompt[None].to(model.device), past_key_values=cache, attention_mask=mask, **settings
+            )
         if isinstance(output, Tensor):
             return output[:, 1:]
         output.sequences = output.sequences[:, 1:]

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from echo_ska.models.cache_echo import EchoCache
 from echo_ska.models.configuration_echo import EchoConfig
+from echo_ska.models.eval_mode import in_eval_mode
 from echo_ska.models.loss import EchoCausalLMOutput, is_plain_head, loss_without_logits
 from echo_ska.models.padding import joined, padding_boundaries, scatter
 from echo_ska.models.rollback import RECENT_TOKENS, Rollback
@@ -385,7 +386,7 @@ class EchoForCausalLM(EchoPreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Read a context of any length, segment by segment: activations take memory for one segment.
 
-        `generate(prefill_chunk_size=...)` does the same before it writes on.
+        `generate(prefill_chunk_size=...)` does the same before it writes on. The model is in eval mode meanwhile.
 
         Args:
             input_ids: [B, T] int64, T >= 1, on any device.
@@ -416,7 +417,8 @@ class EchoForCausalLM(EchoPreTrainedModel, GenerationMixin):
             }
 
         segments = read_in_segments(self, input_ids, segment_length, past_key_values=past_key_values, more=more)
-        ((_, output),) = collections.deque(segments, maxlen=1)
+        with in_eval_mode(self):
+            ((_, output),) = collections.deque(segments, maxlen=1)
         return output
 
     def _prepare_cache_for_generation(

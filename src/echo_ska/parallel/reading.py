@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from echo_ska.models import EchoCache, EchoForCausalLM
+from echo_ska.models.eval_mode import in_eval_mode
 from echo_ska.models.segments import SEGMENT_LENGTH
 from echo_ska.parallel.context import ContextParallel, whole_sequences
 from echo_ska.parallel.traffic import Traffic
@@ -27,7 +28,7 @@ def read_context_parallel(
 
     The processes take neighbouring segments, find the states before theirs by one scan a layer, and go on from the
     states after the last one. A few tokens at the end, and up to the next multiple of a `refresh_interval`, every
-    process reads by itself.
+    process reads by itself. The model is in eval mode meanwhile.
 
     Args:
         model: the same in every process.
@@ -52,7 +53,7 @@ def read_context_parallel(
         raise ValueError(
             "past_key_values records what it reads, which is not split over processes: read into a new one"
         )
-    with ContextParallel(model, group) as parallel, cache.restored_on_error():
+    with in_eval_mode(model), ContextParallel(model, group) as parallel, cache.restored_on_error():
         if traffic is not None:
             parallel.line.traffic = traffic
         grain, world = parallel.multiple_of, parallel.line.world
