@@ -244,6 +244,52 @@ def test_an_index_that_is_lost_under_an_open_store_is_made_anew(store, model, ha
         assert "is made anew from the stored contexts" in caplog.text
 
 
+def damage_part(store, part):
+    """Overwrite the first page of one of the index's trees; the others can still be read."""
+    with store._index.connection() as connection:
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (part,)).fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+    with (store.folder / "index.sqlite3").open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"x" * size)
+
+
+@pytest.mark.parametrize("part", ["contexts", "by_model", "by_use", "sqlite_autoindex_contexts_1"])
+def test_an_index_damaged_in_part_under_an_open_store_is_made_anew(store, model, part):
+    kept = [store.put(state) for state in contexts(model, 3)]
+    damage_part(store, part)
+    assert store.find(model, ids(6, seed=101))[1] == 6
+    damage_part(store, part)
+    again, new = contexts(model, 4)[2:]
+    assert store.put(again).name == kept[2].name
+    damage_part(store, part)
+    store.put(new)
+    damage_part(store, part)
+    assert len(store.list()) == 4
+    damage_part(store, part)
+    store.remove(kept[0].name)
+    damage_part(store, part)
+    store.sweep()
+    assert {entry.name for entry in store.list()} >= {kept[1].name, kept[2].name}
+    assert len(store.list()) == 3
+    assert_clean(store)
+
+
+@pytest.mark.parametrize("part", ["contexts", "by_model", "by_use", "sqlite_autoindex_contexts_1"])
+def test_damage_in_the_index_and_in_a_context_at_once_is_mended(store, model, part):
+    tokens = ids(30)
+    short, long = (ContextState.read(model, tokens[:length]) for length in (10, 30))
+    store.put(short)
+    entry = store.put(long)
+    for call, expected in ((lambda: store.find(model, tokens)[1], 10), (lambda: store.put(long).tokens, 30)):
+        (folder_of(store, entry) / "state.safetensors").write_bytes(b"nothing")
+        damage_part(store, part)
+        assert call() == expected
+        assert_clean(store)
+        store.put(long)
+    assert store.find(model, tokens)[1] == 30
+
+
 def test_no_flipped_byte_of_the_index_gives_a_wrong_context(tmp_path, model):
     store = ContextStore(tmp_path / "store")
     states = contexts(model, 3)

@@ -9,6 +9,7 @@ import torch
 from serving_models import NAME, QUESTION, SYSTEM, chat_text, decoded, greedy, tiny
 
 from echo_ska.memory import ContextStore
+from echo_ska.memory.index import DamagedIndexError
 from echo_ska.models import EchoConfig, EchoForCausalLM, byte_tokenizer, train_bpe
 from echo_ska.serving import engine as engine_module
 from echo_ska.serving.engine import CancelledAnswerError, Engine
@@ -98,6 +99,30 @@ def test_damage_in_the_store_is_read_anew(model, tmp_path, caplog):
     assert outcome.cached_tokens == 0
     assert "damaged" in caplog.text
     assert answer(engine, prompt)[1].cached_tokens == len(prompt.ids)
+
+
+def test_an_index_that_is_damaged_meanwhile_is_answered_all_the_same(model, tmp_path, monkeypatch, caplog):
+    store = ContextStore(tmp_path / "store")
+    engine = Engine(model, byte_tokenizer(), NAME, store)
+    prompt = engine.prepare(asked(SYSTEM, QUESTION))
+    text, _ = answer(engine, prompt)
+    with store._index.connection() as connection:
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'by_use'").fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+    with (tmp_path / "store" / "index.sqlite3").open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"x" * size)
+    again, outcome = answer(engine, prompt)
+    assert (again, outcome.cached_tokens) == (text, len(prompt.ids))
+    assert "it is made anew from the stored contexts" in caplog.text
+
+    def broken(*_):
+        raise DamagedIndexError("the index is damaged for good")
+
+    monkeypatch.setattr(store, "find", broken)
+    again, outcome = answer(engine, prompt)
+    assert (again, outcome.cached_tokens) == (text, 0)
+    assert "cannot be read now: the index is damaged for good" in caplog.text
 
 
 def test_why_an_answer_ended(model):

@@ -128,15 +128,16 @@ class ContextIndex:
             query = f"{_SELECT} WHERE fingerprint = ? AND tokens <= ? ORDER BY tokens DESC"
             return [StoredContext(*row) for row in connection.execute(query, (fingerprint, at_most))]
 
-    def touch(self, id: int) -> None:
+    def touch(self, name: str) -> None:
         """Make a row the most recently used."""
         with self.transaction() as connection:
-            connection.execute(f"UPDATE contexts SET used = {_NEXT_USE} WHERE id = ?", (id,))
+            connection.execute(f"UPDATE contexts SET used = {_NEXT_USE} WHERE name = ?", (name,))
 
-    def drop(self, id: int) -> bool:
-        """Delete a row; whether it was there."""
+    def drop(self, entry: StoredContext) -> bool:
+        """Delete a row; whether it was there. One made anew counts from 1 again: the name must fit too."""
         with self.transaction() as connection:
-            return connection.execute("DELETE FROM contexts WHERE id = ?", (id,)).rowcount > 0
+            deleted = connection.execute("DELETE FROM contexts WHERE id = ? AND name = ?", (entry.id, entry.name))
+            return deleted.rowcount > 0
 
     def evict(self, connection: sqlite3.Connection, max_bytes: int) -> list[str]:
         """Delete the rows least recently used until the others' files fit; the names of the deleted ones."""

@@ -91,13 +91,7 @@ class ContextStore:
         """
         name = _name(state.fingerprint, state.tokens, state.token_hash)
         try:
-            entry = self._mended(lambda: self._index.get(name))
-            if entry is not None and self._is_whole(entry):
-                self._touch(entry)
-                return entry
-            with self._working_folder() as work:
-                state.save(work / name)
-                return self._take_in(work / name, state)
+            return self._mended(lambda: self._put(name, state))
         except OSError as error:
             reason = error.strerror or str(error)
             raise OSError(
@@ -114,17 +108,7 @@ class ContextStore:
             input_ids: [T] or [1, T].
         """
         ids = token_ids(input_ids, model.config.vocab_size)
-        fingerprint = model_fingerprint(model)
-        stored = self._mended(lambda: self._index.of_model(fingerprint, len(ids)))
-        hashes = prefix_hashes(ids, {entry.tokens for entry in stored})
-        for entry in stored:
-            if entry.name != _name(fingerprint, entry.tokens, hashes[entry.tokens]):
-                continue
-            state = self._load(entry, model)
-            if state is not None:
-                self._touch(entry)
-                return state, entry.tokens
-        return None
+        return self._mended(lambda: self._find(model, ids))
 
     def read(
         self,
@@ -174,33 +158,36 @@ class ContextStore:
             ValueError: there is none of that name.
         """
         name = entry if isinstance(entry, str) else entry.name
-        found = self._index.get(name)
-        if found is None:
-            raise ValueError(f"{self.folder} holds no context {name}: see list()")
-        try:
-            self._index.drop(found.id)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            # A full disk has no room for the index's journal: make some.
-            if OWN[STATES].fullmatch(name):
-                _delete(self.folder / STATES / name)
-            self._index.drop(found.id)
-        self._discard([name])
+        self._mended(lambda: self._remove(name))
 
     def sweep(self) -> None:
         """Delete what killed processes left behind, and nothing that has another name than a store gives.
 
         A new `ContextStore` does so by itself.
         """
-        with self._index.transaction() as connection:
-            known = {row[0] for row in connection.execute("SELECT name FROM contexts")}
-            for path in (self.folder / STATES).iterdir():
-                if path.name not in known:
-                    self._set_aside(path.name)
-            left = [path for path in (self.folder / WORK).iterdir() if _is_abandoned(path)]
-        for path in left:
-            _delete(path)
+        self._mended(self._sweep)
+
+    def _find(self, model: EchoForCausalLM, ids: Tensor) -> tuple[ContextState, int] | None:
+        fingerprint = model_fingerprint(model)
+        stored = self._index.of_model(fingerprint, len(ids))
+        hashes = prefix_hashes(ids, {entry.tokens for entry in stored})
+        for entry in stored:
+            if entry.name != _name(fingerprint, entry.tokens, hashes[entry.tokens]):
+                continue
+            state = self._load(entry, model)
+            if state is not None:
+                self._touch(entry)
+                return state, entry.tokens
+        return None
+
+    def _put(self, name: str, state: ContextState) -> StoredContext:
+        entry = self._index.get(name)
+        if entry is not None and self._is_whole(entry):
+            self._touch(entry)
+            return entry
+        with self._working_folder() as work:
+            state.save(work / name)
+            return self._take_in(work / name, state)
 
     def _take_in(self, written: Path, state: ContextState) -> StoredContext:
         """Move a written context to its place and into the index, in one transaction, and evict others for it."""
@@ -231,6 +218,31 @@ class ContextStore:
         _delete(replaced)
         self._discard(evicted)
         return entry
+
+    def _remove(self, name: str) -> None:
+        found = self._index.get(name)
+        if found is None:
+            raise ValueError(f"{self.folder} holds no context {name}: see list()")
+        try:
+            self._index.drop(found)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            # A full disk has no room for the index's journal: make some.
+            if OWN[STATES].fullmatch(name):
+                _delete(self.folder / STATES / name)
+            self._index.drop(found)
+        self._discard([name])
+
+    def _sweep(self) -> None:
+        with self._index.transaction() as connection:
+            known = {row[0] for row in connection.execute("SELECT name FROM contexts")}
+            for path in (self.folder / STATES).iterdir():
+                if path.name not in known:
+                    self._set_aside(path.name)
+            left = [path for path in (self.folder / WORK).iterdir() if _is_abandoned(path)]
+        for path in left:
+            _delete(path)
 
     def _load(self, entry: StoredContext, model: EchoForCausalLM) -> ContextState | None:
         """A stored context, or None if it is damaged (then it is removed) or cannot be had."""
@@ -265,14 +277,14 @@ class ContextStore:
             return
         logger.warning("removed a stored context of %s tokens: %s", f"{entry.tokens:,}", error)
         with contextlib.suppress(OSError):  # a full disk: it is removed next time
-            self._index.drop(entry.id)
+            self._index.drop(entry)
             self._discard([entry.name])
 
     def _touch(self, entry: StoredContext) -> None:
         try:
-            self._index.touch(entry.id)
+            self._mended(lambda: self._index.touch(entry.name))
             os.utime(self.folder / STATES / entry.name)  # the order of use outlives the index so: see _adopt
-        except OSError as error:  # when it was used is no reason to fail
+        except (OSError, DamagedIndexError) as error:  # when it was used is no reason to fail
             logger.debug("%s", error)
 
     def _discard(self, names: Iterable[str]) -> None:

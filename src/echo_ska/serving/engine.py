@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from echo_ska.evaluation.sampling import Reading, read_on, write_on
 from echo_ska.evaluation.streaming import TextStream
 from echo_ska.memory import ContextState, ContextStore, model_fingerprint
+from echo_ska.memory.index import DamagedIndexError
 from echo_ska.models import EchoForCausalLM
 from echo_ska.serving.protocol import RefusedError, Request, Sampling
 from echo_ska.serving.stops import StopStrings
@@ -205,7 +206,7 @@ class Engine:
             return None, 0
         try:
             return self.store.find(self._model, ids) or (None, 0)
-        except OSError as error:
+        except (OSError, DamagedIndexError) as error:  # the latter where it could not be made anew
             logger.warning("the store of contexts cannot be read now: %s", error)
             return None, 0
 
