@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ from sentences import sentence
 
 from echo_ska.corpus import CorpusSettings, TokenStream, prepare_corpus, read_index
 from echo_ska.corpus import prepare as prepare_module
+from echo_ska.corpus import writer as writer_module
 
 SETTINGS = CorpusSettings(held_out=0.2, shard_tokens=900)
 
@@ -235,6 +237,45 @@ def test_killed_before_the_first_shard_counts_it_begins_anew_with_any_settings(r
     assert list((tmp_path / "c").glob("training/shard-*"))
     assert prepare_corpus([str(rows)], tmp_path / "c", SETTINGS).complete
     assert contents(tmp_path / "c") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyboardInterrupt()])
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize(
+    "last",  # what is not flushed any more
+    [
+        "training/.partial-shard-{:05}.bin",
+        "training/.partial-shard-{:05}.documents.bin",
+        "held-out/.partial-shard-{:05}.bin",
+        "held-out/.partial-shard-{:05}.documents.bin",
+        ".partial-index.json",
+    ],
+)
+def test_ended_while_a_shard_is_closed_the_same_command_goes_on(
+    rows, tokenizer_folder, tmp_path, monkeypatch, last, number, error
+):
+    settings = CorpusSettings(str(tokenizer_folder), held_out=0.2, shard_tokens=400)
+    prepare_corpus([str(rows)], tmp_path / "whole", settings)
+    corpus, real, indices = tmp_path / "c", writer_module.flush, []
+
+    def ended(path):
+        name = str(path.relative_to(corpus)).partition("json-")[0]
+        indices.extend([name] if name.startswith(".partial-index.") else [])
+        if name == last.format(number) or (f"{name}json" == last and len(indices) == number + 2):
+            raise error
+        real(path)
+
+    monkeypatch.setattr(writer_module, "flush", ended)
+    monkeypatch.setattr("echo_ska.sealed.folder.flush", ended)
+    with pytest.raises(type(error)):
+        prepare_corpus([str(rows)], corpus, settings)
+    monkeypatch.undo()
+    splits = read_index(corpus).splits
+    named = {f"{split}/{name}" for split in splits for shard in splits[split] for name in shard.files}
+    assert {str(path.relative_to(corpus)) for path in corpus.rglob("*.bin")} == named
+    assert bool(named) == bool(number)
+    assert prepare_corpus([str(rows)], corpus, settings).complete
+    assert contents(corpus) == contents(tmp_path / "whole")
 
 
 def test_an_empty_split_is_refused_and_leaves_nothing_behind(tmp_path):

@@ -53,6 +53,20 @@ def test_discarding(tmp_path):
     assert writer.close().tokens == 2
 
 
+def test_discarding_shards_that_do_not_count(tmp_path):
+    writer = ShardWriter(tmp_path / "s", np.dtype("<u1"), 0)
+    for _ in range(3):
+        writer.append(np.array([2]), 0, 1)
+        writer.close()
+    writer.append(np.array([2]), 0, 1)
+    writer.discard(1)
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["shard-00000.bin", "shard-00000.documents.bin"]
+    writer.append(np.array([3]), 0, 1)
+    assert writer.close().name == "shard-00001"
+    writer.discard(0)
+    assert not (tmp_path / "s").exists()
+
+
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "s").write_text("a file")
     writer = ShardWriter(tmp_path / "s", np.dtype("<u1"), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -158,11 +159,16 @@ class _Run:
         return self.index
 
     def discard(self) -> None:
-        """Delete what belongs to no whole shard."""
-        for writer in self.writers.values():
-            writer.discard()
-        if not any(self.index.splits.values()):
-            (self.directory / f"{KIND}.json").unlink(missing_ok=True)
+        """Delete what belongs to no shard that the index on disk names.
+
+        An index that names none stays: nothing binds to its settings, and what is beside it is known for this
+        package's own, whatever could not be deleted.
+        """
+        named: dict[str, int | None] = dict.fromkeys(SPLITS)
+        with contextlib.suppress(ValueError, OSError):  # there is none before the first shard is closed
+            named |= {split: len(shards) for split, shards in read_index(self.directory).splits.items()}
+        for split, writer in self.writers.items():
+            writer.discard(named[split])
 
     def _pass_over(self, documents: Iterator[Document]) -> None:
         """Read what the shards already hold."""

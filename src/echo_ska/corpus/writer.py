@@ -39,10 +39,7 @@ class ShardWriter:
         self._file: IO[bytes] | None = None
         self._documents: list[tuple[int, int]] = []
         self._sum = hashlib.sha256()
-        for path in folder.glob("*.bin") if folder.is_dir() else ():
-            found = OWN.fullmatch(path.name)
-            if found is not None and (found[1] or int(found[2]) >= written):
-                path.unlink()
+        self._clear(written)
 
     def append(self, ids: NDArray[Any], end_token: int, text_bytes: int) -> None:
         """Add a document, [T] ids without the end token.
@@ -89,13 +86,21 @@ class ShardWriter:
         self._start()
         return shard
 
-    def discard(self) -> None:
-        """Delete the shard that is being written, and the folder if nothing else is in it."""
+    def discard(self, written: int | None = None) -> None:
+        """Delete the shard that is being written, and the folder if nothing else is in it.
+
+        Args:
+            written: how many shards count, if not all that were closed; the later ones are deleted too.
+
+        Raises:
+            OSError: a file cannot be deleted.
+        """
         if self._file is not None:
             with contextlib.suppress(OSError):  # what is still in its buffer finds no place on a full disk
                 self._file.close()
-            for name in (".bin", ".documents.bin"):
-                self._partial(self._name + name).unlink(missing_ok=True)
+        if written is not None:
+            self.written = written
+        self._clear(self.written)  # also a file that has its name already, and whose fellow does not
         with contextlib.suppress(OSError):
             self.folder.rmdir()
         self._start()
@@ -103,6 +108,13 @@ class ShardWriter:
     @property
     def _name(self) -> str:
         return f"shard-{self.written:05d}"
+
+    def _clear(self, written: int) -> None:
+        """Delete the files of shards that were never closed, and of those after the first so many."""
+        for path in self.folder.glob("*.bin") if self.folder.is_dir() else ():
+            found = OWN.fullmatch(path.name)
+            if found is not None and (found[1] or int(found[2]) >= written):
+                path.unlink()
 
     def _start(self) -> None:
         self._file, self.tokens, self._documents, self._sum = None, 0, [], hashlib.sha256()
