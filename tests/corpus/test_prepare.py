@@ -1,7 +1,9 @@
 import contextlib
+import dataclasses
 import errno
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -196,6 +198,49 @@ def test_a_folder_of_something_else_is_refused(rows, tmp_path):
     assert contents(tmp_path / "mine") == {"notes.txt": b"precious"}
 
 
+@pytest.mark.parametrize("name", ["tokenizer/tokenizer.json", "training/notes.txt", "held-out/x/shard-00000.bin"])
+def test_files_where_a_corpus_has_its_own_are_refused_before_any_work(rows, tokenizer_folder, tmp_path, name):
+    (tmp_path / "mine" / name).parent.mkdir(parents=True)
+    (tmp_path / "mine" / name).write_text("precious")
+    settings = CorpusSettings(str(tokenizer_folder), held_out=0.2)
+    with pytest.raises(ValueError, match=r"holds no corpus: name a new folder, or take .* out of it"):
+        prepare_corpus([str(rows)], tmp_path / "mine", settings, lambda progress: pytest.fail("work was done"))
+    assert contents(tmp_path / "mine") == {name: b"precious"}
+
+
+def test_a_tokenizer_in_the_folder_of_the_corpus_is_refused_before_any_work(rows, tokenizer_folder, tmp_path):
+    kept = shutil.copytree(tokenizer_folder, tmp_path / "mine" / "tokenizer")
+    before = contents(tmp_path / "mine")
+    settings = CorpusSettings(str(kept), held_out=0.2)
+    with pytest.raises(ValueError, match=f"holds no corpus: name a new folder, or take {kept} out of it"):
+        prepare_corpus([str(rows)], tmp_path / "mine", settings, lambda progress: pytest.fail("work was done"))
+    assert contents(tmp_path / "mine") == before
+
+
+@pytest.mark.parametrize("left", ["tokenizer", "no tokenizer"])
+def test_killed_while_the_tokenizer_is_kept_it_begins_anew(rows, tokenizer_folder, tmp_path, monkeypatch, left):
+    """With the copy of it, too, where the first attempt came so far."""
+    settings = CorpusSettings(str(tokenizer_folder), held_out=0.2, shard_tokens=400)
+    prepare_corpus([str(rows)], tmp_path / "whole", settings)
+    real = prepare_module.CorpusTokenizer.keep
+
+    def killed(tokenizer, folder):
+        if left == "tokenizer":
+            real(tokenizer, folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare_module.CorpusTokenizer, "keep", killed)
+    monkeypatch.setattr(prepare_module._Run, "discard", lambda run: None)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_corpus([str(rows)], tmp_path / "c", settings)
+    monkeypatch.undo()
+    assert (tmp_path / "c" / "tokenizer").exists() == (left == "tokenizer")
+    if left == "tokenizer":
+        settings = dataclasses.replace(settings, tokenizer=str(tmp_path / "c" / "tokenizer"))
+    assert prepare_corpus([str(rows)], tmp_path / "c", settings).complete
+    assert contents(tmp_path / "c") == contents(tmp_path / "whole")
+
+
 def test_a_second_preparation_is_refused_while_the_first_goes_on(rows, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_module, "ENCODED_AT_ONCE", 1)
     prepare_corpus([str(rows)], tmp_path / "whole", SETTINGS)
@@ -214,7 +259,7 @@ def test_a_second_preparation_is_refused_while_the_first_goes_on(rows, tmp_path,
 def test_shards_whose_index_was_lost_are_left_alone(bytes_corpus, rows):
     (bytes_corpus / "index.json").unlink()
     before = contents(bytes_corpus)
-    with pytest.raises(ValueError, match=r"holds shards \(training/shard-00000.bin\) and not the index.json that"):
+    with pytest.raises(ValueError, match=r"holds shards \(held-out/shard-00000.bin\) and not the index.json that"):
         prepare_corpus([str(rows)], bytes_corpus, SETTINGS)
     assert contents(bytes_corpus) == before
 

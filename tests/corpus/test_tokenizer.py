@@ -33,6 +33,22 @@ def test_a_folder(tokenizer_folder, tmp_path):
     assert CorpusTokenizer(str(tmp_path / "kept")).describe() == tokenizer.describe()
 
 
+def test_what_is_kept_is_of_one_tokenizer(tokenizer_folder, tmp_path):
+    def files():
+        return {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()}
+
+    wordpiece(tmp_path / "kept")
+    (tmp_path / "kept" / "special_tokens_map.json").write_text("{}")
+    (tmp_path / "plain").mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tokenizer_folder / name, tmp_path / "plain" / name)
+    CorpusTokenizer(str(tmp_path / "plain")).keep(tmp_path / "kept")
+    assert files() == {path.name: path.read_bytes() for path in (tmp_path / "plain").iterdir()}
+    before = files()
+    CorpusTokenizer(str(tmp_path / "kept")).keep(tmp_path / "plain" / ".." / "kept")  # the folder that it is in
+    assert files() == before
+
+
 def wordpiece(folder):
     """A tokenizer that is not of bytes: words of one text, and their ends."""
     inner = Tokenizer(models.WordPiece(unk_token="[UNK]"))

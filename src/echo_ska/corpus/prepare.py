@@ -212,8 +212,9 @@ class _Run:
         """Close the shards, then say so in the index: what it does not name does not count."""
         splits = dict(self.index.splits)
         if self.index.documents_read == 0:
+            # First, so that shards and a tokenizer without an index are those of a lost one, or of something else.
+            write_index(self.directory, self.index)
             self.tokenizer.keep(self.directory / TOKENIZER)
-            write_index(self.directory, self.index)  # so that shards without an index are those of a lost one
         for split, writer in self.writers.items():
             shard = writer.close()
             splits[split] += () if shard is None else (shard,)
@@ -253,17 +254,7 @@ class _Run:
 def _begun(directory: Path, asked: dict[str, Any], tokenizer: CorpusTokenizer) -> CorpusIndex:
     """The index to go on from; that of nothing in a new folder."""
     if not (directory / f"{KIND}.json").exists():
-        ours = {*SPLITS, TOKENIZER}
-        if directory.is_dir() and any(
-            path.name not in ours and not path.name.startswith(PARTIAL) for path in directory.iterdir()
-        ):
-            raise ValueError(f"{directory} is not empty and holds no corpus: name a new folder.")
-        for found in (path for split in SPLITS for path in sorted((directory / split).glob("shard-*"))):
-            if OWN.fullmatch(found.name):
-                raise ValueError(
-                    f"{directory} holds shards ({found.relative_to(directory)}) and not the {KIND}.json that names "
-                    "them: put that back, or name a new folder."
-                )
+        _require_new(directory)
         return _empty(asked, tokenizer)
     index = read_index(directory)
     if not any(index.splits.values()):  # the first shard was never finished: nothing binds to its settings
@@ -278,6 +269,30 @@ def _begun(directory: Path, asked: dict[str, Any], tokenizer: CorpusTokenizer) -
             "same settings to go on with it, or prepare in another directory."
         )
     return index
+
+
+def _require_new(directory: Path) -> None:
+    """Raise ValueError if a folder without an index holds more than a process that was killed early leaves there."""
+    shards, others = [], []
+    for path in sorted(directory.iterdir()):
+        if path.name in SPLITS and path.is_dir():
+            for inside in sorted(path.iterdir()):
+                found = OWN.fullmatch(inside.name)
+                if found is None:
+                    others.append(inside)
+                elif not found[1]:
+                    shards.append(inside)
+        elif not path.name.startswith(PARTIAL):
+            others.append(path)
+    if shards:
+        raise ValueError(
+            f"{directory} holds shards ({shards[0].relative_to(directory)}) and not the {KIND}.json that names them: "
+            "put that back, or name a new folder."
+        )
+    if others:
+        raise ValueError(
+            f"{directory} is not empty and holds no corpus: name a new folder, or take {others[0]} out of it."
+        )
 
 
 def _empty(asked: dict[str, Any], tokenizer: CorpusTokenizer) -> CorpusIndex:

@@ -108,7 +108,9 @@ class CorpusTokenizer:
         return ids[: bisect.bisect_right(range(1, len(ids) + 1), most, key=lambda count: self.text_bytes(ids[:count]))]
 
     def keep(self, folder: Path) -> None:
-        """Copy its files into `folder`, which is made; bytes need none.
+        """Copy its files into `folder`, which is made, in the place of those of another tokenizer; bytes need none.
+
+        It may be the folder that they are in.
 
         Raises:
             OSError: they could not be written.
@@ -116,10 +118,12 @@ class CorpusTokenizer:
         if self.folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            if (self.folder / name).is_file():
-                shutil.copyfile(self.folder / name, folder / name)
-                flush(folder / name)
+        for source, copy in ((self.folder / name, folder / name) for name in FILES):
+            if not source.is_file():
+                copy.unlink(missing_ok=True)
+            elif not (copy.exists() and copy.samefile(source)):
+                shutil.copyfile(source, copy)
+                flush(copy)
 
 
 def _token_bytes(encoder: Tokenizer, vocab_size: int) -> NDArray[np.int64] | None:
