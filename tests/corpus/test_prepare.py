@@ -74,6 +74,24 @@ def test_documents_that_cannot_be_learnt_are_counted(tmp_path):
     assert TokenStream(tmp_path / "c").read(0, 8).tolist() == list(b"one\0two\0")
 
 
+@pytest.mark.parametrize(("raw", "words"), [(b"t\0xt", "byte 1 is NUL; leave it out"), (b"t\xffxt", "byte 1 is 0xff")])
+def test_a_text_file_that_is_no_text_ends_it_and_is_named(tmp_path, monkeypatch, raw, words):
+    """Unlike such a row: a file that is not text is there by mistake."""
+    (tmp_path / "texts").mkdir()
+    sources = [str(tmp_path / "texts")]
+    for number in range(40):
+        (tmp_path / "texts" / f"{number:02}.txt").write_text(sentence(number))
+    (tmp_path / "texts" / "30.txt").write_bytes(raw)
+    for name, at_once in (("none whole", 1 << 20), ("some whole", 1)):
+        monkeypatch.setattr(prepare_module, "ENCODED_AT_ONCE", at_once)
+        with pytest.raises(ValueError, match=f"30.txt is not .*text: {words}"):
+            prepare_corpus(sources, tmp_path / name, SETTINGS)
+    (tmp_path / "texts" / "30.txt").unlink()
+    assert prepare_corpus(sources, tmp_path / "none whole", SETTINGS).documents_read == 39
+    with pytest.raises(ValueError, match=r"another sources .* or prepare in another directory"):
+        prepare_corpus(sources, tmp_path / "some whole", SETTINGS)
+
+
 def test_several_sources_and_a_limit(rows, tmp_path):
     (tmp_path / "first.txt").write_text("first of all")
     sources = [str(tmp_path / "first.txt"), str(rows)]

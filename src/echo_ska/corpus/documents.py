@@ -50,7 +50,7 @@ class TextSource:
         return {"kind": "text", "name": self.path.resolve().name, "files": len(sizes), "bytes": sum(sizes)}
 
     def documents(self) -> Iterator[Document]:
-        """The files in order; a file that is not UTF-8 text raises ValueError."""
+        """The files in order; a file that is not UTF-8 text, or has a NUL, raises ValueError."""
         for file in self.files:
             yield Document(read_text(file).decode("utf-8"), str(file))
 

@@ -55,7 +55,8 @@ class CorpusIndex:
         complete: whether every document is in it.
         documents_read: from the sources, those that were skipped included.
         chain: a checksum over the contents of all of these, in order.
-        skipped: documents without tokens to learn: "empty", and "not text" (with a NUL or half a surrogate pair).
+        skipped: documents without tokens to learn: "empty", and "not text" (rows with a NUL or half a surrogate
+            pair; a text file with a NUL is refused).
         splits: the shards of each split.
     """
 
