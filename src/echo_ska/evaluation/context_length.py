@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from echo_ska.models.eval_mode import in_eval_mode
 from echo_ska.training.bits_per_byte import bits, summed_nats
 
 BYTES_AT_ONCE = 16_384
@@ -80,9 +81,8 @@ def bits_by_context(
     starts = [block_starts(len(text), longest, blocks) for text in texts]
     scored = sum(map(len, starts)) * (longest // 2)
     device = next(model.parameters()).device
-    was_training, read = model.training, 0
-    model.eval()
-    try:
+    read = 0
+    with in_eval_mode(model):
         found = {}
         for context in contexts:
             nats = 0.0
@@ -95,8 +95,6 @@ def bits_by_context(
                 if progress is not None:
                     progress(read, 2 * scored * len(contexts))
             found[context] = bits(nats) / scored
-    finally:
-        model.train(was_training)
     return found
 
 

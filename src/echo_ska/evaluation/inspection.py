@@ -17,6 +17,7 @@ from torch import Tensor
 
 from echo_ska.algebra import KoopmanOperator, RidgeFactor, SufficientStatistics
 from echo_ska.models import EchoForCausalLM
+from echo_ska.models.eval_mode import in_eval_mode
 from echo_ska.models.segments import SEGMENT_LENGTH, read_in_segments
 from echo_ska.nn import SpectralKoopmanAttention
 from echo_ska.ops.arguments import RIDGE_FLOOR
@@ -193,18 +194,16 @@ def inspect_model(
         raise ValueError(f"positions must be in 1 ... {len(row)}, the tokens there are, got {asked[0]} ... {asked[-1]}")
 
     recorders = [_Recorder(place, mixer, asked) for place, mixer in layers.items()]
-    was_training = model.training
-    model.eval()
     hooks = [recorder.mixer.register_forward_pre_hook(recorder.see, with_kwargs=True) for recorder in recorders]
     try:
         ids = row.to(model.device, torch.int64)[None]
-        for begin, _ in read_in_segments(model.model, ids, segment_length, use_cache=model.has_state):
-            if progress is not None:
-                progress(min(len(row), begin + segment_length))
+        with in_eval_mode(model):
+            for begin, _ in read_in_segments(model.model, ids, segment_length, use_cache=model.has_state):
+                if progress is not None:
+                    progress(min(len(row), begin + segment_length))
     finally:
         for hook in hooks:
             hook.remove()
-        model.train(was_training)
     return Inspection(row.cpu(), [recorder.result() for recorder in recorders])
 
 

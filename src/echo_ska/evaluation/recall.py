@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from echo_ska.models.eval_mode import in_eval_mode
 from echo_ska.models.segments import SEGMENT_LENGTH, read_in_segments
 from echo_ska.tasks import RecallBatch, RecallTask, answer_positions
 
@@ -63,9 +64,7 @@ def recall_accuracy(
         if progress is not None:
             progress(read, sequences * length)
 
-    was_training = model.training
-    model.eval()
-    try:
+    with in_eval_mode(model):
         for first in range(0, sequences, rows):
             drawn = [task.sample(1, generator) for _ in range(min(rows, sequences - first))]
             batch = RecallBatch(
@@ -74,8 +73,6 @@ def recall_accuracy(
             ).to(device)
             right, asked = _count_correct(model, batch, segment_length, count)
             correct, total = correct + right, total + asked
-    finally:
-        model.train(was_training)
     if total == 0:
         raise ValueError(f"{type(task).__name__} asks nothing in {length} tokens, so there is no accuracy.")
     return correct / total

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from echo_ska.evaluation.hidden_text import Prose, TextQuestion, TextTask, TokenCounter, hide
 from echo_ska.evaluation.sampling import Reading, read_on
 from echo_ska.models import EchoForCausalLM
+from echo_ska.models.eval_mode import in_eval_mode
 from echo_ska.models.tokenization import encode
 
 COPIED_BYTES = 1 << 28
@@ -103,9 +104,7 @@ def text_recall(
     began = time.perf_counter()
     scores: list[float] = []
     tokens = state_bytes = 0
-    was_training = model.training
-    model.eval()
-    try:
+    with in_eval_mode(model):
         for number in range(samples):
             question = make_question(task, number, seed, prose, length, measure)
             reading = read_on(model, [encode(tokenizer, question.prompt)])
@@ -116,8 +115,6 @@ def text_recall(
             scores.append(share_found(question, log_likelihoods(model, reading, written)))
             if progress is not None:
                 progress(reading.tokens)
-    finally:
-        model.train(was_training)
     mean = sum(scores) / samples
     variance = sum((score - mean) ** 2 for score in scores) / max(1, samples - 1)
     return TextRecall(

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from echo_ska.models.eval_mode import in_eval_mode
+
 
 class TextScore(NamedTuple):
     """What reading a text gave: bits per byte over `bytes_scored` bytes, and the cache after the last one."""
@@ -81,9 +83,7 @@ def read_tokens(
     """
     total = len(tokens)
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    try:
+    with in_eval_mode(model):
         nats, cache = 0.0, None
         for start in range(0, total, segment_length):
             segment = tokens[start : start + segment_length].to(device, torch.int64)
@@ -93,8 +93,6 @@ def read_tokens(
             nats += summed_nats(output.logits[0, : len(following)], following)  # the last has no successor to score
             if progress is not None:
                 progress(start + len(segment), total)
-    finally:
-        model.train(was_training)
     return Reading(nats, total - 1, cache)
 
 
