@@ -27,20 +27,23 @@ BLOCK_BYTES = 1 << 16
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
+    "{% set text %}"
     "{{ message['role'] + ':\n' }}"
     "{% if message['content'] is string %}"
-    "{{ message['content'] | replace(eos_token, '') }}"
+    "{{ message['content'] }}"
     "{% else %}"
-    "{% for part in message['content'] %}{{ part['text'] | replace(eos_token, '') }}{% endfor %}"
+    "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}"
     "{% endif %}"
-    "{{ eos_token }}"
+    "{% endset %}"
+    "{{ text | replace(eos_token, ' ') }}{{ eos_token }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant:\n' }}{% endif %}"
 )
 """Each message is a small text of its own: its role and a colon on the first line, its content, the end token.
 
-An answer therefore ends with the token that `generate` stops at. A content cannot close its message: the end token is
-taken out of it. Content is a string or a list of parts with a `text`, as chat endpoints send it.
+An answer therefore ends with the token that `generate` stops at. A message cannot close itself: in its whole text, a
+space takes the place of each end token. If nothing took it, what stands around one could join to another. Content is a
+string or a list of parts with a `text`, as chat endpoints send it.
 """
 
 
