@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from echo_ska.models import EchoCache, EchoConfig, EchoForCausalLM
+from echo_ska.models import EchoCache, EchoConfig, EchoForCausalLM, EchoModel
 
 KINDS = {
     "ssm": {},
@@ -99,6 +100,25 @@ def test_heads_survive_saving_tied_or_not(tied, tmp_path):
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
     for each in (model, loaded):
         assert (each.lm_head.weight.data_ptr() == each.model.embed_tokens.weight.data_ptr()) == tied
+
+
+@pytest.mark.parametrize("loader", [EchoModel, EchoForCausalLM, AutoModelForCausalLM])
+def test_fields_given_on_loading_are_checked(loader, tmp_path):
+    tiny(ska_layers=[1]).save_pretrained(tmp_path)
+    for fields, message in (
+        ({"mixer_dropout": [0.5]}, "mixer_dropout must be a list of 3 numbers, one a layer, or None, got [0.5]"),
+        ({"mixer_dropout": 0.5}, "mixer_dropout must be a list of 3 numbers, one a layer, or None, got 0.5"),
+        ({"mixer_dropout": [0.5, 0, 0, 0.9]}, "mixer_dropout must be a list of 3 numbers"),
+        ({"mixer_dropout": [0.5, 0, 1]}, "mixer_dropout[2] must be a number of at least 0 and below 1, got 1"),
+        ({"power": -3}, "power must be an integer >= 0, got -3"),
+        ({"num_hidden_layers": 2}, "layer_types names 3 layers, num_hidden_layers is 2"),
+        ({"feed_forward": "x"}, "feed_forward is 'x': choose from swiglu"),
+        ({"gate_dropout": 1.5}, "gate_dropout must be a number of at least 0 and below 1, got 1.5"),
+        ({"layer_types": ["ska", "mamba2", "mamba2"]}, "layer 0 of 3 is SKA"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            loader.from_pretrained(tmp_path, **fields)
+    assert loader.from_pretrained(tmp_path, mixer_dropout=[0.5, 0, 0]).config.mixer_dropout == [0.5, 0, 0]
 
 
 @pytest.mark.parametrize("tied", [False, True])

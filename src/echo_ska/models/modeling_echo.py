@@ -63,6 +63,10 @@ class EchoPreTrainedModel(SealedWeights):
     # Read in float32 even where the model is cast to half precision.
     _keep_in_fp32_modules_strict: Collection[str] = KEPT_IN_FLOAT32
 
+    def __init__(self, config: EchoConfig, *arguments: Any, **settings: Any) -> None:
+        config.validate()  # `from_pretrained` sets the fields that it is given after the configuration checked its own
+        super().__init__(config, *arguments, **settings)
+
     def _init_weights(self, module: nn.Module) -> None:
         """Every module knows its own start, `reset_parameters`; residual projections start smaller."""
         if callable(reset := getattr(module, "reset_parameters", None)):
