@@ -145,6 +145,11 @@ def test_models_and_health(client):
     assert client.ask("GET", "/v1/models/other")[0] == 404
 
 
+@pytest.mark.parametrize("host", ["127.0.0.2", "127.0.0.2:8000", "[::1]:8000", "localhost", "Localhost.:8000"])
+def test_every_name_of_this_machine_is_answered(shared, host):
+    assert shared.ask("GET", "/health", headers={"Host": host})[0] == 200
+
+
 HELLO = {"messages": [QUESTION]}
 
 
@@ -179,6 +184,8 @@ HELLO = {"messages": [QUESTION]}
         (415, "must be application/json, got text/plain", "POST", CHAT, HELLO, {"Content-Type": "text/plain"}),
         (415, "got none", "POST", CHAT, HELLO, {"Content-Type": None}),
         (403, "localhost alone", "GET", "/health", None, {"Host": "evil.example:80"}),
+        (403, "localhost alone", "GET", "/health", None, {"Host": "127.0.0.1.evil.example"}),
+        (403, "localhost alone", "GET", "/health", None, {"Host": "192.168.0.1:8000"}),
     ],
 )
 def test_what_is_refused_and_survived(shared, status, words, method, path, body, headers):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import ipaddress
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from echo_ska.commands.goals import say
 from echo_ska.commands.load import load_model, load_tokenizer, require_model_folder, require_state
 from echo_ska.memory import ContextStore
 from echo_ska.serving.engine import Engine
+from echo_ska.serving.loopback import is_loopback
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def serve(request: ServeRequest, console: Console) -> None:
     from echo_ska.serving.server import bind, run
 
     require_model_folder(request.model)
-    loopback = _is_loopback(request.host)
+    loopback = is_loopback(request.host)
     with bind(request.host, request.port) as listening:  # before the model is loaded: a taken port is told at once
         model = load_model(request.model, request.device)
         require_state(model, request.model)
@@ -67,11 +67,3 @@ def serve(request: ServeRequest, console: Console) -> None:
                 say(console, f"Whoever reaches {request.host} can use it: there are no passwords.")
 
         run(app, listening, ready)
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether only this machine reaches it; a name other than localhost counts as reachable."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from echo_ska.serving.answers import END_OF_STREAM, AnswerForm, event
 from echo_ska.serving.engine import CancelledAnswerError, Engine, Outcome, Prompt
+from echo_ska.serving.loopback import host_name, is_loopback
 from echo_ska.serving.protocol import RefusedError, Sampling, error_body, parse
 from echo_ska.serving.worker import BusyError, Job, Worker
 
@@ -28,7 +29,6 @@ BODY_SECONDS = 60.0
 """How long a body may take to come."""
 DISCARDED_TIMES = 8
 """Of a body that is too long, so many times the limit is read and thrown away, so that the client hears the answer."""
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 FAILED = "The server failed at this request; its log says how."
 STOPPED = "The server was stopped before the answer was written."
 
@@ -84,9 +84,7 @@ class _Server:
 
         async def answer(request: Request) -> Response:
             try:
-                host = request.headers.get("host", "")
-                name = host if host.endswith("]") else host.rpartition(":")[0] or host
-                if self._loopback_only and name.lower() not in LOOPBACK_NAMES:
+                if self._loopback_only and not is_loopback(host_name(request.headers.get("host", ""))):
                     raise RefusedError("This server answers to localhost alone.", code="unknown_host", status=403)
                 return await endpoint(request)
             except RefusedError as error:
