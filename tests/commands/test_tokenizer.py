@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from transformers import AutoTokenizer
+
+from echo_ska.commands.files import UNFINISHED
 
 
 def test_a_tokenizer_is_learnt_and_kept(run, tmp_path):
@@ -37,3 +40,25 @@ def test_a_full_disk_leaves_nothing(run, tmp_path, files_up_to):
     assert result.stderr.startswith(f"The tokenizer {output} could not be written (")
     assert result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == [text]
+
+
+@pytest.mark.parametrize("output", [".", "{}", "../kept"])
+def test_an_empty_folder_is_filled_or_left_empty(run, refused, tmp_path, files_up_to, monkeypatch, output):
+    text, kept = tmp_path / "t.txt", tmp_path / "kept"
+    text.write_text("the cat sat on the mat " * 30)
+    kept.mkdir()
+    monkeypatch.chdir(kept)
+    command = ("tokenizer", "train", text, "--vocab-size", 262, "-o", output.format(kept))
+    with files_up_to(2000):
+        result = run(*command)
+    assert result.exit_code == 1
+    assert "could not be written (" in result.stderr
+    assert not list(kept.iterdir())
+    (kept / UNFINISHED).mkdir()  # as if one was killed
+    (kept / UNFINISHED / "tokenizer.json").write_text("{")
+    result = run(*command)
+    assert result.exit_code == 0, result.output
+    assert len(AutoTokenizer.from_pretrained(kept)) == 262
+    assert not (kept / UNFINISHED).exists()
+    assert set(tmp_path.iterdir()) == {text, kept}
+    refused("is not empty", *command)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+UNFINISHED = ".partial-output"
+"""What is being written to a folder that stands already; if it stays there, a killed command left it."""
+
 
 def require_writable(path: Path | None, option: str, suffix: str | None = None) -> None:
     """Raise ValueError, naming the option, unless a file of that suffix can be written at `path` (None is fine)."""
@@ -32,9 +35,12 @@ def require_folder(path: Path | None, option: str) -> None:
 
 
 def require_new_folder(path: Path, option: str) -> None:
-    """Raise ValueError, naming the option, unless `path` is an empty folder or one that does not exist yet."""
+    """Raise ValueError, naming the option, unless `path` is an empty folder or one that does not exist yet.
+
+    What a killed command left unfinished there does not count.
+    """
     require_folder(path, option)
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and any(held.name != UNFINISHED for held in path.iterdir()):
         raise ValueError(f"{option} {path} is not empty: name a new folder, nothing is overwritten.")
 
 

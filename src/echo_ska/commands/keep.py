@@ -9,6 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from echo_ska.commands.files import UNFINISHED
 from echo_ska.sealed import PARTIAL
 
 
@@ -38,7 +39,8 @@ def whole_folder(
     Raises:
         OSError: something could not be written; what stood in `kept` before stands there still.
     """
-    partial = kept.with_name(PARTIAL + kept.name)
+    # In a folder that stands already: beside it may be another disk, or no permission to write.
+    partial = kept / UNFINISHED if kept.is_dir() else kept.with_name(PARTIAL + kept.name)
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a call that was killed
         partial.mkdir(parents=True)
@@ -48,9 +50,10 @@ def whole_folder(
         # `tokenizers` raises bare Exceptions.
         if not isinstance(error, OSError | SafetensorError) and type(error) is not Exception:
             raise
-        shutil.rmtree(partial, ignore_errors=True)
         reason = (getattr(error, "strerror", None) or str(error)).rstrip(".")
         raise OSError(f"The {holds} {kept} could not be written ({reason}); {remedy}.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _move(partial: Path, kept: Path) -> None:
@@ -62,4 +65,3 @@ def _move(partial: Path, kept: Path) -> None:
             target = kept / path.relative_to(partial)
             target.parent.mkdir(parents=True, exist_ok=True)
             path.replace(target)
-    shutil.rmtree(partial)
