@@ -162,6 +162,8 @@ HELLO = {"messages": [QUESTION]}
         (400, "not JSON", "POST", COMPLETIONS, b"", {}),
         (400, "not UTF-8: byte 12 is 0xff", "POST", COMPLETIONS, b'{"prompt": "\xff"}', {}),
         (400, "lone surrogate", "POST", COMPLETIONS, b'{"prompt": "\\ud800"}', {}),
+        (400, "lone surrogate", "POST", COMPLETIONS, {"prompt": "a", "\ud800": 1}, {}),
+        (400, "lone surrogate", "POST", CHAT, {"messages": [QUESTION | {"\ud800": 1}]}, {}),
         (413, "longer than 300,000 bytes", "POST", COMPLETIONS, b'"' + b"x" * 2_000_000 + b'"', {}),
         (413, "longer than 300,000 bytes", "POST", COMPLETIONS, b"x" * 300_001, {}),
         (

@@ -87,6 +87,8 @@ def test_a_message_may_be_what_an_answer_was():
             {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
         ),
         ("lone surrogate", "messages[0].content", {"messages": [{"role": "user", "content": "\ud800"}]}),
+        ("The name of a field is not Unicode text", None, {"\ud800": 1}),
+        ("name of a field of messages[0] is not Unicode text", "messages[0]", {"messages": [USER | {"\ud800": 1}]}),
         ("n is not supported, one answer", "n", {"n": 2}),
         ("n is not supported", "n", {"n": True}),
         ("tools are not supported", "tools", {"tools": [{"type": "function"}]}),
@@ -133,6 +135,7 @@ def test_what_a_chat_may_not_say(words, param, fields):
     assert refused.value.status == 400
     assert str(refused.value).endswith(".")
     assert len(str(refused.value)) < 200
+    assert json.dumps(refused.value.body(), ensure_ascii=False).encode()
 
 
 @pytest.mark.parametrize(

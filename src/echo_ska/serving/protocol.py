@@ -133,6 +133,7 @@ def parse(body: bytes, model_name: str, chat: bool) -> Request:
     given = _object(body)
     own = {"messages", "max_completion_tokens"} if chat else {"prompt"}
     for name in given.keys() - own - _SETTINGS - _LABELS:
+        _require_text(name, "The name of a field", None)
         if name not in _UNMET:
             raise RefusedError(f"There is no field {name!r} here: leave it out.", name, "unknown_parameter")
         _require_unasked(name, given[name])
@@ -221,6 +222,7 @@ def _message(message: Any, name: str) -> dict[str, str]:
         more = ": tools are not supported" if role in ("tool", "function") else ""
         raise RefusedError(f"{name}.role must be one of {known}, got {_shown(role)}{more}.", f"{name}.role")
     for field, field_value in message.items():
+        _require_text(field, f"The name of a field of {name}", name)
         # Clients send back what an answer held, empty fields included.
         if field not in ("role", "content") and field_value not in (None, []):
             raise RefusedError(f"{name}.{field} is not supported: leave it out.", f"{name}.{field}")
@@ -261,12 +263,16 @@ def _prompt(value: Any) -> str | list[int]:
 
 
 def _text(value: str, name: str) -> str:
-    """JSON can spell half a surrogate pair, which no text holds and no tokenizer reads."""
+    _require_text(value, name, name)
+    return value
+
+
+def _require_text(value: str, what: str, param: str | None) -> None:
+    """JSON can spell half a surrogate pair, which no text holds, no tokenizer reads and no answer can repeat."""
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise RefusedError(f"{name} is not Unicode text: it holds a lone surrogate.", name) from None
-    return value
+        raise RefusedError(f"{what} is not Unicode text: it holds a lone surrogate.", param) from None
 
 
 def _typed(given: dict[str, Any], name: str, kind: type, words: str) -> Any:
