@@ -71,6 +71,17 @@ def test_at_most_about_twenty_fields_of_its_own():
         ({"ska_layers": [1], "layer_types": ["mamba2"] * 4}, "not both"),
         ({"layer_types": ["mamba2"] * 3}, "layer_types names 3 layers, num_hidden_layers is 4"),
         ({"layer_types": ["mamba2", "mamba1", "ska", "mamba2"]}, r"layer_types\[1\] is 'mamba1': choose from mamba2"),
+        ({"layer_types": 4}, "layer_types must be a list of names, one a layer, got 4"),
+        ({"layer_types": "mamba2"}, "layer_types must be a list of names, one a layer, got 'mamba2'"),
+        ({"layer_types": [["mamba2"], *["mamba2"] * 3]}, r"layer_types\[0\] is \['mamba2'\]: choose from mamba2"),
+        ({"ska_layers": ["1"]}, "ska_layers names layer '1', but layers are counted from 0 to 3"),
+        ({"attention_layers": 0}, "attention_layers must be a list of layers, got 0"),
+        ({"num_hidden_layers": "4"}, "num_hidden_layers must be an integer >= 1, got '4'"),
+        ({"hidden_size": "128"}, "hidden_size must be an integer >= 1, got '128'"),
+        ({"feed_forward": ["x"]}, r"feed_forward is \['x'\]: choose from swiglu"),
+        ({"dtype": "floaty"}, "dtype must be a floating-point type of torch, such as 'float32', or None, got 'floaty'"),
+        ({"dtype": "int8"}, "dtype must be a floating-point type of torch"),
+        ({"torch_dtype": 4}, "torch_dtype must be a floating-point type of torch"),
         ({"hidden_size": 130}, "hidden_size = 130 is not a multiple of num_heads = 4"),
         ({"num_heads": 0}, "num_heads must be an integer >= 1, got 0"),
         ({"rank": 2.5}, "rank must be an integer >= 1, got 2.5"),
@@ -96,6 +107,27 @@ def test_at_most_about_twenty_fields_of_its_own():
 def test_what_cannot_be_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         EchoConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("layer_types", 4, "layer_types must be a list of names, one a layer, got 4"),
+        ("layer_types", [["mamba2"]] * 4, r"layer_types\[0\] is \['mamba2'\]"),
+        ("feed_forward", {}, "feed_forward is {}: choose from swiglu"),
+    ],
+)
+def test_what_cannot_be_is_refused_later_too(name, value, message):
+    config = EchoConfig()
+    setattr(config, name, value)
+    with pytest.raises(ValueError, match=message):
+        config.validate()
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16", torch.float64])
+def test_a_dtype_by_name_or_itself(dtype):
+    found = EchoConfig(dtype=dtype).dtype
+    assert found == (torch.bfloat16 if dtype == "bfloat16" else dtype)
 
 
 def test_ska_at_the_ends_on_request():

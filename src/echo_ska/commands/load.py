@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from echo_ska.models import EchoConfig, EchoForCausalLM
@@ -24,10 +25,9 @@ def require_model_folder(folder: Path) -> None:
         inside = folder / "model"
         hint = f"name {inside}" if (inside / "config.json").is_file() else "it has no config.json"
         raise ValueError(f"{folder} is not the folder of a model: {hint}.")
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'config.json'} does not describe a model: {error}.") from None
+    kind = _json_object(folder / "config.json", "a model").get("model_type")
+    if kind is None:
+        raise ValueError(f"{folder / 'config.json'} does not describe a model: it has no model_type.")
     if kind != EchoConfig.model_type:
         raise ValueError(f"{folder} holds a model of type {kind}, not {EchoConfig.model_type}.")
 
@@ -40,8 +40,8 @@ def load_model(folder: Path, device: str = "auto") -> EchoForCausalLM:
         device: "cpu", "cuda", or "auto": the GPU if there is one.
 
     Raises:
-        ValueError: `folder` holds no such model, its weights are missing, damaged or of another model, or there is no
-            such device here.
+        ValueError: `folder` holds no such model, one of its JSON files says what cannot be, its weights are missing,
+            damaged or of another model, or there is no such device here.
     """
     require_model_folder(folder)
     if device not in ("auto", "cpu", "cuda"):
@@ -51,12 +51,13 @@ def load_model(folder: Path, device: str = "auto") -> EchoForCausalLM:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     logging.disable_progress_bar()
+    _require_configurations(folder)
     try:
         model, found = EchoForCausalLM.from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, local_files_only=True
         )
     except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"The weights in {folder} cannot be read: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"The weights in {folder} cannot be read: {_first_line(error)}.") from None
     if lacking := sorted(found["missing_keys"]):
         raise ValueError(f"The weights in {folder} are not all of this model: {lacking[0]} is missing.")
     return model.to(device).eval()
@@ -81,7 +82,7 @@ def load_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerBase:
         with refusing_own_code(folder):
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **OWN_CODE_IS_NOT_RUN)
     except Exception as error:  # `tokenizers` raises bare Exceptions
-        raise ValueError(f"The tokenizer in {folder} cannot be read: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"The tokenizer in {folder} cannot be read: {_first_line(error)}.") from None
     if len(tokenizer) > vocab_size:
         raise ValueError(f"The tokenizer in {folder} has {len(tokenizer)} tokens, its model only {vocab_size}.")
     return tokenizer
@@ -91,3 +92,34 @@ def require_state(model: EchoForCausalLM, folder: Path) -> None:
     """Raise ValueError if a layer cannot go on from a state, so that nothing can be written token by token."""
     if not model.has_state:
         raise ValueError(f"A layer of the model in {folder} reads whole sequences and keeps no state: it cannot write.")
+
+
+def _require_configurations(folder: Path) -> None:
+    """Raise ValueError, naming the file, unless a model can be made of what its JSON files say: people edit them."""
+    described: dict[str, tuple[Any, str]] = {
+        "config.json": (EchoConfig, "a model"),
+        "generation_config.json": (GenerationConfig, "how a model generates"),
+    }
+    for name, (kind, what) in described.items():
+        path = folder / name
+        if not path.is_file():
+            continue
+        _json_object(path, what)
+        try:
+            kind.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # of fields that it does not check, transformers raises whatever they lead to
+            raise ValueError(f"{path} does not describe {what}: {_first_line(error)}.") from error
+
+
+def _json_object(path: Path, what: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} does not describe {what}: it is not JSON ({_first_line(error)}).") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} does not describe {what}: it must be a JSON object.")
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")

@@ -6,6 +6,7 @@ import inspect
 import math
 from typing import Any
 
+import torch
 from transformers import PreTrainedConfig
 
 from echo_ska.nn import registry
@@ -91,13 +92,16 @@ class EchoConfig(PreTrainedConfig):
         unknown = sorted(name for name in set(kwargs) - _inherited_names() if not name.startswith("_"))
         if unknown:
             raise ValueError(f"EchoConfig has no field {', '.join(unknown)}: see help(EchoConfig) for the names")
+        for name in ("dtype", "torch_dtype"):
+            _require_dtype(name, kwargs.get(name))
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
         self.ska_at_ends = ska_at_ends
         self.num_heads = num_heads
         self.rank = rank
-        if head_dim is None and isinstance(num_heads, int) and num_heads > 0 and hidden_size % num_heads == 0:
+        whole = isinstance(hidden_size, int) and isinstance(num_heads, int) and num_heads > 0
+        if head_dim is None and whole and hidden_size % num_heads == 0:
             head_dim = hidden_size // num_heads
         self.head_dim = head_dim
         self.power = power
@@ -169,6 +173,7 @@ class EchoConfig(PreTrainedConfig):
                 f"hidden_size = {self.hidden_size} is not a multiple of num_heads = {self.num_heads}: change one, or "
                 "give head_dim"
             )
+        _require_list("layer_types", self.layer_types, "names, one a layer")
         if len(self.layer_types) != self.num_hidden_layers:
             raise ValueError(
                 f"layer_types names {len(self.layer_types)} layers, num_hidden_layers is {self.num_hidden_layers}"
@@ -182,7 +187,7 @@ class EchoConfig(PreTrainedConfig):
             for index, share in enumerate(self.mixer_dropout):
                 _require_share(f"mixer_dropout[{index}]", share)
         for index, name in enumerate(self.layer_types):
-            if name not in registry.MIXERS:
+            if not isinstance(name, str) or name not in registry.MIXERS:
                 raise ValueError(f"layer_types[{index}] is {name!r}: choose from {', '.join(registry.MIXERS)}")
             at_end = index in (0, self.num_hidden_layers - 1)
             if name.startswith("ska") and at_end and not self.ska_at_ends:
@@ -190,7 +195,7 @@ class EchoConfig(PreTrainedConfig):
                     f"layer {index} of {self.num_hidden_layers} is SKA: the first and the last layer are not, unless "
                     "ska_at_ends=True asks for it"
                 )
-        if self.feed_forward not in registry.FEED_FORWARDS:
+        if not isinstance(self.feed_forward, str) or self.feed_forward not in registry.FEED_FORWARDS:
             raise ValueError(f"feed_forward is {self.feed_forward!r}: choose from {', '.join(registry.FEED_FORWARDS)}")
 
 
@@ -205,21 +210,35 @@ def _require_share(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a number of at least 0 and below 1, got {value!r}")
 
 
+def _require_list(name: str, value: object, of: str) -> None:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{name} must be a list of {of}, got {value!r}")
+
+
+def _require_dtype(name: str, value: object) -> None:
+    dtype = getattr(torch, value, None) if isinstance(value, str) else value
+    if value is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"{name} must be a floating-point type of torch, such as 'float32', or None, got {value!r}")
+
+
 def _layer_types(
     count: int, layer_types: list[str] | None, ska_layers: list[int] | None, attention_layers: list[int] | None
 ) -> list[str]:
     if layer_types is not None:
         if ska_layers is not None or attention_layers is not None:
             raise ValueError("give layer_types, or its shorthand ska_layers and attention_layers, not both")
+        _require_list("layer_types", layer_types, "names, one a layer")
         return ["full_attention" if name == "attention" else name for name in layer_types]
+    _require_whole("num_hidden_layers", count, least=1)
     names = ["mamba2"] * count
     shorthand = (("ska", "ska_layers", ska_layers), ("full_attention", "attention_layers", attention_layers))
     for name, field, layers in shorthand:
-        if layers is not None and not isinstance(layers, list | tuple):
-            raise ValueError(f"{field} must be a list of layers, got {layers!r}")
-        for layer in layers or []:
-            if not 0 <= layer < count:
-                raise ValueError(f"{field} names layer {layer}, but layers are counted from 0 to {count - 1}")
+        if layers is None:
+            continue
+        _require_list(field, layers, "layers")
+        for layer in layers:
+            if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < count:
+                raise ValueError(f"{field} names layer {layer!r}, but layers are counted from 0 to {count - 1}")
             if names[layer] != "mamba2":
                 raise ValueError(f"layer {layer} is named twice: in ska_layers and attention_layers, or in one of them")
             names[layer] = name
