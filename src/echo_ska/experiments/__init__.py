@@ -200,6 +200,11 @@ EXPERIMENTS: dict[str, Experiment] = {
         "echo_ska.experiments.recall.trained_precision",
         takes_device=True,
     ),
+    "memory-first": Experiment(
+        "What stands below the memory decides what carries over: Mamba-2, Mamba-2 left out at times, or nothing.",
+        "echo_ska.experiments.recall.memory_first",
+        takes_device=True,
+    ),
     "write-gate": Experiment(
         "What the write gate gives on long sequences and costs on tasks that training never asked; gate dropout.",
         "echo_ska.experiments.recall.write_gate",

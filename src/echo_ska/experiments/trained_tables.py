@@ -24,6 +24,7 @@ from echo_ska.experiments.recall import (
     gradient_flow,
     length_conditioning,
     length_generalisation,
+    memory_first,
     mqar_frontier,
     mqar_grid,
     recall_per_byte,
@@ -81,6 +82,11 @@ def _transfer() -> Rows | None:
     return transfer.rows(results) if whole else None
 
 
+def _layouts() -> Rows | None:
+    results = memory_first.recorded_results(_file(memory_first.NAME))
+    return memory_first.rows(results) if len(results) == len(memory_first.COLOURS) else None
+
+
 def _gates() -> Rows | None:
     far, other = write_gate.recorded_results(_file(write_gate.NAME))
     return write_gate.rows(far, other) if len(other) == len(write_gate.ARMS) else None
@@ -136,6 +142,7 @@ ROWS: dict[str, Callable[[], Rows | None]] = {
     ),
     "mqar-grid": _compared(mqar_grid.NAME, mqar_grid.comparison, mqar_grid.rows),
     "transfer": _transfer,
+    "memory-first": _layouts,
     "write-gate": _gates,
     "filter-ablation-recall": _compared(
         filter_ablation.NAME, filter_ablation.recall_comparison, filter_ablation.recall_rows

@@ -95,6 +95,7 @@ FILES = {
     "aids": "aids",
     "gate-dropout": "transfer",
     "stochastic-depth": "transfer",
+    "memory-first": "memory-first",
     "aims": "transfer",
     "write-gate": "write-gate",
     "recall-per-byte": "recall-per-byte",

@@ -34,6 +34,7 @@ from echo_ska.experiments.recall import (
     gradient_flow,
     length_conditioning,
     length_generalisation,
+    memory_first,
     mqar_frontier,
     mqar_grid,
     recall_per_byte,
@@ -87,6 +88,23 @@ def deepened(plain: dict[str, float], changed: dict[str, float]) -> Write:
         write_comparison(path, transfer.depth_comparison(), transfer.SEEDS, lambda arm, _: figures[arm])
 
     return write
+
+
+def laid_out(below: float, dropped: float, first: float, attention: float) -> Write:
+    """SKA in each layout, long needles all found, and attention in all of them."""
+    found = {
+        layouts["ssm+ska"]: value
+        for layouts, value in (
+            (memory_first.BELOW, below),
+            (memory_first.DROPPED, dropped),
+            (memory_first.FIRST, first),
+        )
+    }
+
+    def answer(arm: str, question: str) -> float:
+        return 1.0 if question == memory_first.LONG_NEEDLES else found.get(arm, attention)
+
+    return lambda folder: write_trials(folder / "memory-first.jsonl", memory_first.trials(), 3, answer)
 
 
 def stored(two_bytes: float, one_byte: float, always: float = 0.0) -> Write:
@@ -494,6 +512,10 @@ CASES: list[tuple[str, Level, Write]] = [
     ("stochastic-depth", YES, deepened(arms(0.3, 0.9, 0.8), arms(0.3, 0.9, 0.96))),
     ("stochastic-depth", PARTLY, deepened(arms(0.3, 0.9, 0.8), arms(0.3, 0.9, 0.94))),
     ("stochastic-depth", NO, deepened(arms(0.3, 0.9, 0.8), arms(0.3, 0.97, 0.96))),
+    ("memory-first", YES, laid_out(0.8, 0.97, 0.98, 0.9)),
+    ("memory-first", PARTLY, laid_out(0.8, 0.97, 0.98, 0.99)),
+    ("memory-first", PARTLY, laid_out(0.8, 0.85, 0.98, 0.9)),
+    ("memory-first", NO, laid_out(0.9, 0.97, 0.98, 0.9)),
     ("state-precision", YES, stored(0.6, 0.7)),
     ("state-precision", PARTLY, stored(0.6, 0.5)),
     ("state-precision", PARTLY, stored(0.6, 0.7, always=0.02)),

@@ -34,6 +34,7 @@ TRAINED = (
     "gradient-flow",
     "length-conditioning",
     "length-generalisation",
+    "memory-first",
     "mqar-frontier",
     "mqar-grid",
     "recall-per-byte",

@@ -15,7 +15,7 @@ to an hour a run on one core.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -177,19 +177,39 @@ def rows(results: Results) -> list[list[str]]:
 
 def draw(results: Results, path: Path) -> None:
     """A bar an arm for every task: the mean over seeds, a line over their range, the paper's figure as a notch."""
-    names = list(TASKS | FURTHER)
+    draw_bars(results, TASKS | FURTHER, COLOURS, path, PAPER)
+
+
+def draw_bars(
+    results: Results,
+    tasks: Mapping[str, RecallTask],
+    colours: Mapping[str, str],
+    path: Path,
+    published: Mapping[str, Sequence[float]] | None = None,
+) -> None:
+    """A bar an arm for every task: the mean over seeds, a line over their range, a published figure as a notch.
+
+    Args:
+        results: what is drawn.
+        tasks: by the question's name, for chance.
+        colours: by arm.
+        path: the PNG.
+        published: by arm, %, in the order of the tasks.
+    """
+    names = list(tasks)
     figure = Figure(figsize=(9.5, 4), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(results)
     for place, (arm, records) in enumerate(results.items()):
         at = [n + (place - (len(results) - 1) / 2) * width for n in range(len(names))]
         values = [[100 * record.figures["accuracy"][name] for record in records] for name in names]
-        axes.bar(at, [fmean(v) for v in values], 0.92 * width, color=COLOURS[arm], label=arm)
+        axes.bar(at, [fmean(v) for v in values], 0.92 * width, color=colours[arm], label=arm)
         axes.vlines(at, [min(v) for v in values], [max(v) for v in values], color="black", linewidth=1.2)
-        for x, figure_of_paper in zip(at, PAPER.get(arm, ()), strict=False):
+        for x, figure_of_paper in zip(at, (published or {}).get(arm, ()), strict=False):
             axes.hlines(figure_of_paper, x - width / 2, x + width / 2, color="black", linewidth=1.2, linestyle=":")
-    axes.hlines([], 0, 0, color="black", linewidth=1.2, linestyle=":", label="the paper's figure")
-    for n, task in enumerate((TASKS | FURTHER).values()):
+    if published:
+        axes.hlines([], 0, 0, color="black", linewidth=1.2, linestyle=":", label="the paper's figure")
+    for n, task in enumerate(tasks.values()):
         axes.hlines(100 * task.chance, n - 0.45, n + 0.45, color="#999999", linewidth=1, label="" if n else "chance")
     axes.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names])
     axes.tick_params(axis="x", length=0)

@@ -1,0 +1,107 @@
+"""Ours: what stands below the memory decides what carries over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+
+from echo_ska.experiments.claims.claim import Claim, Criterion, Evidence, Finding, Table
+from echo_ska.experiments.claims.evidence import file_of, of_arms, records_of, unmeasured
+from echo_ska.experiments.claims.words import accuracy, gain, points
+from echo_ska.experiments.recall import memory_first as experiment
+from echo_ska.experiments.recall import transfer
+from echo_ska.experiments.recall.memory_first import ATTENTION, BELOW, DROPPED, FIRST
+from echo_ska.experiments.trials.arms import ECHO
+from echo_ska.experiments.trials.comparison import Results
+
+GAINED = 10.0
+"""Points over the four tasks that training never asked."""
+EACH, AIM, LONG = 95.0, 95.0, 99.0
+"""In %: each of the four, the mean of six, and needles at the longest."""
+
+
+def gather(folder: Path) -> Evidence[Results]:
+    """Both memories in each layout."""
+    if not records_of(folder, experiment.NAME):
+        return unmeasured(folder, experiment.NAME)
+    results = experiment.recorded_results(file_of(folder, experiment.NAME))
+    return of_arms(folder, experiment.NAME, results, tuple(experiment.COLOURS), experiment.SEEDS)
+
+
+def beyond(results: Results, arm: str) -> float:
+    """The mean over the four tasks that training never asked, %, and over seeds."""
+    return 100 * fmean(map(transfer.mean_beyond, results[arm]))
+
+
+def of_six(results: Results, arm: str) -> float:
+    """The mean over the six, %, and over seeds."""
+    return 100 * fmean(map(transfer.mean_over_tasks, results[arm]))
+
+
+def _first_gains(results: Results) -> Finding:
+    more = beyond(results, FIRST[ECHO]) - beyond(results, BELOW[ECHO])
+    return Finding(more >= GAINED, gain(more))
+
+
+def _dropped_gains(results: Results) -> Finding:
+    more = beyond(results, DROPPED[ECHO]) - beyond(results, BELOW[ECHO])
+    return Finding(more >= GAINED, gain(more))
+
+
+def _each(results: Results) -> Finding:
+    found = {task: accuracy(results[FIRST[ECHO]], task) for task in transfer.TASKS if task not in transfer.TRAINED_ON}
+    shown = ", ".join(f"{task} {points(value)}" for task, value in found.items())
+    return Finding(min(found.values()) >= EACH, shown)
+
+
+def _aim(results: Results) -> Finding:
+    ours = {arm: of_six(results, arm) for arm in (FIRST[ECHO], DROPPED[ECHO])}
+    control = max(of_six(results, layouts[ATTENTION]) for layouts in (BELOW, DROPPED, FIRST))
+    best = max(ours.values())
+    shown = f"{points(best)}, {gain(best - control)} against attention in its best layout"
+    return Finding(best >= AIM and best > control, shown)
+
+
+def _long(results: Results) -> Finding:
+    found = accuracy(results[FIRST[ECHO]], experiment.LONG_NEEDLES)
+    return Finding(found >= LONG, points(found))
+
+
+def _summary(results: Results) -> str:
+    said = "; ".join(f"{arm} {points(beyond(results, arm))}" for arm in results)
+    return f"Mean of the four tasks that training never asked: {said}."
+
+
+CLAIM: Claim[Results] = Claim(
+    key=experiment.NAME,
+    title="What stands below the memory decides what carries over",
+    statement="A Mamba-2 layer below the memory mixes into a key what precedes its cue, as training's sequences have "
+    "it. With the memory first, or that layer left out for half of the training's sequences, SSM+SKA answers tasks that "
+    "training never asked, better than attention does in any of the layouts, and keeps its recall over length.",
+    source="ours",
+    commands=(f"echo-ska reproduce {experiment.NAME}",),
+    gather=gather,
+    criteria=(
+        Criterion(
+            f"SKA first is at least {GAINED:g} points above SKA with Mamba-2 below: mean of the four tasks not trained "
+            "on",
+            _first_gains,
+        ),
+        Criterion("Stochastic depth, the same", _dropped_gains),
+        Criterion(f"SKA first answers at least {EACH:g} % of each of the four", _each),
+        Criterion(
+            f"The better of the two has a mean over all six of at least {AIM:g} %, above attention in each layout",
+            _aim,
+        ),
+        Criterion(f"SKA first finds at least {LONG:g} % of needles at {experiment.LONG:,} tokens", _long),
+    ),
+    summary=_summary,
+    tables=lambda r: [Table("Accuracy, %, mean over seeds (range)", experiment.rows(r))],
+    draw=experiment.draw,
+    picture="A bar a model and layout for every task, a line over the range of seeds.",
+    caveats=(
+        "Found by asking these very tasks of SKA's three layouts with seed 0, which is one of the three seeds here.",
+        "A quarter of the training of transfer: there, after 6,000 steps, stochastic depth gains less.",
+        "One rate; other curricula; text, where what a Mamba-2 layer mixes into a key may be what is wanted.",
+    ),
+)
