@@ -76,7 +76,7 @@ CLAIM: Claim[Results] = Claim(
     key=experiment.NAME,
     title="What stands below the memory decides what carries over",
     statement="A Mamba-2 layer below the memory mixes into a key what precedes its cue, as training's sequences have "
-    "it. With the memory first, or that layer left out for half of the training's sequences, SSM+SKA answers tasks that "
+    "it. With the memory first, or that layer left out for half of training's sequences, SSM+SKA answers tasks that "
     "training never asked, better than attention does in any of the layouts, and keeps its recall over length.",
     source="ours",
     commands=(f"echo-ska reproduce {experiment.NAME}",),
