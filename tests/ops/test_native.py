@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import subprocess
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from echo_ska.nn import SpectralKoopmanAttention
 from echo_ska.ops import set_value_checks, spectral_koopman_attention
 from echo_ska.ops.native.build import why_unavailable
-from echo_ska.ops.native.kernels import segment_starts
+from echo_ska.ops.native.kernels import most_segments, segment_starts
 
 needs_compiler = pytest.mark.skipif(why_unavailable() is not None, reason=f"no native route: {why_unavailable()}")
 
@@ -51,6 +52,31 @@ def test_float32_arithmetic_stays_near_the_definition(dtype):
     for place, (one, other) in enumerate(zip(found, expected, strict=True)):
         error = (one - other).detach().abs().max() / other.detach().abs().max()
         assert float(error) < tolerance, f"{place}: {float(error):.2e}"
+
+
+@needs_compiler
+@pytest.mark.parametrize(("interval", "tolerance"), [(8, 5e-2), (16, 5e-2), (32, 2e-5), (64, 2e-5), (100, 2e-5)])
+def test_float32_follows_one_key_repeated_from_the_first_token_on(interval, tolerance):
+    """Where every window is whitened by what it reads, the ridge costs nothing; short windows err as exact reads do."""
+    query, _, value, _ = (tensor.detach().double() for tensor in inputs(512, batch=1, heads=1, rank=48))
+    key = query[:, :1].expand(query.shape)
+    settings = {"ridge": 1e-3, "refresh_interval": interval}
+    expected = gradients([tensor.clone().requires_grad_() for tensor in (query, key, value)], **settings)
+    found = gradients([tensor.float().requires_grad_() for tensor in (query, key, value)], **settings)
+    for place, (one, other) in enumerate(zip(found, expected, strict=True)):
+        error = (one - other).detach().abs().max() / other.detach().abs().max()
+        assert float(error) < tolerance, f"{place}: {float(error):.2e}"
+
+
+@needs_compiler
+def test_the_published_layer_reads_one_token_repeated_in_float32():
+    torch.manual_seed(0)
+    layer = SpectralKoopmanAttention.paper(96, num_heads=2, rank=48, head_dim=48)
+    torch.nn.init.normal_(layer.o_proj.weight, std=0.1)
+    hidden = torch.randn(96).expand(1, 256, 96)
+    exact = copy.deepcopy(layer).double()(hidden.double())[0]
+    error = (layer(hidden)[0] - exact).detach().abs().max() / exact.detach().abs().max()
+    assert float(error) < 1e-5
 
 
 @needs_compiler
@@ -189,7 +215,7 @@ def test_a_machine_without_a_compiler_is_told_so_and_reads_chunked(tmp_path):
     assert "no-such-compiler" in last_line
 
 
-@pytest.mark.parametrize("interval", [0, 1, 5, 64, 300])
+@pytest.mark.parametrize("interval", [0, 1, 5, 24, 64, 300])
 @pytest.mark.parametrize("count", [0, 100, 10_000])
 def test_segments_cover_a_sequence_in_whole_windows(interval, count):
     starts = segment_starts(7, 2007, count, interval)
@@ -197,5 +223,15 @@ def test_segments_cover_a_sequence_in_whole_windows(interval, count):
     assert starts[0] == 7
     assert all(length > 0 and length % (interval or 32) == 0 for length in lengths)
     assert 0 < 2007 - starts[-1] <= max(256, interval)
-    if not interval:  # no segment is longer than what stands before it, but for the first
-        assert all(length <= max(64, count + start - 7) for start, length in zip(starts, lengths, strict=False))
+    # No segment is longer than what stands before it, but for the first and for a window that is one segment.
+    assert all(length <= max(64, interval, count + start - 7) for start, length in zip(starts, lengths, strict=False))
+
+
+@pytest.mark.parametrize("interval", [0, 1, 3, 5, 24, 31, 32, 64, 300])
+def test_there_is_room_for_the_segments_of_sequences_of_any_length(interval):
+    for length in range(1, 800):
+        for count in (0, 1, 63, 65, 100, 200, 255, 1000):
+            assert len(segment_starts(0, length, count, interval)) <= most_segments(length, 1, interval)
+    lengths = [0, 1, 193, 64, 0, 500]
+    needed = sum(len(segment_starts(0, length, 0, interval)) for length in lengths)
+    assert needed <= most_segments(sum(lengths), len(lengths), interval)

@@ -19,10 +19,13 @@ SEGMENT_LENGTH = 256
 # A segment is no longer than what stands before it (but for the first): then no direction's share of the Gram matrix
 # grows by orders of magnitude between two factorisations, which float32 tokens could not follow.
 FIRST_SEGMENT_LENGTH = 64
+# A window of this many tokens is a segment of its own: whitened by what its tokens read, they lose nothing in float32.
+# Shorter ones share a factorisation, whose cost they would not repay.
+WINDOW_ALONE = 32
 LARGE_BYTES = 4 << 20
 # What is kept per token pays while it stays near the processor; what is more is computed again (docs/benchmarks.md).
 KEPT_BYTES = 64 << 20
-MOST_WINDOWS = 16  # of a chunk-causal segment; each keeps its statistics during the backward pass
+MOST_WINDOWS = 16  # of a chunk-causal segment of short windows; each keeps its statistics during the backward pass
 
 MOMENTS_AFTER = ("gram_after", "lag_after", "moment_after", "gram_frozen", "lag_frozen", "moment_frozen")
 Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -258,9 +261,17 @@ def segment_starts(begin: int, end: int, count: int, interval: int) -> list[int]
 
 def segment_length(count: int, interval: int) -> int:
     """Tokens of the segment behind `count` tokens: whole chunks, or whole windows of a chunk-causal read."""
-    if interval:
-        return interval * max(1, min(MOST_WINDOWS, SEGMENT_LENGTH // interval))
-    return min(SEGMENT_LENGTH, max(FIRST_SEGMENT_LENGTH, count // CHUNK_SIZE * CHUNK_SIZE))
+    longest = min(SEGMENT_LENGTH, max(FIRST_SEGMENT_LENGTH, count))
+    if not interval:
+        return longest // CHUNK_SIZE * CHUNK_SIZE
+    return interval if interval >= WINDOW_ALONE else interval * min(MOST_WINDOWS, longest // interval)
+
+
+def most_segments(tokens: int, sequences: int, interval: int) -> int:
+    """No fewer than the segments of sequences that have so many tokens together, whatever stands before each."""
+    full = segment_length(SEGMENT_LENGTH, interval)
+    # After as many segments as the first `full` tokens take behind nothing, all are full.
+    return tokens // full + sequences * len(segment_starts(0, full, 0, interval))
 
 
 def _describe(query: Tensor, value: Tensor, power: int, interval: int, bounds: Tensor, count: Tensor) -> Call:
@@ -328,7 +339,7 @@ def _results(
     sequences = gram.shape[0]
     call = Call(is_double=query.dtype == torch.float64, rank=rank, head_dim=value.shape[-1], power=power)
     rows_frozen = sequences if interval else 0
-    segments = batch * time // segment_length(SEGMENT_LENGTH, interval) + sequences * 3  # never more than these
+    segments = most_segments(batch * time, sequences, interval)
     row_size, anchor_size = library().echo_ska_row_size(call), library().echo_ska_anchor_size(call)
     return (
         torch.empty_like(value),
