@@ -59,6 +59,9 @@ def spectral_koopman_attention(
 
     Statistics are summed and factored in float64 (float32 where the device has none), whatever autocast says.
 
+    Second derivatives (a backward pass through gradients taken with `create_graph=True`) need `backend="recurrent"`;
+    the others refuse them.
+
     Args:
         query: [B, T, H, r], floating point.
         key: [B, T, H, r]. Keys of about unit norm suit a ridge of about 1.
@@ -78,7 +81,7 @@ def spectral_koopman_attention(
             and reading back costs more time than it saves; "chunked" keeps; "triton" always computes again.
         backend: "recurrent" (token by token: the definition and the decoder), "chunked" (parallel PyTorch),
             "native" (causal reads on a CPU, by C kernels that are compiled on first use), "triton" (GPU kernels;
-            float32 or lower, rank up to 128, first derivatives), or "auto": recurrent for a single token, else
+            float32 or lower, rank up to 128), or "auto": recurrent for a single token, else
             native on a CPU, triton on a GPU, chunked where those cannot take the call.
 
     Returns:
@@ -88,6 +91,7 @@ def spectral_koopman_attention(
         ValueError: an argument does not fit; the message says which and what to change. Values (finite, weights
             in range) are checked unless `set_value_checks(False)`.
         ArithmeticError: a Gram matrix plus the ridge is not positive definite; names batch row and head.
+        RuntimeError: in a backward pass, where it would be the second one through another backend than "recurrent".
 
     Source: Sridhar & Johansen, arXiv 2605.06997; docs/method.md.
     """

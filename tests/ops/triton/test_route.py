@@ -255,3 +255,11 @@ def test_a_machine_without_triton_is_told_so(monkeypatch):
     case = make_case(3, batch=1, heads=1).to(torch.float32)
     with pytest.raises(ValueError, match="triton is not installed: pip install"):
         spectral_koopman_attention(**case.tensors, backend="triton")
+
+
+def test_a_second_derivative_is_refused(device):
+    case = OnDevice(make_case(9, batch=1, heads=1).to(torch.float32).tensors, {"power": 2}, device).requires_grad()
+    output, _ = case.run()
+    (gradient,) = torch.autograd.grad(output.sum(), case.tensors["key"], create_graph=True)
+    with pytest.raises(RuntimeError, match='call it with backend="recurrent"'):
+        torch.autograd.grad(gradient.square().sum(), case.tensors["key"])

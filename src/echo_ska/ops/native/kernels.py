@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from echo_ska.algebra import RidgeFactor
+from echo_ska.ops.derivatives import first_derivatives, refuse_second_derivative
 from echo_ska.ops.native.build import Call, library
 from echo_ska.ops.native.workers import work_through
 
@@ -204,9 +205,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _gradients(
-    compute: Callable[..., list[Tensor]], ctx: Any, grads: tuple[Tensor | None, ...]
+    compute: Callable[..., list[Tensor]], ctx: Any, saved: tuple[Any, ...], grads: tuple[Tensor | None, ...]
 ) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors
     output_grad = torch.zeros_like(saved[2]) if grads[0] is None else grads[0]
     moment_grads = [
         torch.zeros(shape, device=device, dtype=torch.float64) if grad is None else grad
@@ -221,7 +221,10 @@ def _gradients(
     return *found, None, None, None, None, None, None, None
 
 
-_read_node.register_autograd(lambda ctx, *grads: _gradients(_read_backward_node, ctx, grads), setup_context=_save)
+_read_node.register_autograd(
+    lambda ctx, *grads: _gradients(_read_backward_node, ctx, ctx.saved_tensors, grads), setup_context=_save
+)
+_read_backward_node.register_autograd(refuse_second_derivative)
 
 
 class _EagerRead(torch.autograd.Function):
@@ -230,10 +233,7 @@ class _EagerRead(torch.autograd.Function):
     forward = staticmethod(_read)
     setup_context = staticmethod(_save)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _gradients(_read_backward, ctx, grads)
+    backward = staticmethod(first_derivatives(functools.partial(_gradients, _read_backward)))
 
 
 def native_read(*arguments: Any) -> Results:

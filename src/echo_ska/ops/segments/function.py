@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from echo_ska.ops.derivatives import first_derivatives
 from echo_ska.ops.segments.node import read_node
 from echo_ska.ops.segments.passes import backward, forward, threads_of
 from echo_ska.ops.segments.values import Keep
@@ -76,7 +76,9 @@ class _ParallelRead(torch.autograd.Function):
         return output, gram, lag_moment, value_moment
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        found = backward(*grads, *ctx.saved_tensors, *ctx.settings)
+    @first_derivatives
+    def backward(
+        ctx: Any, saved: tuple[Tensor | None, ...], grads: tuple[Tensor | None, ...]
+    ) -> tuple[Tensor | None, ...]:
+        found = backward(*grads, *saved, *ctx.settings)
         return *found, None, None, *(None for _ in ctx.settings)

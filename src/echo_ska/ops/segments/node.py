@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from echo_ska.ops.derivatives import refuse_second_derivative
 from echo_ska.ops.segments.passes import backward, forward, threads_of
 from echo_ska.ops.segments.values import Keep
 
@@ -119,3 +120,4 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 read_node.register_autograd(_backward, setup_context=_save)
+_backward_node.register_autograd(refuse_second_derivative)

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from echo_ska.algebra import RidgeFactor
+from echo_ska.ops.derivatives import first_derivatives
 from echo_ska.ops.triton.call import Call, TokenGradients
 from echo_ska.ops.triton.cuts import Cuts, Segment
 from echo_ska.ops.triton.moment_gradient import moment_gradient
@@ -94,11 +94,10 @@ class KoopmanRead(torch.autograd.Function):
         return output, running, refrozen
 
     @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, output_grad: Tensor | None, final_grad: Tensor | None, refrozen_grad: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        inputs, kept = ctx.saved_tensors[: ctx.num_inputs], list(ctx.saved_tensors[ctx.num_inputs :])
+    @first_derivatives
+    def backward(ctx: Any, saved: tuple[Any, ...], grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        output_grad, final_grad, refrozen_grad = grads
+        inputs, kept = saved[: ctx.num_inputs], list(saved[ctx.num_inputs :])
         query, key, value, root, carried, plain, filtered, ridge, initial, frozen = inputs
         call, cuts = Call(query, key, value, root, carried, plain, filtered, ctx.power, ctx.own), ctx.cuts
         output_grad = torch.zeros_like(call.value) if output_grad is None else output_grad.contiguous()

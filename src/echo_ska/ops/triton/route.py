@@ -19,7 +19,7 @@ def triton_attention(arguments: Arguments, chunk_size: int | None = None) -> tup
     """The same function as `recurrent_attention`, in Triton kernels.
 
     Moments are summed and factored in float64, tokens processed in float32. Every gradient is computed; the backward
-    pass keeps the inputs alone and computes the moments again. It has no second derivative.
+    pass keeps the inputs alone and computes the moments again. A second derivative is refused.
 
     Args:
         arguments: a checked call with at least one token that `refusal` has no objection to.
