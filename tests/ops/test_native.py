@@ -174,6 +174,18 @@ def test_compile_and_export_take_it_as_one_node():
 
 
 @needs_compiler
+def test_a_graph_captured_without_gradients_refuses_to_be_differentiated():
+    class Read(torch.nn.Module):
+        def forward(self, *tensors):
+            return run(tensors)[0]
+
+    tensors = inputs(40)
+    program = torch.export.export(Read(), tuple(tensor.detach() for tensor in tensors)).module()
+    with pytest.raises(RuntimeError, match="capture it from inputs that require one"):
+        torch.autograd.grad(program(*tensors).sum(), tensors)
+
+
+@needs_compiler
 def test_a_failed_factorisation_names_batch_row_and_head():
     tensors = [tensor.detach() for tensor in inputs(100)]
     tensors[1][1, 70, 2] = float("nan")

@@ -138,7 +138,15 @@ def _read_backward(
 
     `moment_grads` are those of the final moments and, chunk-causally, of the frozen ones; none where nobody used them.
     Gradients of what was not given are empty.
+
+    Raises:
+        RuntimeError: the forward pass kept nothing: it was captured in a graph where no input required a gradient.
     """
+    if anchors.numel() == 0:
+        raise RuntimeError(
+            "this graph was captured from inputs that require no gradient and cannot be differentiated: "
+            "capture it from inputs that require one"
+        )
     call = _describe(query, value, power, interval, bounds, count)
     call.backward, call.keep_anchors, call.keep_rows = True, True, rows.numel() > 0
     _point_to_inputs(call, query, key, value, write_weight, plain, filtered, ridge)
