@@ -99,6 +99,18 @@ def test_autocast_leaves_statistics_and_solves_alone(implementation):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("reading", READINGS)
+def test_autocast_leaves_the_backward_pass_alone(implementation, reading):
+    case = make_case(70, **READINGS[reading]).to(torch.float32).requires_grad()
+    output, state = case.run(**IMPLEMENTATIONS[implementation])
+    objective, tensors = output.sin().sum() + state.statistics.gram.sum(), list(case.tensors.values())
+    plain = torch.autograd.grad(objective, tensors, retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = torch.autograd.grad(objective, tensors)
+    assert all(torch.equal(one, other) for one, other in zip(plain, under_autocast, strict=True))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_inputs_may_be_strided_and_are_not_changed(implementation):
     case = make_case(33)
     strided = {n: t.mT.contiguous().mT if t.dim() > 1 else t for n, t in case.tensors.items()}

@@ -52,6 +52,22 @@ def test_a_captured_graph_holds_it_as_one_node_with_the_same_gradients(reading):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("reading", READINGS)
+def test_a_captured_graph_keeps_autocast_out_of_its_backward_pass(reading):
+    op, tensors = call(reading)
+    tensors = [tensor.detach().float().requires_grad_() for tensor in tensors]
+
+    class Read(torch.nn.Module):
+        def forward(self, *tensors):
+            return op(*tensors)[0]
+
+    loss = torch.export.export(Read(), tuple(tensors)).module()(*tensors).sin().sum()
+    plain = torch.autograd.grad(loss, tensors, retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = torch.autograd.grad(loss, tensors)
+    assert all(torch.equal(one, other) for one, other in zip(plain, under_autocast, strict=True))
+
+
 def test_an_exported_program_takes_other_lengths():
     op, tensors = call("exact")
 

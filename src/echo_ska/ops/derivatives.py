@@ -31,16 +31,20 @@ def first_derivatives(
 
     Where a graph of the backward pass is asked for, its results depend on everything that they were computed from,
     and what is differentiated through them is refused. (`once_differentiable` knows of the outputs' gradients alone:
-    the derivative by a saved tensor comes out as 0 there.)
+    the derivative by a saved tensor comes out as 0 there.) Autocast is off, as it is in the forward pass.
+
+    Args:
+        compute: the first saved tensor is on the device where it computes.
     """
 
     @functools.wraps(compute)
     def backward(ctx: Any, *grads: Tensor | None) -> Gradients:
         saved = ctx.saved_tensors  # asked for once: what was checkpointed may be unpacked no more often
-        if not torch.is_grad_enabled():
-            return compute(ctx, saved, grads)
-        found: Gradients = _FirstDerivatives.apply(lambda: compute(ctx, saved, grads), *grads, *saved)
-        return found
+        with torch.autocast(saved[0].device.type, enabled=False):
+            if not torch.is_grad_enabled():
+                return compute(ctx, saved, grads)
+            found: Gradients = _FirstDerivatives.apply(lambda: compute(ctx, saved, grads), *grads, *saved)
+            return found
 
     return backward
 

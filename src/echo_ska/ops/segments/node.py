@@ -81,9 +81,11 @@ def _read_backward(
     inputs = (query, key, value, write_weight, plain, filtered, ridge, gram, lag_moment, value_moment, previous_key)
     tensors = (*inputs, frozen_gram, frozen_lag, frozen_value)
     settings = (power, causal, interval, chunk_size, int(Keep.TOKENS), final_state, threads_of(query))
-    _, _, _, _, *saved = forward(*tensors, position, bounds, *settings)
     given = iter(grads)
-    found = backward(*(next(given) if has else None for has in has_grad), *tensors, position, bounds, *saved, *settings)
+    output_grads = [next(given) if has else None for has in has_grad]
+    with torch.autocast(query.device.type, enabled=False):
+        _, _, _, _, *saved = forward(*tensors, position, bounds, *settings)
+        found = backward(*output_grads, *tensors, position, bounds, *saved, *settings)
     return [value.new_empty(0) if grad is None else grad.clone() for grad in found]
 
 
