@@ -122,6 +122,21 @@ def test_inputs_may_be_strided_and_are_not_changed(implementation):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_graph_that_is_kept_gives_the_same_gradients_again(implementation, reading, recompute):
+    case = make_case(300, **READINGS[reading]).requires_grad()
+    output, _ = case.run(**IMPLEMENTATIONS[implementation], recompute=recompute)
+    tensors = list(case.tensors.values())
+    first = torch.autograd.grad(output.sum(), tensors, retain_graph=True)
+    again = torch.autograd.grad(output.sum(), tensors)
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    kept = torch.autograd.grad(case.run(**IMPLEMENTATIONS[implementation], recompute=False)[0].sum(), tensors)
+    names = case.tensors.keys()
+    assert_same(dict(zip(names, first, strict=True)), dict(zip(names, kept, strict=True)), 1e-10)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_bitwise_deterministic(implementation):
     case = make_case(70)
     first, second = (outcome(case, **IMPLEMENTATIONS[implementation]) for _ in range(2))

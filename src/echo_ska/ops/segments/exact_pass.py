@@ -17,10 +17,11 @@ from echo_ska.ops.segments.values import Anchor, Call, Keep, Statistics, Workspa
 from echo_ska.ops.segments.window import Window, windows
 
 
-def exact_sizes(call: Call) -> tuple[int, int]:
-    """How many numbers a pass keeps for a head: of each slot, and of each row of a segment."""
+def exact_sizes(call: Call, keep: Keep) -> tuple[int, int]:
+    """How many numbers a pass that keeps them keeps for a head: of each slot, and of each row of a segment."""
     _, rank, _ = call.sizes
-    return (call.power + 2) * rank, Anchor.size(call) + (2 * rank + 1) * rank
+    squares = 2 if keep is Keep.TOKENS else 1  # the step and, beside W, J
+    return (call.power + 2) * rank, Anchor.size(call) + (squares * rank + 1) * rank
 
 
 def exact_forward(call: Call, plan: SegmentPlan, keep: Keep) -> Forward:
@@ -31,7 +32,7 @@ def exact_forward(call: Call, plan: SegmentPlan, keep: Keep) -> Forward:
         ArithmeticError: a Gram matrix plus the ridge is not positive definite.
     """
     carry = ForwardCarry(call, plan)
-    per_slot, per_row = exact_sizes(call)
+    per_slot, per_row = exact_sizes(call, keep)
     heads = call.sizes[0]
     saved_tokens = carry.work.kept(keep is Keep.TOKENS, plan.slots * heads * per_slot)
     saved_anchors = carry.work.kept(keep is not Keep.NOTHING, plan.anchors * heads * per_row)
@@ -113,14 +114,16 @@ class _Saved:
         self.anchor = Anchor.view(views.anchors("anchor", rows * Anchor.size(views.call)), views.call)
         self.step = views.anchors("step", rows * rank * rank).view(window.rows, heads, rank, rank)
         self.previous_key = views.anchors("previous", rows * rank).view(window.rows, heads, rank)
-        self.inverse = views.anchors("kept_inverse", rows * rank * rank).view(rows, rank, rank)
+        # Kept with the tokens alone: without them the backward pass computes it again, and leaves what is kept alone.
+        inverse = views.anchors if views.keeps_tokens else views.work
+        self.inverse = inverse("kept_inverse", rows * rank * rank).view(rows, rank, rank)
         groups = 1 if window.at_once else window.chunks
         chunks = (groups, rows * window.chunks // groups)
         self.solve_rows = views.tokens("solve_rows", *chunks, window.chunk_size, rank)
         self.points = views.tokens("points", *chunks, power + 1, window.chunk_size, rank)
 
     def kept(self) -> Kept:
-        """For the segment to fill or to use; the anchor stays as it is if tokens are not kept."""
+        """For the segment to fill or to use; what is saved stays as it is if tokens are not kept."""
         anchor = self.anchor if self.views.keeps_tokens else self.anchor.copy(self.views.work)
         return Kept(anchor, self.inverse, self.solve_rows, self.points)
 
