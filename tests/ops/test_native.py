@@ -174,6 +174,22 @@ def test_compile_and_export_take_it_as_one_node():
 
 
 @needs_compiler
+@pytest.mark.parametrize("backend", ["auto", "native"])
+@pytest.mark.parametrize("interval", [5, 64])
+def test_a_chunk_causal_read_from_the_start_is_compiled_whole(interval, backend):
+    torch.compiler.reset()
+    tensors = inputs(100, dtype=torch.float64)
+
+    def read(*tensors):
+        return run(tensors, refresh_interval=interval, backend=backend)[0]
+
+    found, expected = torch.compile(read, fullgraph=True, backend="aot_eager")(*tensors), read(*tensors)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    for one, other in zip(*(torch.autograd.grad(y.sin().sum(), tensors) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+
+
+@needs_compiler
 def test_a_graph_captured_without_gradients_refuses_to_be_differentiated():
     class Read(torch.nn.Module):
         def forward(self, *tensors):

@@ -18,11 +18,12 @@ def why_not_native(arguments: Arguments) -> str | None:
         return f"the tensors are on {arguments.query.device} and it is for the CPU"
     if not arguments.causal:
         return "it reads causally only"
-    interval = arguments.refresh_interval
-    if interval is not None and arguments.initial_state is not None and torch.compiler.is_compiling():
-        return "where a compiled call begins within a window of refresh_interval tokens is not known"
-    if interval is not None and bool((arguments.start().position % interval != 0).any()):
-        return "the call begins inside a window of refresh_interval tokens"
+    interval, state = arguments.refresh_interval, arguments.initial_state
+    if interval is not None and state is not None:
+        if torch.compiler.is_compiling():
+            return "where a compiled call begins within a window of refresh_interval tokens is not known"
+        if bool((state.position % interval != 0).any()):
+            return "the call begins inside a window of refresh_interval tokens"
     return why_unavailable()
 
 
