@@ -260,6 +260,13 @@ def test_a_state_of_another_reading_is_refused(made, used, message):
         DecodingState.of(empty(made), 1.0, **used)
 
 
+@pytest.mark.parametrize("interval", [3, 5, 20])
+def test_a_state_frozen_at_another_interval_is_refused(interval):
+    _, state = run(make_tokens(10), make_settings(2, 4))
+    with pytest.raises(ValueError, match=f"frozen at another refresh_interval than {interval}: use the same"):
+        DecodingState.of(state, 1.0, power=2, refresh_interval=interval)
+
+
 HAS_COMPILER = shutil.which("g++") is not None or shutil.which("clang++") is not None
 needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="torch.compile needs a C++ compiler")
 

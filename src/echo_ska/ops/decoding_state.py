@@ -105,6 +105,9 @@ class DecodingState(TensorRecord):
         if state.frozen_statistics is not None and refresh_interval is not None:
             if power is None:
                 raise ValueError("a state with a refresh_interval is folded for one power: give power")
+            if not state.is_frozen_at(refresh_interval):
+                made = f"the state was frozen at another refresh_interval than {refresh_interval}"
+                raise ValueError(f"{made}: use the same")
             old = state.frozen_statistics
             inverse = inverse_of(old.gram, ridge)
             frozen = FrozenReading(

@@ -25,6 +25,13 @@ class RecurrentState(TensorRecord):
     frozen_statistics: SufficientStatistics | None
     position: Tensor
 
+    def is_frozen_at(self, refresh_interval: int) -> bool:
+        """Whether what is frozen has been since the last multiple of this interval; asks for tensors' values."""
+        if self.frozen_statistics is None:
+            return False
+        last = self.position.clamp_min(0) // refresh_interval * refresh_interval
+        return not bool((self.frozen_statistics.count != last).any())
+
 
 def choose_rows(rows: Tensor, then: SufficientStatistics, otherwise: SufficientStatistics) -> SufficientStatistics:
     """`then` in the batch rows where `rows` [B] is true, `otherwise` in the others."""
