@@ -39,6 +39,7 @@ def square_gradient_kernel(
     group = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     first = tl.program_id(2) * ROWS
+    plane = tl.cast(plane, tl.int64)  # some planes further than 32 bits count
     begin, end = tl.load(edges + group), tl.load(edges + group + 1)
     total = tl.zeros([ROWS, RANK], tl.float32)
     for block in range(begin, end):
@@ -81,6 +82,7 @@ def value_moment_gradient_kernel(
     group = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     first = tl.program_id(2) * ROWS
+    plane = tl.cast(plane, tl.int64)  # some planes further than 32 bits count
     begin, end = tl.load(edges + group), tl.load(edges + group + 1)
     total = tl.zeros([ROWS, RANK], tl.float32)
     for block in range(begin, end):
