@@ -32,6 +32,21 @@ def test_adding_is_associative():
     assert_same(((a + b) + c).tensors(), (a + (b + c)).tensors(), 1e-13)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_statistics_hold_no_more_memory_than_their_own(dtype, weighted):
+    generator = torch.Generator().manual_seed(0)
+    key, value = torch.randn(2, 1, 500, 2, 3, generator=generator, dtype=dtype)
+    weight = torch.rand(1, 500, 2, generator=generator, dtype=dtype) if weighted else None
+    statistics = SufficientStatistics.from_tokens(key, value, weight)
+    storages = [tensor.untyped_storage() for tensor in statistics.tensors().values()]
+    assert sum(storage.nbytes() for storage in storages) == statistics.nbytes
+    before = statistics.clone()
+    key.zero_()
+    value.zero_()
+    assert_same(statistics.tensors(), before.tensors(), 0.0)
+
+
 def test_empty_statistics_are_the_identity_on_both_sides():
     some = statistics_of(make_case(9), 0, 9)
     empty = SufficientStatistics.empty(2, 2, 5, 3)

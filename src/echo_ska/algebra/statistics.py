@@ -107,8 +107,9 @@ class SufficientStatistics(TensorRecord):
             gram=x.mT @ x,
             lag_moment=x[:, :, 1:].mT @ x[:, :, :-1],
             value_moment=u.mT @ x,
-            first_key=x[:, :, 0],
-            previous_key=x[:, :, -1],
+            # Copies: views would keep all tokens alive, and may be the caller's own memory.
+            first_key=x[:, :, 0].clone(),
+            previous_key=x[:, :, -1].clone(),
             count=torch.full((key.shape[0],), key.shape[1], device=key.device, dtype=torch.int64),
         )
 
