@@ -10,6 +10,7 @@ from echo_ska.algebra import SufficientStatistics
 from echo_ska.nn import SpectralKoopmanAttention, ska
 from echo_ska.nn.ska import part_statistics, unit_norm
 from echo_ska.ops import spectral_koopman_attention
+from echo_ska.ops.arguments import RIDGE_FLOOR
 
 
 def layer(**settings):
@@ -107,6 +108,23 @@ def test_a_layer_that_sees_the_future_has_no_state():
         mixer(torch.randn(1, 5, 32), output_state=True)
 
 
+def test_a_ridge_below_the_floor_reads_as_the_floor_and_still_learns():
+    mixer = layer()
+    with torch.no_grad():
+        mixer.raw_ridge.copy_(torch.tensor([-8.0, 0.5]))
+        expected = F.softplus(mixer.raw_ridge).clamp_min(RIDGE_FLOOR)
+        assert torch.equal(mixer.ridge, expected)
+    assert torch.equal(mixer.ridge, expected)
+    mixer(torch.randn(1, 9, 32))[0].square().sum().backward()
+    assert (mixer.raw_ridge.grad != 0).all()
+    optimizer = torch.optim.Adam([mixer.raw_ridge], lr=0.1)
+    for _ in range(300):
+        optimizer.zero_grad()
+        (mixer.ridge - 1).square().sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(mixer.ridge, torch.ones(2), rtol=0, atol=1e-3)
+
+
 def test_sequence_max_normalisation_is_per_packed_sequence():
     mixer = SpectralKoopmanAttention.paper(32, num_heads=2, rank=8)
     torch.nn.init.normal_(mixer.o_proj.weight)
@@ -120,7 +138,8 @@ def test_sequence_max_normalisation_is_per_packed_sequence():
     ("settings", "message"),
     [
         ({"num_heads": 3}, "hidden_size 32 is no multiple of num_heads 3: give head_dim"),
-        ({"initial_ridge": 0.0}, "initial_ridge must be > 0, got 0.0"),
+        ({"initial_ridge": 1e-4}, r"initial_ridge must be at least 0.0005, .*, got 0.0001"),
+        ({"initial_ridge": float("nan")}, "initial_ridge must be at least 0.0005"),
         ({"normalisation": "batch"}, "normalisation must be"),
         ({"refresh_interval": 8, "causal": False}, "refresh_interval is for causal reading"),
     ],

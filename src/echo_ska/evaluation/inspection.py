@@ -107,8 +107,8 @@ class LayerInspection:
             # The layer's ridge is float32, which does not hold the floor exactly.
             if ridge <= RIDGE_FLOOR * 1.001:
                 found.append(
-                    f"{place}: its ridge stands at the floor, {RIDGE_FLOOR:g}, where it no longer learns and gradients "
-                    "of float32 calls keep two digits at most: start it higher (initial_ridge)"
+                    f"{place}: its ridge stands at the floor, {RIDGE_FLOOR:g}, where gradients of float32 calls keep "
+                    "two digits at most: start it higher (initial_ridge)"
                 )
             elif ridge < NEAR_THE_FLOOR * RIDGE_FLOOR:
                 found.append(

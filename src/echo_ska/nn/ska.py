@@ -84,8 +84,8 @@ class SpectralKoopmanAttention(SequenceMixer):
         power: K of the spectral filter; 0 is plain ridge regression.
         blended: mix the filtered read with the plain one by a weight a_t = sigmoid(<w, q_t> + b) per head. Pure
             powers look K steps ahead of the match, so without a blend they hurt where keys have no dynamics.
-        initial_ridge: where the ridge starts; it is learnt per head (through softplus). Near 1 for unit-norm keys:
-            with one far below the Gram matrix's eigenvalues, recall fades with length.
+        initial_ridge: where the ridge starts, at least 5e-4; it is learnt per head (through softplus). Near 1 for
+            unit-norm keys: with one far below the Gram matrix's eigenvalues, recall fades with length.
         fixed_ridge: keep the ridge at its start.
         conv_kernel, key_delay: see `QueryKeyValue`.
         write_gate: weigh each stored pair (key, value) by a stretched sigmoid of the token, per head.
@@ -130,8 +130,11 @@ class SpectralKoopmanAttention(SequenceMixer):
     ) -> None:
         super().__init__()
         head_dim = head_width(hidden_size, num_heads, head_dim)
-        if not initial_ridge > 0:
-            raise ValueError(f"initial_ridge must be > 0, got {initial_ridge}")
+        if not initial_ridge >= RIDGE_FLOOR:
+            raise ValueError(
+                f"initial_ridge must be at least {RIDGE_FLOOR:g}, the least that float32 can honour "
+                f"(docs/numerics.md), got {initial_ridge}"
+            )
         if normalisation not in ("token", "sequence-max"):
             raise ValueError(f'normalisation must be "token" or "sequence-max", got {normalisation!r}')
         if refresh_interval is not None and not causal:
@@ -204,8 +207,13 @@ class SpectralKoopmanAttention(SequenceMixer):
 
     @property
     def ridge(self) -> Tensor:
-        """The ridge of each head, [H], no less than float32 can honour (docs/numerics.md)."""
-        return F.softplus(self.raw_ridge).clamp_min(RIDGE_FLOOR)
+        """The ridge of each head, [H], no less than float32 can honour (docs/numerics.md).
+
+        At that floor it has the gradient of the ridge below, so that a head that has sunk there can rise again.
+        """
+        ridge = F.softplus(self.raw_ridge)
+        floored = ridge.clamp_min(RIDGE_FLOOR)
+        return floored.detach() + (ridge - ridge.detach()) if ridge.requires_grad else floored
 
     def forward(
         self,
