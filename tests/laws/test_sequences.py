@@ -40,6 +40,35 @@ def test_gradients_flow_through_a_split(reading):
 
 
 @every_implementation
+@pytest.mark.parametrize("interval", [1, 5, 64])
+def test_what_is_frozen_in_a_state_is_read_and_gets_the_gradient(implementation, interval):
+    """Also where it is not what it should be, the sums at the last multiple of the interval."""
+    _, state = make_case(64 if interval == 64 else 10, refresh_interval=interval).run(backend="recurrent")
+    case = make_case(9, refresh_interval=interval, seed=1)
+
+    def found(**settings):
+        leaves = {name: tensor.detach().clone() for name, tensor in state.tensors().items()}
+        floating = {name: tensor.requires_grad_() for name, tensor in leaves.items() if tensor.is_floating_point()}
+
+        def run():
+            tensors = iter(leaves.values())
+            return case.run(initial_state=state.map(lambda _: next(tensors)), **settings)[0]
+
+        output = run()
+        with torch.no_grad():
+            outputs = {"output": output, "output without gradients": run()}
+        gradients = torch.autograd.grad(output.sin().sum(), list(floating.values()), materialize_grads=True)
+        gradients = dict(zip(floating, gradients, strict=True))
+        for name in ("statistics.gram", "frozen_statistics.gram"):  # a Gram matrix has no other direction to move in
+            gradients[name] = gradients[name] + gradients[name].mT
+        return outputs | gradients
+
+    assert_same(found(**IMPLEMENTATIONS[implementation]), found(backend="recurrent"), 1e-9)
+    state.frozen_statistics.value_moment.mul_(2)
+    assert_same(found(**IMPLEMENTATIONS[implementation]), found(backend="recurrent"), 1e-9)
+
+
+@every_implementation
 @causal_readings
 @pytest.mark.parametrize("time", [t for t in LENGTHS if t > 1])
 def test_a_later_token_never_changes_an_earlier_output(implementation, reading, time):

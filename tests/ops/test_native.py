@@ -222,6 +222,15 @@ def test_what_it_cannot_take_is_refused_and_chosen_by_nobody():
     more = inputs(9)
     with pytest.raises(ValueError, match="begins inside a window of refresh_interval tokens"):
         run(more, refresh_interval=64, initial_state=state)
+    _, whole = run(inputs(64), refresh_interval=64)
+    settings = {"refresh_interval": 64, "initial_state": whole}
+    with pytest.raises(ValueError, match="what is frozen in the state has a gradient other than its sums"):
+        run(more, **settings)
+    with torch.no_grad():
+        run(more, **settings)
+        whole.frozen_statistics.gram.mul_(2)
+        with pytest.raises(ValueError, match="what is frozen in the state is not its sums"):
+            run(more, **settings)
     for settings in ({"causal": False}, {"refresh_interval": 64, "initial_state": state}):
         automatic, chunked = (run(more, backend=backend, **settings)[0] for backend in ("auto", "chunked"))
         assert torch.equal(automatic, chunked)

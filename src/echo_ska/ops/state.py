@@ -16,8 +16,8 @@ class RecurrentState(TensorRecord):
 
     Attributes:
         statistics: of every token so far.
-        frozen_statistics: those that the tokens of the current chunk read; None unless the op ran with a
-            `refresh_interval`.
+        frozen_statistics: those that the tokens of the current chunk read, which are the sums at the last multiple of
+            the `refresh_interval`: equal to `statistics` where `position` is one. None unless the op ran with one.
         position: tokens read so far, [B], int64; where the next chunk begins follows from it.
     """
 

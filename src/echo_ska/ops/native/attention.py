@@ -24,7 +24,23 @@ def why_not_native(arguments: Arguments) -> str | None:
             return "where a compiled call begins within a window of refresh_interval tokens is not known"
         if bool((state.position % interval != 0).any()):
             return "the call begins inside a window of refresh_interval tokens"
+        if (reason := _why_not_frozen(state)) is not None:
+            return reason
     return why_unavailable()
+
+
+def _why_not_frozen(state: RecurrentState) -> str | None:
+    """The first window reads the sums of the state: None if that is to read what is frozen, else the reason."""
+    assert state.frozen_statistics is not None
+    for name in ("gram", "lag_moment", "value_moment"):
+        frozen, sums = getattr(state.frozen_statistics, name), getattr(state.statistics, name)
+        if frozen is sums:
+            continue
+        if torch.is_grad_enabled() and (frozen.requires_grad or sums.requires_grad):
+            return "what is frozen in the state has a gradient other than its sums"
+        if not torch.equal(frozen.double(), sums.double()):
+            return "what is frozen in the state is not its sums, though a window begins"
+    return None
 
 
 def native_attention(
