@@ -51,6 +51,10 @@ VARIANTS: dict[str, tuple[Fields, tuple[Change, ...]]] = {
     "ridge starts at 10": ({}, (high_ridge,)),
     "rank 48": ({"rank": 48}, ()),
     "two heads": ({"num_heads": 2}, ()),
+    "SKA in the first two layers": (
+        {"layer_types": ["ska", "ska", "mamba2", "mamba2", "mamba2", "mamba2"], "ska_at_ends": True},
+        (),
+    ),
     "one layer of SKA": ({"layer_types": ["mamba2", "mamba2", "mamba2", "ska", "mamba2", "mamba2"]}, ()),
 }
 """What differs from the start: fields of the configuration, and changes to the built network."""
