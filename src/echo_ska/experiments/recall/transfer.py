@@ -215,6 +215,9 @@ def draw_bars(
     axes.tick_params(axis="x", length=0)
     axes.set_ylim(0, 100)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=9)
+    named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    in_order = sorted(named, key=lambda label: label not in results)  # arms, then lines
+    handles = [named[label] for label in in_order]
+    axes.legend(handles, in_order, frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=9)
     axes.set_ylabel("answers right, %")
     save(figure, path)
