@@ -99,8 +99,8 @@ CLAIM: Claim[Recall] = Claim(
     summary=_summary,
     tables=lambda recall: [Table("What was meant, and what the records say", _rows(recall))],
     caveats=(
-        "The layout of the presets: with gate dropout, with stochastic depth and with the memory first, which were tried "
-        "afterwards, the six tasks have claims of their own.",
+        "The layout of the presets: with gate dropout, with stochastic depth and with the memory first, which were "
+        "tried afterwards, the six tasks have claims of their own.",
         "The longest needles are few: 32 answers a seed at 1,048,576 tokens.",
     ),
     criteria_after=True,
