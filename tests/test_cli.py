@@ -363,7 +363,7 @@ def test_the_program_itself(tmp_path):
         ("conv_kernel must be an integer >= 2, got 1.", ["--set=conv_kernel=1"]),
         ("ska_layers must be a list of layers, got 5.", ["--set=ska_layers=5"]),
         ("EchoConfig has no field _foo.", ["--set=_foo=1"]),
-        ("does not fit its field", ["--set=dtype=foo"]),
+        ("dtype must be a floating-point type of torch, such as 'float32', or None", ["--set=dtype=foo"]),
         ("has no state, so the model cannot be scored", ['--set=layer_types=["mamba2","ska-paper","mamba2","mamba2"]']),
     ],
 )

@@ -11,7 +11,6 @@ from typing import Any, Literal
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullLocator
 
 COLOURS = {"ssm": "#595959", "ssm+attention": "#D55E00", "ssm+ska": "#0072B2"}
@@ -57,7 +56,8 @@ def label_lines(axes: Axes, ends: Mapping[str, tuple[float, float]], colours: Ma
             va="center",
             fontsize=10,
             annotation_clip=False,
-            path_effects=[withStroke(linewidth=3, foreground="white")],  # where another line goes on behind it
+            # Where another line goes on behind it; a halo would turn the text of an SVG into outlines.
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
         )
 
 
