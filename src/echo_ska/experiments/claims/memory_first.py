@@ -7,6 +7,7 @@ from statistics import fmean
 
 from echo_ska.experiments.claims.claim import Claim, Criterion, Evidence, Finding, Table
 from echo_ska.experiments.claims.evidence import file_of, of_arms, records_of, unmeasured
+from echo_ska.experiments.claims.transfer import means
 from echo_ska.experiments.claims.words import accuracy, gain, points
 from echo_ska.experiments.recall import memory_first as experiment
 from echo_ska.experiments.recall import transfer
@@ -33,18 +34,8 @@ def beyond(results: Results, arm: str) -> float:
     return 100 * fmean(map(transfer.mean_beyond, results[arm]))
 
 
-def of_six(results: Results, arm: str) -> float:
-    """The mean over the six, %, and over seeds."""
-    return 100 * fmean(map(transfer.mean_over_tasks, results[arm]))
-
-
-def _first_gains(results: Results) -> Finding:
-    more = beyond(results, FIRST[ECHO]) - beyond(results, BELOW[ECHO])
-    return Finding(more >= GAINED, gain(more))
-
-
-def _dropped_gains(results: Results) -> Finding:
-    more = beyond(results, DROPPED[ECHO]) - beyond(results, BELOW[ECHO])
+def _gains(results: Results, arm: str) -> Finding:
+    more = beyond(results, arm) - beyond(results, BELOW[ECHO])
     return Finding(more >= GAINED, gain(more))
 
 
@@ -55,9 +46,9 @@ def _each(results: Results) -> Finding:
 
 
 def _aim(results: Results) -> Finding:
-    ours = {arm: of_six(results, arm) for arm in (FIRST[ECHO], DROPPED[ECHO])}
-    control = max(of_six(results, layouts[ATTENTION]) for layouts in (BELOW, DROPPED, FIRST))
-    best = max(ours.values())
+    of_six = means(results)
+    control = max(of_six[layouts[ATTENTION]] for layouts in (BELOW, DROPPED, FIRST))
+    best = max(of_six[FIRST[ECHO]], of_six[DROPPED[ECHO]])
     shown = f"{points(best)}, {gain(best - control)} against attention in its best layout"
     return Finding(best >= AIM and best > control, shown)
 
@@ -85,9 +76,9 @@ CLAIM: Claim[Results] = Claim(
         Criterion(
             f"SKA first is at least {GAINED:g} points above SKA with Mamba-2 below: mean of the four tasks not trained "
             "on",
-            _first_gains,
+            lambda r: _gains(r, FIRST[ECHO]),
         ),
-        Criterion("Stochastic depth, the same", _dropped_gains),
+        Criterion("Stochastic depth, the same", lambda r: _gains(r, DROPPED[ECHO])),
         Criterion(f"SKA first answers at least {EACH:g} % of each of the four", _each),
         Criterion(
             f"The better of the two has a mean over all six of at least {AIM:g} %, above attention in each layout",

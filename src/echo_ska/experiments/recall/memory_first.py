@@ -10,9 +10,7 @@ length is what the layout must not cost. Three seeds; eight minutes a run on one
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -56,17 +54,12 @@ def arms(quick: bool = False) -> list[Arm]:
     for arm in (arm for arm in made if arm.name in BELOW):
         layers: list[str] = arm.fields["layer_types"]
         first = sorted(layers, key=lambda kind: kind == "mamba2")  # stable: memories, then Mamba-2
-        past = [transfer.DEPTH_DROPOUT, *[0.0] * (len(layers) - 1)]
         found += [
-            _changed(arm, BELOW[arm.name]),
-            _changed(arm, DROPPED[arm.name], mixer_dropout=past),
-            _changed(arm, FIRST[arm.name], layer_types=first, ska_at_ends=True),
+            arm.changed(BELOW[arm.name]),
+            transfer.with_depth(arm),
+            arm.changed(FIRST[arm.name], layer_types=first, ska_at_ends=True),
         ]
     return found
-
-
-def _changed(arm: Arm, name: str, **fields: Any) -> Arm:
-    return dataclasses.replace(arm, name=name, fields={**arm.fields, **fields})
 
 
 def trials(quick: bool = False) -> list[Trial]:

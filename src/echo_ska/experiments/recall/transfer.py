@@ -14,11 +14,9 @@ to an hour a run on one core.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -28,7 +26,7 @@ from echo_ska.experiments.trials.arms import ECHO, IN_PLACE_OF_SKA, million_arms
 from echo_ska.experiments.trials.comparison import Results, percent_range, table_rows
 from echo_ska.experiments.trials.figures import save
 from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
-from echo_ska.experiments.trials.trial import Question, Trial
+from echo_ska.experiments.trials.trial import Arm, Question, Trial
 from echo_ska.experiments.trials.tuning import Comparison
 from echo_ska.tasks import (
     CommonWord,
@@ -133,16 +131,17 @@ def depth_comparison(quick: bool = False) -> Comparison:
 
 def _with_dropout(of_arms: Sequence[Trial]) -> Trial:
     echo = next(trial for trial in of_arms if trial.arm.name == ECHO)
-    return _changed(echo, WITH_DROPOUT, gate_dropout=GATE_DROPOUT)
+    return echo.with_(arm=echo.arm.changed(WITH_DROPOUT, gate_dropout=GATE_DROPOUT))
 
 
 def _with_depth(trial: Trial) -> Trial:
-    layers = len(trial.arm.fields["layer_types"])
-    return _changed(trial, WITH_DEPTH[trial.arm.name], mixer_dropout=[DEPTH_DROPOUT, *[0.0] * (layers - 1)])
+    return trial.with_(arm=with_depth(trial.arm))
 
 
-def _changed(trial: Trial, name: str, **fields: Any) -> Trial:
-    return trial.with_(arm=dataclasses.replace(trial.arm, name=name, fields={**trial.arm.fields, **fields}))
+def with_depth(arm: Arm) -> Arm:
+    """A model whose training sends half of the sequences past the first mixer."""
+    above = len(arm.fields["layer_types"]) - 1
+    return arm.changed(WITH_DEPTH[arm.name], mixer_dropout=[DEPTH_DROPOUT, *[0.0] * above])
 
 
 def recorded_results(path: Path) -> Results:

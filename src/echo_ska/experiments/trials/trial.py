@@ -59,6 +59,10 @@ class Arm:
     changes: tuple[Change, ...] = ()
     written_prefix: int | None = None
 
+    def changed(self, name: str, **fields: Any) -> Arm:
+        """The same under another name, with these fields of its configuration."""
+        return dataclasses.replace(self, name=name, fields={**self.fields, **fields})
+
     def config(self, vocab_size: int) -> EchoConfig:
         """The architecture."""
         return EchoConfig(vocab_size=vocab_size, **self.fields)
