@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from echo_ska.nn.cross_entropy import linear_cross_entropy
 
@@ -68,6 +69,32 @@ def test_it_is_pytorch_s_own_where_there_is_one(kind):
         torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
 
 
+def test_tokens_that_are_not_scored_cost_no_products():
+    states, weight, labels = inputs()
+    labels[:, 3:] = -100
+
+    def operations(fused):
+        with FlopCounterMode(display=False) as counter:
+            loss = linear_cross_entropy(states, weight, labels).loss if fused else by_logits(states, weight, labels)
+            loss.backward()
+        return counter.get_total_flops()
+
+    assert operations(True) * labels.numel() == operations(False) * int((labels != -100).sum())
+
+
+def test_second_derivatives_are_refused_and_not_0():
+    for wanted in (0, 1):
+        states, weight, labels = inputs()
+        inputs_of = (states, weight)
+        loss = linear_cross_entropy(states, weight, labels).loss
+        (gradient,) = torch.autograd.grad(loss, inputs_of[wanted], create_graph=True)
+        (expected,) = torch.autograd.grad(by_logits(states, weight, labels), inputs_of[wanted])
+        torch.testing.assert_close(gradient, expected)
+        for tensor in inputs_of:
+            with pytest.raises(RuntimeError, match="linear_cross_entropy has first derivatives only"):
+                torch.autograd.grad(gradient.square().sum() + 0 * tensor.sum(), tensor, retain_graph=True)
+
+
 def test_another_label_can_be_the_ignored_one():
     states, weight, labels = inputs()
     found = linear_cross_entropy(states, weight, labels, ignore_index=5)
@@ -103,9 +130,11 @@ def test_only_the_gradients_that_are_needed(asked):
         torch.testing.assert_close(linear_cross_entropy(states, weight, labels).loss, loss.detach())
 
 
+@pytest.mark.parametrize("kind", ["all scored", "some ignored"])
 @pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16])
-def test_autocast_multiplies_in_its_dtype_and_sums_in_float32(lower):
+def test_autocast_multiplies_in_its_dtype_and_sums_in_float32(lower, kind):
     states, weight, labels = inputs(torch.float32)
+    labels = LABELS[kind](labels)
     with torch.autocast("cpu", lower):
         found = linear_cross_entropy(states, weight, labels, chunk_size=8).loss
         expected = F.cross_entropy((states @ weight.T).float().flatten(0, 1), labels.flatten())

@@ -11,10 +11,10 @@ from tiny_model import build_echo
 from torch._dynamo.utils import counters
 
 from echo_ska.models import EchoConfig, EchoForCausalLM
-from echo_ska.training import ScaleConfig
+from echo_ska.training import ScaleConfig, TrainingConfig, train
 from echo_ska.training.checkpoint import list_checkpoints
-from echo_ska.training.engine import skips_logits
-from echo_ska.training.scale import SKIP_LOGITS_FROM
+from echo_ska.training.engine import skips_logits_up_to
+from echo_ska.training.scale import SKIP_LOGITS_AT, SKIP_LOGITS_FROM
 from echo_ska.training.stored import open_tensors
 
 WITHIN = 2e-6  # of numbers of order 1, after 8 steps in float32
@@ -121,26 +121,48 @@ def test_a_source_of_whole_batches_is_refused(two_processes):
 
 def test_a_loss_without_logits_is_the_loss(two_processes):
     reference = two_processes.one["kept"]
-    fused = together.curve(skip_logits=True)
-    assert_close(fused, reference)
-    assert fused["accuracies"] == reference["accuracies"]
-    assert fused["weights"] != reference["weights"]  # rounded otherwise: it was another way
-    assert together.curve(skip_logits=False)["weights"] == reference["weights"]
+    fused, by_logits = (together.curve(skip_logits=skip) for skip in (True, False))
+    for other in (fused, by_logits):
+        assert_close(other, reference)
+        assert other["accuracies"] == reference["accuracies"]
+    assert fused["weights"] != by_logits["weights"]  # rounded otherwise: it was another way
     assert_close(together.curve(skip_logits=True, accumulate=4), reference)
     with pytest.raises(ValueError, match="skip_logits: TinyModel cannot give its loss without logits"):
         together.curve("tiny", skip_logits=True)
 
 
-def test_large_vocabularies_go_without_logits():
+def test_large_vocabularies_and_few_labels_go_without_logits():
     def large(vocab_size):
         return EchoForCausalLM(EchoConfig(vocab_size=vocab_size, hidden_size=16, num_heads=2, rank=4, head_dim=8))
 
-    assert skips_logits(large(SKIP_LOGITS_FROM), ScaleConfig())
-    assert not skips_logits(large(SKIP_LOGITS_FROM), ScaleConfig(skip_logits=False))
-    assert not skips_logits(large(8192), ScaleConfig())  # the records of MQAR stay as they are
     model = large(SKIP_LOGITS_FROM)
+    assert skips_logits_up_to(model, ScaleConfig()) == 1
+    assert skips_logits_up_to(model, ScaleConfig(skip_logits=False)) < 0
+    assert skips_logits_up_to(large(8192), ScaleConfig()) == SKIP_LOGITS_AT
+    assert skips_logits_up_to(large(8192), ScaleConfig(skip_logits=True)) == 1
+    assert skips_logits_up_to(large(8192), ScaleConfig(compile=True)) < 0
     model.lm_head = torch.nn.Linear(16, SKIP_LOGITS_FROM, bias=True)
-    assert not skips_logits(model, ScaleConfig())
+    assert skips_logits_up_to(model, ScaleConfig()) < 0
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("scored", [8, 9])
+def test_logits_are_computed_where_most_tokens_are_scored(scored, accumulate):
+    class SomeScored:
+        def batch(self, step, part=0, parts=1):
+            tokens = torch.randint(13, (4, 17), generator=torch.Generator().manual_seed(step))[part::parts]
+            labels = tokens.masked_fill(torch.arange(17) > scored, -100)  # the first of a row is never scored
+            return {"input_ids": tokens[:, :16], "labels": labels[:, :16]}
+
+        def describe(self):
+            return {}
+
+    with_logits = []
+    model = build_echo()
+    model.register_forward_hook(lambda _, __, output: with_logits.append(output.logits is not None))
+    config = TrainingConfig(steps=2, learning_rate=1e-3)
+    train(model, SomeScored(), config, scale=ScaleConfig(accumulate=accumulate))
+    assert with_logits == [scored > 16 * SKIP_LOGITS_AT] * 2 * accumulate
 
 
 def test_pieces_accumulated_by_one_process_equal_the_batch(two_processes):

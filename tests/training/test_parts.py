@@ -12,19 +12,20 @@ def test_shares_are_those_of_the_scored_tokens():
     for step in range(6):
         drawn = draw_parts(Parts(data, Processes(), 4), step)
         whole = data.batch(step)
-        assert [part for part, _, _ in drawn] == [0, 1, 2, 3]
-        assert sum(share for _, _, share in drawn) == pytest.approx(1)
-        for part, batch, share in drawn:
-            assert torch.equal(batch["input_ids"], whole["input_ids"][part::4])
-            scored = scored_tokens(whole["labels"][part::4])
+        assert [part.number for part in drawn] == [0, 1, 2, 3]
+        assert sum(part.share for part in drawn) == pytest.approx(1)
+        for number, batch, share, scored_share in drawn:
+            assert torch.equal(batch["input_ids"], whole["input_ids"][number::4])
+            scored = scored_tokens(whole["labels"][number::4])
+            assert scored_share == scored / batch["input_ids"].numel()
             assert share == scored / scored_tokens(whole["labels"])
             assert scored_tokens(batch["labels"]) == max(scored, 1)  # its loss is a number, which counts for nothing
-    assert any(share == 0 for step in range(6) for _, _, share in draw_parts(Parts(data, Processes(), 4), step))
+    assert any(part.share == 0 for step in range(6) for part in draw_parts(Parts(data, Processes(), 4), step))
 
 
 def test_a_whole_batch_is_drawn_as_ever():
-    ((part, batch, share),) = draw_parts(Parts(CountingData(), Processes(), 1), 3)
-    assert (part, share) == (0, None)
+    ((number, batch, share, scored),) = draw_parts(Parts(CountingData(), Processes(), 1), 3)
+    assert (number, share, scored) == (0, None, scored_tokens(batch["labels"]) / batch["labels"].numel())
     assert torch.equal(batch["input_ids"], CountingData().batch(3)["input_ids"])
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from echo_ska.ops.derivatives import Gradients, first_derivatives
 
 CHUNK_LOGITS = 1 << 24
 """Logits in memory at once: 64 MiB in float32. A chunk has this many over V tokens, and at least one."""
@@ -38,9 +41,10 @@ def linear_cross_entropy(
     """`F.cross_entropy(hidden_states @ weight.T, labels)`, of which no more than a chunk's logits are ever in memory.
 
     Gradients are taken in the forward pass, while a chunk's logits are there: the backward pass only scales them. What
-    is kept for it are the gradients themselves, in the shapes of `hidden_states` and `weight`. Products run in
-    autocast's dtype where that is on; logits and the sum of the weight's gradient are float32 at
-    least. It has no second derivative, and `torch.compile` leaves it as it is.
+    is kept for it are the gradients themselves, in the shapes of `hidden_states` and `weight`. Of tokens that are not
+    scored nothing is computed, so that a prompt or a filler costs the head nothing; which they are is asked of the
+    device once. Products run in autocast's dtype where that is on; logits and the sum of the weight's gradient are
+    float32 at least. It has no second derivative: asking for one is an error. `torch.compile` leaves it as it is.
 
     Args:
         hidden_states: [..., d].
@@ -50,7 +54,7 @@ def linear_cross_entropy(
         num_items_in_batch: what the sum is divided by, as Hugging Face's Trainer has it: the scored tokens of all the
             batches whose gradients are accumulated. None = the scored tokens of this call (then, as with
             `F.cross_entropy`, the loss is nan if there are none; gradients are 0).
-        chunk_size: tokens of a chunk; None = `CHUNK_LOGITS` / V.
+        chunk_size: scored tokens of a chunk; None = `CHUNK_LOGITS` / V.
 
     Returns:
         The loss, and the counts of right and of scored tokens.
@@ -78,19 +82,20 @@ def linear_cross_entropy(
     if isinstance(num_items_in_batch, Tensor):
         num_items_in_batch = num_items_in_batch.to(hidden_states.device)
     labels = labels.flatten()
-    scored = (labels != ignore_index).sum()
+    rows = (labels != ignore_index).nonzero().squeeze(-1)
+    scored = labels.new_tensor(len(rows))
     total, correct = _SummedLoss.apply(
         hidden_states.flatten(0, -2),
         weight,
         labels,
-        ignore_index,
-        scored.clamp_min(1) if num_items_in_batch is None else num_items_in_batch,
+        rows,
+        max(1, len(rows)) if num_items_in_batch is None else num_items_in_batch,
         chunk_size,
         dtype,
         torch.is_grad_enabled(),
     )
-    if num_items_in_batch is None:
-        total = total + torch.where(scored > 0, 0.0, torch.nan)  # the mean of nothing
+    if num_items_in_batch is None and not len(rows):
+        total = total + torch.nan  # the mean of nothing
     return LinearCrossEntropy(total, correct, scored)
 
 
@@ -103,13 +108,13 @@ class _SummedLoss(torch.autograd.Function):
         hidden_states: Tensor,
         weight: Tensor,
         labels: Tensor,
-        ignore_index: int,
+        rows: Tensor,
         divisor: Tensor | int,
         chunk_size: int,
         dtype: torch.dtype,
         with_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
-        of_hidden = torch.empty_like(hidden_states) if with_gradient and ctx.needs_input_grad[0] else None
+        of_hidden = torch.zeros_like(hidden_states) if with_gradient and ctx.needs_input_grad[0] else None
         of_weight = None
         if with_gradient and ctx.needs_input_grad[1]:
             of_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
@@ -117,35 +122,37 @@ class _SummedLoss(torch.autograd.Function):
             head = weight.to(dtype)
             total = torch.zeros((), device=weight.device, dtype=torch.promote_types(dtype, torch.float32))
             correct = torch.zeros((), device=weight.device, dtype=torch.int64)
-            for begin in range(0, len(labels), chunk_size):
-                chunk = slice(begin, begin + chunk_size)
-                states, target = hidden_states[chunk].to(dtype), labels[chunk]
-                ignored = target == ignore_index
-                index = target.masked_fill(ignored, 0).unsqueeze(-1)
+            for begin in range(0, len(rows), chunk_size):
+                span = slice(begin, begin + chunk_size)
+                chunk = rows[span] if len(rows) < len(labels) else span  # which takes no copy
+                states, target = hidden_states[chunk].to(dtype), labels[chunk].unsqueeze(-1)
                 logits = (states @ head.T).to(total.dtype)  # [S, V]
-                correct += ((logits.argmax(-1) == target) & ~ignored).sum()
+                correct += (logits.argmax(-1, keepdim=True) == target).sum()
                 normaliser = logits.logsumexp(-1, keepdim=True)
-                losses = (normaliser - logits.gather(-1, index)).squeeze(-1)
-                total += losses.masked_fill(ignored, 0).sum()
+                total += (normaliser - logits.gather(-1, target)).sum()
                 if of_hidden is None and of_weight is None:
                     continue
                 # Of the sum, without the divisor: what float16 holds of it then does not depend on the batch.
                 of_logits = logits.sub_(normaliser).exp_()  # softmax, in the logits' own memory
-                of_logits.scatter_add_(-1, index, of_logits.new_full(index.shape, -1.0))
-                of_logits = of_logits.masked_fill_(ignored.unsqueeze(-1), 0).to(dtype)
+                of_logits = of_logits.scatter_add_(-1, target, of_logits.new_full(target.shape, -1.0)).to(dtype)
                 if of_hidden is not None:
-                    of_hidden[chunk] = of_logits @ head
+                    of_hidden[chunk] = (of_logits @ head).to(of_hidden.dtype)
                 if of_weight is not None:
                     of_weight += of_logits.T @ states
-        ctx.save_for_backward(of_hidden, of_weight)
+        ctx.save_for_backward(weight, hidden_states, of_hidden, of_weight)
         ctx.divisor, ctx.weight_dtype = divisor, weight.dtype
         ctx.mark_non_differentiable(correct)
         return total / divisor, correct
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        of_hidden, of_weight = ctx.saved_tensors
+    @functools.partial(
+        first_derivatives,
+        refusal="linear_cross_entropy has first derivatives only: for second ones (create_graph=True) compute the "
+        "logits, and call torch.nn.functional.cross_entropy (skip_logits=False for a model)",
+    )
+    def backward(ctx: Any, saved: Gradients, gradients: Gradients) -> Gradients:
+        _, _, of_hidden, of_weight = saved
+        assert gradients[0] is not None
         factor = gradients[0] / ctx.divisor
         if of_hidden is not None:
             of_hidden = of_hidden * factor

@@ -11,21 +11,23 @@ from torch import Tensor
 
 Gradients = tuple[Tensor | None, ...]
 
+OF_A_BACKEND = (
+    "this backend of spectral_koopman_attention has first derivatives only: for second ones (create_graph=True) "
+    'call it with backend="recurrent"'
+)
+
 
 def refuse_second_derivative(*_: Any) -> Any:
-    """The backward pass of a backward pass.
+    """The backward pass of the backward pass of a backend.
 
     Raises:
         RuntimeError: always.
     """
-    raise RuntimeError(
-        "this backend of spectral_koopman_attention has first derivatives only: for second ones (create_graph=True) "
-        'call it with backend="recurrent"'
-    )
+    raise RuntimeError(OF_A_BACKEND)
 
 
 def first_derivatives(
-    compute: Callable[[Any, tuple[Tensor | None, ...], Gradients], Gradients],
+    compute: Callable[[Any, tuple[Tensor | None, ...], Gradients], Gradients], *, refusal: str = OF_A_BACKEND
 ) -> Callable[..., Gradients]:
     """The `backward` of an autograd function from `compute(ctx, saved tensors, gradients of the outputs)`.
 
@@ -35,6 +37,7 @@ def first_derivatives(
 
     Args:
         compute: the first saved tensor is on the device where it computes.
+        refusal: what is said to who asks for a second derivative.
     """
 
     @functools.wraps(compute)
@@ -43,7 +46,7 @@ def first_derivatives(
         with torch.autocast(saved[0].device.type, enabled=False):
             if not torch.is_grad_enabled():
                 return compute(ctx, saved, grads)
-            found: Gradients = _FirstDerivatives.apply(lambda: compute(ctx, saved, grads), *grads, *saved)
+            found: Gradients = _FirstDerivatives.apply(lambda: compute(ctx, saved, grads), refusal, *grads, *saved)
             return found
 
     return backward
@@ -53,9 +56,10 @@ class _FirstDerivatives(torch.autograd.Function):
     """A backward pass as one function of its inputs."""
 
     @staticmethod
-    def forward(ctx: Any, compute: Callable[[], Gradients], *inputs: Tensor | None) -> Gradients:
+    def forward(ctx: Any, compute: Callable[[], Gradients], refusal: str, *inputs: Tensor | None) -> Gradients:
+        ctx.refusal = refusal
         return compute()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        return refuse_second_derivative()
+        raise RuntimeError(ctx.refusal)

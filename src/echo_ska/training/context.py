@@ -40,9 +40,9 @@ class ContextEngine(Engine):
         """See `Engine`: this process's part, with `shift_labels` for `labels`."""
         return self.parallel.split(batch)
 
-    def forward(self, batch: dict[str, Tensor]) -> Any:
+    def call(self, **arguments: Any) -> Any:
         """See `Engine`; the loss is that of all parts, in every process."""
-        return self.parallel(**batch, **self._without_logits)
+        return self.parallel(**arguments)
 
     def piece(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """See `Engine`: gradients are summed when they are clipped."""

@@ -20,7 +20,7 @@ from echo_ska.training.checkpoint import Checkpoint, model_tensors, restore, sav
 from echo_ska.training.config import TrainingConfig
 from echo_ska.training.optimizer import build_optimizer
 from echo_ska.training.processes import Processes
-from echo_ska.training.scale import SKIP_LOGITS_FROM, ScaleConfig
+from echo_ska.training.scale import SKIP_LOGITS_AT, SKIP_LOGITS_FROM, ScaleConfig
 from echo_ska.training.stored import Piece, Stored
 
 
@@ -55,7 +55,7 @@ class Engine:
     ) -> None:
         self.model, self.config, self.scale = model, config, scale
         self.accelerator, self.device, self.processes = accelerator, device, processes
-        self._without_logits: dict[str, Any] = {"skip_logits": True} if skips_logits(model, scale) else {}
+        self._skips_up_to = skips_logits_up_to(model, scale)
         self.prepare(checkpoint)
 
     def prepare(self, checkpoint: Checkpoint | None) -> None:
@@ -81,9 +81,14 @@ class Engine:
         """What this process reads of a piece: all of it."""
         return batch
 
-    def forward(self, batch: dict[str, Tensor]) -> Any:
-        """The model's output for `own` of a piece; without logits where `ScaleConfig.skip_logits` says so."""
-        return self.network(**batch, **self._without_logits)
+    def forward(self, batch: dict[str, Tensor], scored: float) -> Any:
+        """The model's output for `own` of a piece, of whose tokens that share is scored; without logits where
+        `ScaleConfig.skip_logits` says so."""
+        return self.call(**batch, skip_logits=True) if scored <= self._skips_up_to else self.call(**batch)
+
+    def call(self, **arguments: Any) -> Any:
+        """The model's output."""
+        return self.network(**arguments)
 
     def backward(self, loss: Tensor) -> None:
         """Add a piece's gradients; processes that share a batch hold the mean over them after the last."""
@@ -207,8 +212,9 @@ class ShardedEngine(Engine):
         return pieces
 
 
-def skips_logits(model: Any, scale: ScaleConfig) -> bool:
-    """What `ScaleConfig.skip_logits` comes to for this model.
+def skips_logits_up_to(model: Any, scale: ScaleConfig) -> float:
+    """What `ScaleConfig.skip_logits` comes to for this model: the share of scored tokens up to which it goes without
+    logits, 1 = always, below 0 = never.
 
     Raises:
         ValueError: the model is to do without logits, and cannot.
@@ -219,9 +225,11 @@ def skips_logits(model: Any, scale: ScaleConfig) -> bool:
             f"skip_logits: {type(model).__name__} cannot give its loss without logits, or its head is no plain linear "
             "layer: leave it out."
         )
-    if scale.skip_logits is None:
-        return can and model.config.vocab_size >= SKIP_LOGITS_FROM
-    return scale.skip_logits
+    if not can or scale.skip_logits is False:
+        return -1
+    if scale.skip_logits or model.config.vocab_size >= SKIP_LOGITS_FROM:
+        return 1
+    return -1 if scale.compile else SKIP_LOGITS_AT  # with logits the compiler sees one graph, and no part is left out
 
 
 def _start(tensor: DTensor) -> int:

@@ -186,13 +186,13 @@ def _gradients(engine: Engine, parts: Parts, step: int, use_bfloat16: bool) -> t
     """Forward and backward passes of a step: what was counted, of all processes, and the gradients' norm."""
     counted, losses = Progress(steps=1), []
     drawn = draw_parts(parts, step)
-    for index, (part, batch, share) in enumerate(drawn):
+    for index, (part, batch, share, scored_share) in enumerate(drawn):
         # One seed a part: processes must not drop the same units, and must not depend on how many of them there are.
         torch.manual_seed(step_seed("model" if parts.total == 1 else f"model/{part}", engine.config.seed, step))
         batch = {key: value.to(engine.device, non_blocking=True) for key, value in engine.own(batch).items()}
         with engine.piece(last=index == len(drawn) - 1):
             with torch.autocast(engine.device.type, torch.bfloat16, enabled=use_bfloat16):
-                output = engine.forward(batch)
+                output = engine.forward(batch, scored_share)
             # Engines take the mean over processes where the sum is due.
             engine.backward(output.loss if share is None else output.loss * (share * parts.processes.size))
         loss = output.loss.detach().float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -39,28 +40,44 @@ class Parts:
             )
 
 
-def draw_parts(parts: Parts, step: int) -> list[tuple[int, dict[str, Tensor], float | None]]:
+class Part(NamedTuple):
+    """A part of a step's batch.
+
+    Attributes:
+        number: which it is.
+        batch: what is read, and its labels. A part without a scored token has one label, so that its loss is a number.
+        share: of the tokens that the whole batch scores, 0 for such a part; None where the part is the batch.
+        scored: share of its own tokens that are scored; 1 for what are no tokens.
+    """
+
+    number: int
+    batch: dict[str, Tensor]
+    share: float | None
+    scored: float
+
+
+def draw_parts(parts: Parts, step: int) -> list[Part]:
     """This process's parts of a step's batch, in order.
 
-    Returns:
-        Triples: the part's number; its batch; its share of the tokens that the whole batch scores, None where the
-        part is the batch. A part without a scored token has share 0, and one label so that its loss is a number. Where
-        every process takes all parts, each has an equal part of their shares: all shares of all processes add up to 1.
+    Where every process takes all parts, each has an equal part of their shares: those of all processes add up to 1.
 
     Raises:
         ValueError: the whole batch, of tokens, has no scored one.
     """
     if parts.total * parts.processes.size == 1:
         batch = parts.data.batch(step)
-        if "input_ids" in batch and not scored_tokens(batch["labels"]):
+        count = scored_tokens(batch["labels"]) if "input_ids" in batch else None
+        if count == 0:
             raise _unscored(step)
-        return [(0, batch, None)]
+        return [Part(0, batch, None, _scored_share(batch, count))]
     failure: Exception | None = None
     drawn, scored = [], []
     try:
-        for part in parts.own:
-            batch = parts.data.batch(step, part=part, parts=parts.total) if parts.total > 1 else parts.data.batch(step)
-            drawn.append((part, batch))
+        for number in parts.own:
+            batch = (
+                parts.data.batch(step, part=number, parts=parts.total) if parts.total > 1 else parts.data.batch(step)
+            )
+            drawn.append((number, batch))
             scored.append(scored_tokens(batch["labels"]))
     except Exception as error:
         failure = error
@@ -73,7 +90,10 @@ def draw_parts(parts: Parts, step: int) -> list[tuple[int, dict[str, Tensor], fl
         if count == 0:
             batch["labels"] = batch["labels"].clone()
             batch["labels"][:, 1:2] = 0
-    return [(part, batch, count / total) for (part, batch), count in zip(drawn, scored, strict=True)]
+    return [
+        Part(number, batch, count / total, _scored_share(batch, count))
+        for (number, batch), count in zip(drawn, scored, strict=True)
+    ]
 
 
 def scored_tokens(labels: Tensor) -> int:
@@ -81,6 +101,10 @@ def scored_tokens(labels: Tensor) -> int:
     if labels.is_floating_point():
         return labels.numel()
     return int((labels[:, 1:] != UNSCORED).sum())
+
+
+def _scored_share(batch: dict[str, Tensor], count: int | None) -> float:
+    return 1 if count is None or "input_ids" not in batch else count / batch["input_ids"].numel()
 
 
 def _unscored(step: int) -> ValueError:

@@ -31,3 +31,14 @@ def test_the_backward_pass_keeps_the_inputs_and_a_memory_a_chunk():
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
         scan_chunks(sums, torch.zeros(1, 1, 4, 1), (tokens,), 16)
     assert sum(kept) == 64 * 4 + 4 * 4
+
+
+def test_second_derivatives_are_refused_and_not_0():
+    tokens = torch.randn(1, 8, 1, 2, requires_grad=True)
+    memory = torch.randn(1, 1, 2, 1, requires_grad=True)
+    read, _ = scan_chunks(lambda memory, tokens: sums(memory, tokens**2), memory, (tokens,), 4)
+    for loss in (read.sum(), read.sin().sum()):  # what comes from above is a constant, or is not
+        (gradient,) = torch.autograd.grad(loss, tokens, create_graph=True)
+        for tensor in (tokens, memory):
+            with pytest.raises(RuntimeError, match="first derivatives only"):
+                torch.autograd.grad(gradient.square().sum() + 0 * tensor.sum(), tensor, retain_graph=True)

@@ -117,3 +117,11 @@ def test_bad_settings_are_refused():
         MesaNet(16, num_heads=2, rank=6, initial_ridge=0.25)
     with pytest.raises(ValueError, match="cg_steps must be at least 1, got 0"):
         MesaNet(16, num_heads=2, rank=6, cg_steps=0)
+
+
+def test_second_derivatives_are_refused_and_not_0():
+    layer = MesaNet(16, num_heads=2, rank=4, head_dim=8)
+    hidden = torch.randn(1, 9, 16)
+    (gradient,) = torch.autograd.grad(layer(hidden)[0].sum(), layer.qkv.q_proj.weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        torch.autograd.grad(gradient.square().sum(), layer.qkv.q_proj.weight)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from echo_ska.ops.derivatives import Gradients, first_derivatives
 
 Chunk = Callable[..., tuple[Tensor, Tensor]]
 """(memory [G, rows, columns], tokens [G, C, any] ...) -> what is read, [G, C, P], and the memory after the chunk.
@@ -51,9 +53,11 @@ class _Scan(torch.autograd.Function):
         return reads, current
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, of_reads: Tensor, of_final: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # once: where activations are checkpointed, asking for them computes them again
+    @functools.partial(
+        first_derivatives, refusal="a mixer that scans in chunks has first derivatives only (no create_graph=True)"
+    )
+    def backward(ctx: Any, saved: Gradients, of_results: Gradients) -> Gradients:
+        saved, (of_reads, of_final) = cast(tuple[Tensor, ...], saved), cast(tuple[Tensor, Tensor], of_results)
         starts, tokens = saved[: ctx.chunks], saved[ctx.chunks :]
         gradients = [torch.empty_like(tensor) for tensor in tokens]
         carried = of_final  # gradient of the memory after the chunk

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from echo_ska.nn.initialization import inverse_softplus
 from echo_ska.nn.peers.base import LinearMixer
 from echo_ska.nn.peers.chunks import scan_chunks
 from echo_ska.nn.peers.decay import HeadDecay
+from echo_ska.ops.derivatives import Gradients, first_derivatives
 
 RIDGE_LOWER_BOUND = 0.25
 CG_STEPS = 30
@@ -196,10 +196,10 @@ class _Solve(torch.autograd.Function):
         return solution
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        solution, *system = ctx.saved_tensors
-        adjoint = _solved(gradients[0], system, ctx.steps)
+    @functools.partial(first_derivatives, refusal="MesaNet has first derivatives only (no create_graph=True)")
+    def backward(ctx: Any, saved: Gradients, gradients: Gradients) -> Gradients:
+        solution, *system = cast(tuple[Tensor, ...], saved)
+        adjoint = _solved(cast(Tensor, gradients[0]), system, ctx.steps)
         with torch.enable_grad():
             leaves = [tensor.detach().requires_grad_() for tensor in system]
             image = _gram_product(solution, *leaves)
