@@ -67,7 +67,40 @@ def test_a_changed_gate_travels_to_other_processes():
     assert torch.equal(again._write_weight(torch.randn(1, 3, 64), torch.float32)[..., 0], torch.ones(1, 3))
 
 
+@pytest.mark.parametrize(("heads", "spans"), [(1, [1000]), (2, [1000, 10]), (4, [1000, 215.4435, 46.4159, 10])])
+@pytest.mark.parametrize("mixer", ["gated_delta_net", "mesa_net"])
+def test_decays_that_are_spread_are_no_longer_drawn(mixer, heads, spans):
+    network = small(mixer, num_heads=heads).build(128, 0)
+    mamba, before = network.model.layers[0].mixer, network.model.layers[0].mixer.A_log.clone()
+    changes.spread_decays(network)
+    decay = network.model.layers[1].mixer.decay
+    decay.proj.weight.data.zero_()
+    found = -1 / decay(torch.randn(5, 64))
+    torch.testing.assert_close(found[..., 0], torch.tensor(spans).float().expand(5, -1))
+    assert torch.equal(mamba.A_log, before)
+
+
+@torch.no_grad()
+def test_mamba_with_the_aids_reads_what_stood_after_the_same_token():
+    """Of tokens 3 5 3, the query at the last is the key that was written with 5."""
+    network = small("mamba2").build(128, 0)
+    changes.mamba_aids(network)
+    layer = network.model.layers[0].mixer
+    hidden = network.model.embed_tokens(torch.tensor([[3, 5, 3]]))
+    projected = layer.in_proj(hidden)[..., layer.inner_size : -layer.heads]
+    mixed, _ = layer.convolution(projected)
+    x, keys, queries = mixed.split([layer.inner_size, layer.state_size, layer.state_size], dim=-1)
+    torch.testing.assert_close(x, projected[..., : layer.inner_size])
+    torch.testing.assert_close(queries[:, 2], keys[:, 1])
+    assert not torch.allclose(queries[:, 1], keys[:, 1])
+    torch.testing.assert_close(layer.dt_bias.exp().log1p() * layer.A_log.exp(), torch.tensor([1e-3, 0.1]))
+
+
 def test_what_has_no_memory_cannot_be_changed():
+    for change, mixer in ((changes.spread_decays, "gla"), (changes.mamba_aids, "ska")):
+        fields = {"layer_types": [mixer] * 3, "ska_at_ends": True}
+        with pytest.raises(ValueError, match="has no"):
+            change(small(mixer, **fields).build(128, 0))
     with pytest.raises(ValueError, match="no SKA layer"):
         changes.half_gated(small("full_attention").build(128, 0))
     with pytest.raises(ValueError, match="none of its peers"):

@@ -17,7 +17,15 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from echo_ska.experiments.trials.arms import small
-from echo_ska.experiments.trials.changes import Change, no_convolution, no_delay, no_gate, no_output_norm, own_queries
+from echo_ska.experiments.trials.changes import (
+    Change,
+    no_convolution,
+    no_delay,
+    no_gate,
+    no_output_norm,
+    own_queries,
+    spread_decays,
+)
 from echo_ska.experiments.trials.comparison import Results, cell
 from echo_ska.experiments.trials.figures import percent_grid, save
 from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
@@ -38,7 +46,7 @@ MIXERS = {
     "SKA, blended filter": small("ska"),
     "linear attention": small("linear_attention"),
     "DeltaNet": small("delta_net"),
-    "gated DeltaNet": small("gated_delta_net"),
+    "gated DeltaNet": dataclasses.replace(small("gated_delta_net"), changes=(spread_decays,)),
 }
 ALL = "all aids"
 TAKEN: dict[str, tuple[Change, ...]] = {
@@ -53,7 +61,8 @@ TAKEN: dict[str, tuple[Change, ...]] = {
 
 def trial(mixer: str, taken: str) -> Trial:
     """A mixer without one of the aids."""
-    arm = dataclasses.replace(MIXERS[mixer], name=f"{mixer}, {taken}", changes=TAKEN[taken])
+    start = MIXERS[mixer]
+    arm = dataclasses.replace(start, name=f"{mixer}, {taken}", changes=(*start.changes, *TAKEN[taken]))
     return Trial(NAME, arm, TASK, STEPS, BATCH_SIZE, RATES[2], QUESTIONS)
 
 

@@ -25,6 +25,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from echo_ska.experiments.trials.changes import Change, mamba_aids, spread_decays
 from echo_ska.experiments.trials.comparison import Results, percent_range
 from echo_ska.experiments.trials.figures import label_lines, percent, save, short_bytes
 from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
@@ -80,12 +81,14 @@ class Family:
         grows: the field, a whole number.
         fields: the others.
         colour: of its line.
+        changes: of the built network.
     """
 
     mixer: str
     grows: str
     colour: str
     fields: tuple[tuple[str, Any], ...] = ()
+    changes: tuple[Change, ...] = ()
 
     def config(self, size: int) -> dict[str, Any]:
         """Fields of `EchoConfig` at a size."""
@@ -110,15 +113,18 @@ FAMILIES = {
     "linear attention, one wide head": Family("linear_attention", "rank", "#666666", (("num_heads", 1),)),
     "delta net": Family("delta_net", "rank", "#E69F00"),
     "delta net, one wide head": Family("delta_net", "rank", "#A66F00", (("num_heads", 1),)),
-    "gated delta net": Family("gated_delta_net", "rank", "#D55E00"),
-    "gated delta net, one wide head": Family("gated_delta_net", "rank", "#8A3B00", (("num_heads", 1),)),
+    "gated delta net": Family("gated_delta_net", "rank", "#D55E00", changes=(spread_decays,)),
+    "gated delta net, one wide head": Family(
+        "gated_delta_net", "rank", "#8A3B00", (("num_heads", 1),), changes=(spread_decays,)
+    ),
     "gla": Family("gla", "rank", "#CC79A7"),
     "rwkv-7": Family("rwkv7", "rank", "#8C564B"),
-    "mesa net": Family("mesa_net", "rank", "#009E73"),
-    "mesa net, one wide head": Family("mesa_net", "rank", "#00543D", (("num_heads", 1),)),
+    "mesa net": Family("mesa_net", "rank", "#009E73", changes=(spread_decays,)),
+    "mesa net, one wide head": Family("mesa_net", "rank", "#00543D", (("num_heads", 1),), changes=(spread_decays,)),
     "sliding attention": Family("sliding_attention", "sliding_window", "#1B9E77"),
     "based": Family("based", "rank", "#B8A000"),
-    "mamba-2": Family("mamba2", "state_size", "#595959"),
+    "mamba-2": Family("mamba2", "state_size", "#595959", changes=(mamba_aids,)),
+    "mamba-2, as published": Family("mamba2", "state_size", "#A6A6A6"),
     "mamba-3": Family("mamba3", "state_size", "#7F7F00"),
 }
 
@@ -167,7 +173,7 @@ def arms(budgets: Sequence[int]) -> list[Arm]:
     for name, family in FAMILIES.items():
         for budget in budgets:
             if (size := largest_within(family, budget)) is not None:
-                found.append(Arm(arm_name(name, budget), family.config(size)))
+                found.append(Arm(arm_name(name, budget), family.config(size), family.changes))
     return [*found, Arm("softmax attention", Family("full_attention", "rank", "black").config(16))]
 
 

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echo_ska.models import EchoForCausalLM
-from echo_ska.nn import SpectralKoopmanAttention
+from echo_ska.nn import Mamba2, SpectralKoopmanAttention
 from echo_ska.nn.aids import gate_score, unit_norm
 from echo_ska.nn.initialization import inverse_softplus
+from echo_ska.nn.peers.decay import HeadDecay, spread
 from echo_ska.nn.projections import QueryKeyValue
 
 Change = Callable[[EchoForCausalLM], None]
@@ -192,6 +193,49 @@ class _Products:
     def __call__(self, query: Tensor, key: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
         lifted = (side[..., self.rows] * side[..., self.columns] for side in (unit_norm(query), unit_norm(key)))
         return self.normalised(*lifted, cu_seqlens)
+
+
+MEMORY_SPANS = (1000.0, 10.0)
+
+
+def spread_decays(network: EchoForCausalLM) -> None:
+    """Gated DeltaNet's and MesaNet's heads start by forgetting within 1,000 to 10 tokens, evenly in the logarithm.
+
+    Their published start draws the rates, which is meant for dozens of heads: of one or two, all may forget within a
+    few tokens, and then nothing is learnt. One head starts at 1,000 tokens.
+    """
+    decays = [module for module in network.modules() if isinstance(module, HeadDecay)]
+    if not decays:
+        raise ValueError("The network has no layer whose heads forget at a drawn rate.")
+    for decay in decays:
+        _spread(decay.A_log, decay.dt_bias)
+
+
+@torch.no_grad()
+def mamba_aids(network: EchoForCausalLM) -> None:
+    """Mamba-2 starts as SKA's peers do: keys (B) delayed by a token, queries (C) tied to them, decays spread.
+
+    Its own start draws the taps of the short convolution, the projections of B and C apart, and the rates.
+    """
+    layers = [module for module in network.modules() if isinstance(module, Mamba2)]
+    if not layers:
+        raise ValueError("The network has no Mamba-2 layer.")
+    for layer in layers:
+        _spread(layer.A_log, layer.dt_bias)
+        sizes = [layer.inner_size, layer.state_size, layer.state_size]
+        delays = torch.tensor([0] * sizes[0] + [1] * sizes[1] + [0] * sizes[2])
+        layer.convolution.weight.copy_(F.one_hot(delays, layer.convolution.kernel_size))
+        if layer.convolution.bias is not None:
+            nn.init.zeros_(layer.convolution.bias)
+        _, _, keys, queries, _ = layer.in_proj.weight.split([layer.inner_size, *sizes, layer.heads])
+        queries.copy_(keys)
+
+
+@torch.no_grad()
+def _spread(rates: nn.Parameter, steps: nn.Parameter) -> None:
+    """Rates of 1, and steps of one over a span."""
+    nn.init.zeros_(rates)
+    steps.copy_(torch.tensor([inverse_softplus(1 / span) for span in spread(MEMORY_SPANS, len(steps))]))
 
 
 def no_output_norm(network: EchoForCausalLM) -> None:
