@@ -45,7 +45,26 @@ def test_the_modulus_never_exceeds_one_and_starts_there():
     torch.nn.init.eye_(layer.lift_proj.weight)
     torch.nn.init.eye_(layer.readout_proj.weight)
     hidden = torch.randn(100, 8)
-    assert float(layer(hidden).norm()) <= float(F.silu(hidden).norm()) + 1e-5
+    assert float(layer(hidden).detach().norm()) <= float(F.silu(hidden).norm()) + 1e-5
+
+
+@pytest.mark.parametrize("modulus", [1.0, 1.5])
+def test_blocks_on_the_circle_and_beyond_it_come_back_into_the_disk(modulus):
+    """Taught by blocks of modulus 1/2, from the start and from outside, cosine and sine alone."""
+    torch.manual_seed(0)
+    layer, teacher = KoopmanMLP(16, 64), KoopmanMLP(16, 64)
+    teacher.load_state_dict(layer.state_dict())
+    torch.nn.init.constant_(teacher.cosine, 0.5)
+    torch.nn.init.constant_(layer.cosine, modulus)
+    hidden = torch.randn(256, 16)
+    goal = teacher(hidden).detach()
+    optimizer = torch.optim.SGD([layer.cosine, layer.sine], lr=100.0)
+    for _ in range(500):
+        optimizer.zero_grad()
+        F.mse_loss(layer(hidden), goal).backward()
+        optimizer.step()
+    torch.testing.assert_close(layer.cosine, teacher.cosine, rtol=0, atol=1e-2)
+    torch.testing.assert_close(layer.sine, teacher.sine, rtol=0, atol=1e-2)
 
 
 def test_gradients_are_finite_at_a_modulus_of_zero():

@@ -41,7 +41,8 @@ class KoopmanMLP(nn.Module):
     and scaling whose modulus sqrt(c^2 + w^2) is clamped to at most 1; then W_readout. Two matrices instead of
     SwiGLU's three; `gated` multiplies by sigmoid(W_gate h) before the readout and has SwiGLU's count.
 
-    The clamp is to the unit disk, so a block preserves norms only where its modulus is 1.
+    The clamp is to the unit disk, so a block preserves norms only where its modulus is 1. A block outside has the
+    gradient of a free one at the same place, scaled: it turns, and comes back when the loss asks for less.
     Source: Sridhar & Johansen, arXiv 2605.06997; docs/method.md section 5.
 
     Args:
@@ -75,8 +76,9 @@ class KoopmanMLP(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[..., d] -> [..., d]."""
         lifted = F.silu(self.lift_proj(hidden_states))
-        # hypot has no gradient at 0; a modulus below 1 is left alone, so the clamp may act on its square.
-        shrink = (self.cosine**2 + self.sine**2).clamp_min(1).rsqrt()
+        # A constant: differentiated, it would cancel the gradient along the radius, and no block could leave the circle
+        # on which all of them start.
+        shrink = (self.cosine**2 + self.sine**2).detach().clamp_min(1).rsqrt()
         cosine, sine = (self.cosine * shrink).to(lifted.dtype), (self.sine * shrink).to(lifted.dtype)
         first, second = lifted.chunk(2, dim=-1)
         advanced = torch.cat([cosine * first + sine * second, cosine * second - sine * first], dim=-1)
