@@ -21,6 +21,7 @@ from echo_ska.experiments.demo.recall import recall_model
 from echo_ska.experiments.trials import recorded as recorded_runs
 from echo_ska.experiments.trials.pool import Job
 from echo_ska.experiments.trials.recorded import RecordedRun, recorded
+from echo_ska.experiments.trials.trial import EVALUATION_SEED, TUNING_SEED
 
 TINY = demo_seeds.SeedSettings(replace(recall_model("ssm+ska"), steps=1, batch_size=2), {64: 2, 256: 1})
 
@@ -102,3 +103,17 @@ def test_rates_are_recorded_and_shown(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "2 of 2 runs are recorded" in stream.getvalue()
     demo_rates.print_table(console, records)
     assert "0.001" in stream.getvalue()
+
+
+def test_what_chooses_the_rates_is_not_what_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kept(console, name, runs, path):
+        assert {run.seed for run in runs}.isdisjoint(range(100))
+        assert {run.configuration["evaluation"]["seed"] for run in runs} == {TUNING_SEED}
+        return []
+
+    monkeypatch.setattr(demo_rates, "run_missing", kept)
+    demo_rates.run(Console(file=io.StringIO()), seeds=2, quick=True)
+    assert TUNING_SEED != EVALUATION_SEED
+    run = demo_rates.rate_run(TINY.model, 0)
+    monkeypatch.setattr(demo_rates, "SEQUENCES", {64: 2, 128: 1})
+    assert demo_rates.rate_run(TINY.model, 0).configuration != run.configuration

@@ -129,7 +129,10 @@ def recall_configuration(model: RecallModel, seed: int) -> dict[str, Any]:
 
 
 def measure_recall(
-    network: EchoForCausalLM, sequences: Mapping[int, int], reporter: Reporter | None
+    network: EchoForCausalLM,
+    sequences: Mapping[int, int],
+    reporter: Reporter | None,
+    seed: int = EVALUATION_SEED,
 ) -> dict[int, float]:
     """Accuracy on `TASK` by length.
 
@@ -137,6 +140,7 @@ def measure_recall(
         network: a trained model.
         sequences: how many sequences to read, by length in tokens.
         reporter: told of tokens read, of the accuracy at the latest length, and of tokens per second.
+        seed: of the sequences.
 
     Returns:
         The accuracy, 0 to 1, at each length.
@@ -153,9 +157,7 @@ def measure_recall(
 
     accuracies = {}
     for length, count in sequences.items():
-        accuracies[length] = recall_accuracy(
-            network, TASK, length, count, EVALUATION_SEED, SEGMENT_LENGTH, progress=show
-        )
+        accuracies[length] = recall_accuracy(network, TASK, length, count, seed, SEGMENT_LENGTH, progress=show)
         before += length * count
         figures["accuracy"] = accuracies[length]
         show(0, 1)
