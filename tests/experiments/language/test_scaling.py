@@ -88,9 +88,9 @@ def test_rates_are_chosen_by_other_text_than_is_reported_and_neither_is_learnt()
     texts = ShippedNovels.read_shipped()
     valid, test = (texts.load(part)[0] for part in ("valid", "test"))
     (learnt,) = texts.load("train")
-    assert valid.path == test.path != learnt.path
-    whole = load_text([test.path])[0].tokens
-    assert torch.equal(torch.cat([valid.tokens, test.tokens]), whole)
+    assert learnt.path == valid.path != test.path
+    whole = load_text([learnt.path])[0].tokens
+    assert torch.equal(torch.cat([learnt.tokens, valid.tokens]), whole)
     for plan in (scaling.PLAN, scaling.QUICK):
         trials = scaling.comparison(texts, plan).trials
         tried = trials[0].to_tune(1, (plan.scoring("valid"),))

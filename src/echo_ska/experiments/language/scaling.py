@@ -1,14 +1,14 @@
 """scaling: how the loss on unseen text falls as Echo grows, and what that would say of echo-1b if it went on so.
 
 Five widths of the preset echo-1m, 33 thousand to 0.92 million parameters without embedding and head, each trained byte
-by byte on the same number of bytes: of one novel, read 7.5 times, unless `--text` gives more, a folder in the form of
+by byte on the same number of bytes: of one novel, read 8.6 times, unless `--text` gives more, a folder in the form of
 `language-model`. Each tries the same learning rates with seed 0, judged by other text than is reported, and runs its
 seeds at its best. Then L(N) = E + A / N^a is fitted to the means; the interval is of laws that are fitted to resampled
 seeds. L is in bits per byte of unseen text at the training's length (`evaluation.context_length`).
 
 The extrapolation to echo-1b leaves the measured sizes by three orders of magnitude, and is of bytes of novels after a
 fixed, small amount of text, not of tokens of the web: it says where the line points, not what would be found. A model
-that rereads one novel may gain less by size than one that reads new text. Some four hours on one core, by estimate,
+that rereads one novel may gain less by size than one that reads new text. About two hours on one core, by estimate,
 most of them for the two largest.
 """
 
@@ -48,7 +48,7 @@ class ScalingPlan:
     """
 
     widths: tuple[int, ...] = (24, 40, 64, 96, 128)
-    rates: tuple[float, ...] = (4e-3, 8e-3, 1.6e-2)
+    rates: tuple[float, ...] = (4e-3, 8e-3, 1.6e-2, 3.2e-2)
     steps: int = 2000
     batch_size: int = 16
     length: int = 256
