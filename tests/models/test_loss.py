@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from small_models import KINDS, ids, small_model
 from torch import nn
 
@@ -58,5 +59,23 @@ def test_what_is_refused():
         with pytest.raises(ValueError, match="give labels, and no logits_to_keep"):
             model(tokens, skip_logits=True, **arguments)
     model.lm_head = nn.Sequential(model.lm_head)
-    with pytest.raises(ValueError, match="plain linear head without a bias, not from Sequential"):
+    with pytest.raises(ValueError, match=r"linear head without a bias, hooks or .*, not from this Sequential"):
+        model(tokens, labels=tokens, skip_logits=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda head: head.register_forward_hook(lambda _, __, logits: 10 * (logits / 10).tanh()),
+        lambda head: nn.utils.prune.l1_unstructured(head, "weight", 0.5),
+        lambda head: nn.utils.parametrizations.weight_norm(head),
+    ],
+    ids=["a hook", "pruned", "weight norm"],
+)
+def test_a_head_that_is_more_than_its_weight_keeps_its_logits(change):
+    model, tokens = small_model("ssm"), ids(1, 5)
+    assert model.can_skip_logits
+    change(model.lm_head)
+    assert not model.can_skip_logits
+    with pytest.raises(ValueError, match="linear head without a bias, hooks or a weight that is computed"):
         model(tokens, labels=tokens, skip_logits=True)

@@ -26,8 +26,13 @@ class EchoCausalLMOutput(CausalLMOutputWithPast):
 
 
 def is_plain_head(head: nn.Module) -> bool:
-    """Whether a loss can be computed from the head's weight alone."""
-    return type(head) is nn.Linear and head.bias is None
+    """Whether a loss can be computed from the head's weight alone: nothing is added, hooked on or computed anew."""
+    return (
+        type(head) is nn.Linear
+        and head.bias is None
+        and isinstance(head.weight, nn.Parameter)
+        and not (head._forward_hooks or head._forward_pre_hooks)
+    )
 
 
 def loss_without_logits(
@@ -50,12 +55,13 @@ def loss_without_logits(
         kwargs: passed over, as that loss does.
 
     Raises:
-        ValueError: the head is no plain linear layer without a bias (an adapter or a quantised one, say).
+        ValueError: the head is no plain linear layer (an adapter, a quantised or a pruned one, say); see
+            `is_plain_head`.
     """
     if not is_plain_head(head):
         raise ValueError(
-            f"skip_logits computes the loss from a plain linear head without a bias, not from {type(head).__name__}: "
-            "leave it out"
+            "skip_logits computes the loss from the weight of a linear head without a bias, hooks or a weight that is "
+            f"computed, not from this {type(head).__name__}: leave it out"
         )
     if shift_labels is None:
         shift_labels = F.pad(labels[:, 1:], (0, 1), value=ignore_index)

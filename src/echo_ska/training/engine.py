@@ -55,7 +55,7 @@ class Engine:
     ) -> None:
         self.model, self.config, self.scale = model, config, scale
         self.accelerator, self.device, self.processes = accelerator, device, processes
-        self._skips_up_to = skips_logits_up_to(model, scale)
+        skips_logits_up_to(model, scale)  # refuses what cannot be had
         self.prepare(checkpoint)
 
     def prepare(self, checkpoint: Checkpoint | None) -> None:
@@ -84,7 +84,8 @@ class Engine:
     def forward(self, batch: dict[str, Tensor], scored: float) -> Any:
         """The model's output for `own` of a piece, of whose tokens that share is scored; without logits where
         `ScaleConfig.skip_logits` says so."""
-        return self.call(**batch, skip_logits=True) if scored <= self._skips_up_to else self.call(**batch)
+        skips = scored <= skips_logits_up_to(self.model, self.scale)
+        return self.call(**batch, skip_logits=True) if skips else self.call(**batch)
 
     def call(self, **arguments: Any) -> Any:
         """The model's output."""
