@@ -30,8 +30,21 @@ def test_only_mixers_widths_and_learning_rates_differ() -> None:
             layer_types=first.layer_types,
             learning_rate=first.learning_rate,
             intermediate_size=first.intermediate_size,
+            aided=first.aided,
         )
         assert alike == first
+
+
+def test_the_ssm_has_the_aids_of_the_others() -> None:
+    """Its keys start delayed by a token; the convolution of Mamba-2 as published starts at random."""
+    aided = recall.recall_model("ssm")
+    for model in (aided, replace(aided, aided=False)):
+        for layer in model.build(0).model.layers:
+            mixer = layer.mixer
+            keys = mixer.convolution.weight[mixer.inner_size : mixer.inner_size + mixer.state_size]
+            assert bool((keys == keys.new_tensor([0, 1, 0, 0])).all()) == model.aided
+    published = recall.recall_configuration(replace(aided, aided=False), 0)
+    assert recall.recall_configuration(aided, 0) == published | {"aided": True}
 
 
 @pytest.fixture(scope="module")

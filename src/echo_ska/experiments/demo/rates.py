@@ -1,4 +1,6 @@
-"""demo-rates: the demo's three models at four learning rates each. The demo gives each model its best.
+"""demo-rates: the demo's three models, and its SSM as published, at four learning rates each.
+
+The demo gives each model its best.
 
 Same task, steps and batches for all; one seed, which is none of the demo's, and other sequences than the demo asks.
 About two minutes a run on one core.
@@ -20,6 +22,7 @@ from echo_ska.experiments.demo.recall import (
     RecallModel,
     measure_recall,
     recall_configuration,
+    recall_model,
     train_recall_model,
 )
 from echo_ska.experiments.trials.figures import percent
@@ -31,6 +34,7 @@ from echo_ska.training import RunRecord, make_record
 NAME = "demo-rates"
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 QUICK_RATES = (3e-3, 1e-2)
+PUBLISHED = dataclasses.replace(recall_model("ssm"), name="ssm, as published", aided=False)
 FIRST_SEED = 1000
 """What chooses a rate is no run that is reported: the demo's seeds count from 0."""
 SEQUENCES = {TASK.length: 1024, 64 * TASK.length: 64}
@@ -39,7 +43,7 @@ SEQUENCES = {TASK.length: 1024, 64 * TASK.length: 64}
 def run(console: Console, *, seeds: int | None = None, quick: bool = False) -> list[RunRecord]:
     """Run what results/demo-rates.jsonl has no record of, then print the table. `quick` takes two of the rates."""
     rates = QUICK_RATES if quick else RATES
-    models = [dataclasses.replace(model, learning_rate=rate) for model in RECALL_MODELS for rate in rates]
+    models = [dataclasses.replace(model, learning_rate=rate) for model in (*RECALL_MODELS, PUBLISHED) for rate in rates]
     runs = [rate_run(model, seed) for seed in range(FIRST_SEED, FIRST_SEED + (seeds or 1)) for model in models]
     records = run_missing(console, NAME, runs, Path("results") / f"{NAME}.jsonl")
     print_table(console, records)
