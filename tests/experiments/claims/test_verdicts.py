@@ -43,6 +43,7 @@ from echo_ska.experiments.recall import (
 )
 from echo_ska.experiments.regression import in_context_regression as experiment
 from echo_ska.experiments.state import context_parallel
+from echo_ska.experiments.trials.arms import AIDED
 from echo_ska.experiments.trials.texts import TextFolder
 from echo_ska.experiments.trials.trial import Question
 from echo_ska.training import RunRecord
@@ -63,8 +64,8 @@ def compared(experiment: Any, figures: dict[str, float], seeds: int | None = Non
     )
 
 
-def arms(ssm: float, attention: float, ska: float) -> dict[str, float]:
-    return {"ssm": ssm, "ssm+attention": attention, "ssm+ska": ska}
+def arms(ssm: float, attention: float, ska: float, aided: float | None = None) -> dict[str, float]:
+    return {"ssm": ssm, AIDED: ssm if aided is None else aided, "ssm+attention": attention, "ssm+ska": ska}
 
 
 def transferred(figures: dict[str, float], with_dropout: float) -> Write:
@@ -83,7 +84,7 @@ def deepened(plain: dict[str, float], changed: dict[str, float]) -> Write:
 
     def write(folder: Path) -> None:
         compared(transfer, plain)(folder)
-        figures = {transfer.WITH_DEPTH[arm]: value for arm, value in changed.items()}
+        figures = {changed_name: changed[arm] for arm, changed_name in transfer.WITH_DEPTH.items()}
         path = folder / f"{transfer.NAME}.jsonl"
         write_comparison(path, transfer.depth_comparison(), transfer.SEEDS, lambda arm, _: figures[arm])
 
@@ -502,6 +503,8 @@ CASES: list[tuple[str, Level, Write]] = [
     ("2", YES, compared(length_generalisation, arms(0.02, 0.05, 0.9))),
     ("2", PARTLY, compared(length_generalisation, arms(0.02, 0.5, 0.9))),
     ("2", NO, compared(length_generalisation, arms(0.02, 0.9, 0.95))),
+    ("2", PARTLY, compared(length_generalisation, arms(0.02, 0.05, 0.9, aided=0.5))),
+    ("2", NO, compared(length_generalisation, arms(0.02, 0.05, 0.95, aided=0.9))),
     ("3", YES, compared(transfer, arms(0.3, 0.6, 0.9))),
     ("3", PARTLY, compared(transfer, arms(0.3, 0.4, 0.5))),
     ("3", NO, compared(transfer, arms(0.3, 0.9, 0.9))),
@@ -657,7 +660,7 @@ def test_the_ablation_is_gathered_from_its_files(tmp_path, monkeypatch):
 
 def test_an_arm_that_is_missing_leaves_nothing_judged(tmp_path):
     everything = length_generalisation.comparison()
-    partial = type(everything)(everything.trials[:2], everything.rates, everything.tuned_on)
+    partial = type(everything)(everything.trials[:-1], everything.rates, everything.tuned_on)
     path = tmp_path / "length-generalisation.jsonl"
     write_comparison(path, partial, 3, lambda *_: 0.5)
     found = weigh(CLAIM["2"], tmp_path)

@@ -7,8 +7,10 @@ feed-forward width.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+from echo_ska.experiments.trials.changes import mamba_aids
 from echo_ska.experiments.trials.trial import Arm, as_large_as
 from echo_ska.models import EchoConfig
 from echo_ska.models.presets import find_preset
@@ -16,6 +18,7 @@ from echo_ska.models.presets import find_preset
 ECHO = "ssm+ska"
 IN_PLACE_OF_SKA = {"ssm": "mamba2", "ssm+attention": "full_attention", ECHO: "ska"}
 """The three kinds that every claim is about, by the names of tables and pictures."""
+AIDED = "ssm, with the aids"
 
 SMALL: dict[str, Any] = {
     "hidden_size": 64,
@@ -38,6 +41,13 @@ def small_arms(vocab_size: int, **fields: Any) -> list[Arm]:
         echo if mixer == "ska" else as_large_as(small(mixer, name, **fields), echo, vocab_size)
         for name, mixer in IN_PLACE_OF_SKA.items()
     ]
+
+
+def with_aided(arms: list[Arm]) -> list[Arm]:
+    """The arms, and behind the SSM as published the same with the others' aids in all of its layers."""
+    (published,) = (arm for arm in arms if arm.name == "ssm")
+    aided = dataclasses.replace(published, name=AIDED, changes=(*published.changes, mamba_aids))
+    return [each for arm in arms for each in ((arm, aided) if arm is published else (arm,))]
 
 
 def million_arms(vocab_size: int, **fields: Any) -> list[Arm]:
