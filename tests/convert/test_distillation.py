@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -75,6 +76,30 @@ def test_the_first_stage_trains_the_replaced_layers_alone():
     assert all(".self_attn.mixer." in name and int(name.split(".")[2]) in (0, 2) for name in changed)
     assert all(torch.equal(value, untouched[name]) for name, value in teacher.state_dict().items())
     assert not student.training
+
+
+def test_layers_are_matched_without_dropout():
+    student, teacher = pair("gpt2")
+    for block in student.transformer.h:
+        if hasattr(block.attn, "mixer"):
+            block.attn.dropout.p = 0.5
+    first = dataclasses.replace(QUICK, steps=1)
+    with torch.no_grad():
+        start = OutputMatching(student, teacher)(**windows().batch(0)).loss.item()
+    recorded = distil(student, teacher, windows(), matching=first, finetuning=None).matching.figures["loss"]
+    assert recorded == pytest.approx(start)
+
+
+def test_a_converted_model_is_converted_further():
+    first, _ = pair(layers=[0])
+    second = copy.deepcopy(first)
+    replace_attention(second, [2], rank=6)
+    before = copy.deepcopy(second.state_dict())
+    assert list(OutputMatching(second, first).layers) == ["2"]
+    distil(second, first, windows(), matching=QUICK, finetuning=None)
+    changed = {name for name, value in second.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(name.startswith("model.layers.2.self_attn.mixer.") for name in changed)
 
 
 def test_matching_lowers_its_loss_and_finetuning_the_cross_entropy():

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -53,14 +53,16 @@ class OutputMatching(nn.Module):
     """The SKA layers of a student, each fed what its teacher's attention is fed, and held to what that gives.
 
     The loss of a layer is the mean squared error of its output over the teacher's mean square, at real tokens; layers
-    count alike. Only they are parameters of this module, so only they are trained.
+    count alike. Only they are parameters of this module, so only they are trained. Layers that are SKA in the teacher
+    too, replaced before, have nothing to learn from it and are left out. Outputs are not dropped: the
+    teacher's are not, and a layer that drops its own could not come near them.
 
     Args:
         student: a model with replaced layers.
         teacher: the model it was made from; kept as it is, in eval mode.
 
     Raises:
-        ValueError: the student has no replaced layer, or the teacher's are not attention.
+        ValueError: the student has no replaced layer, or none that is attention in the teacher.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
@@ -69,18 +71,25 @@ class OutputMatching(nn.Module):
         if not replaced:
             raise ValueError("the student has no SKA layer: call replace_attention on it first")
         blocks, name = decoder_layers(teacher)
-        if len(blocks) <= max(replaced) or any(
-            isinstance(getattr(blocks[index], name), ReplacedAttention) for index in replaced
-        ):
+        attentions = {index: getattr(blocks[index], name) for index in replaced if index < len(blocks)}
+        targets = {index: each for index, each in attentions.items() if not isinstance(each, ReplacedAttention)}
+        if len(attentions) < len(replaced) or not targets:
             raise ValueError("the teacher must be the model as it was before: copy.deepcopy it, then replace_attention")
-        self.layers = nn.ModuleDict({str(index): module for index, module in replaced.items()})
-        self._targets = {str(index): getattr(blocks[index], name) for index in replaced}  # a dict hides the teacher's
+        self.layers = nn.ModuleDict({str(index): replaced[index] for index in targets})
+        self._targets = {str(index): each for index, each in targets.items()}  # a dict hides the teacher's
         self._teacher = [teacher]  # parameters from torch, and a list the teacher itself
         self._student_config: Any = getattr(student, "config", None)
 
     def describe(self) -> dict[str, Any]:
         """What a run that goes on has to have alike: how the layers started and what they are held to."""
         return {"replaced": getattr(self._student_config, FIELD, None), "teacher": parameter_digest(self._teacher[0])}
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module's, but for the dropout of the layers' outputs, which stays off."""
+        super().train(mode)
+        for layer in self.layers.values():
+            cast(ReplacedAttention, layer).dropout.eval()
+        return self
 
     def forward(
         self, input_ids: Tensor, labels: Tensor | None = None, attention_mask: Tensor | None = None
