@@ -97,6 +97,17 @@ def test_the_cache_grows_by_what_is_left_alone(name):
 
 
 @torch.no_grad()
+def test_states_of_layers_replaced_before_are_counted():
+    model = host("llama")
+    replace_attention(model, [0], rank=5)
+    before = copy.deepcopy(model)
+    report = replace_attention(model, [2], rank=6)
+    for length in (10, 50):
+        caches = [each(tokens(1, length), use_cache=True).past_key_values for each in (before, model)]
+        assert report.cache_bytes(length) == tuple(map(cache_bytes, caches))
+
+
+@torch.no_grad()
 def test_masks_of_a_wholly_replaced_model_do_not_grow():
     """A mask over all tokens read would need memory for them, though nothing looks at it."""
     model, _ = converted("llama")

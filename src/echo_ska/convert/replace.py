@@ -41,6 +41,7 @@ class Replacement:
         state_bytes: of one sequence's states in the replaced layers, whatever the length.
         kv_bytes_per_token: what the replaced layers kept for each token.
         kept_bytes_per_token: what the layers that stay keep for each token.
+        kept_state_bytes: of one sequence's states in layers that were SKA before.
     """
 
     layers: tuple[int, ...]
@@ -51,10 +52,11 @@ class Replacement:
     state_bytes: int
     kv_bytes_per_token: int
     kept_bytes_per_token: int
+    kept_state_bytes: int
 
     def cache_bytes(self, tokens: int) -> tuple[int, int]:
         """Bytes of one sequence's cache after so many tokens, all layers together: before, and now."""
-        kept = tokens * self.kept_bytes_per_token
+        kept = tokens * self.kept_bytes_per_token + self.kept_state_bytes
         return kept + tokens * self.kv_bytes_per_token, kept + self.state_bytes
 
     @property
@@ -130,7 +132,7 @@ def replace_attention(
     make_converted(
         cast(PreTrainedModel, model), {"layers": list(chosen), "rank": width, "init": init, "settings": settings}
     )
-    kept = [getattr(block, name) for block in blocks]
+    kept = [getattr(block, name) for index, block in enumerate(blocks) if index not in chosen]
     return Replacement(
         layers=chosen,
         rank=width,
@@ -140,6 +142,7 @@ def replace_attention(
         state_bytes=state_bytes,
         kv_bytes_per_token=kv_bytes,
         kept_bytes_per_token=sum(cache_bytes_per_token(a) for a in kept if not isinstance(a, ReplacedAttention)),
+        kept_state_bytes=sum(a.mixer.state_bytes(1) for a in kept if isinstance(a, ReplacedAttention)),
     )
 
 
