@@ -184,4 +184,4 @@ def test_a_distillation_of_other_settings_does_not_go_on(tmp_path):
     with pytest.raises(ValueError, match=r"was trained with another model\.teacher"):
         distil(pair()[0], other, windows(), matching=QUICK, finetuning=None, directory=tmp_path)
     with pytest.raises(ValueError, match=r"was trained with another model\.kl_weight"):
-        distil(again, teacher, windows(), matching=None, finetuning=QUICK, kl_weight=0.5, directory=tmp_path)
+        distil(again, teacher, windows(), matching=QUICK, finetuning=QUICK, kl_weight=0.5, directory=tmp_path)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from echo_ska.convert.attention import ReplacedAttention
 from echo_ska.convert.classes import FIELD
+from echo_ska.convert.data import ReadOn
 from echo_ska.convert.hosts import decoder_layers
 from echo_ska.convert.replace import replaced_attentions
 from echo_ska.training import DataSource, Reporter, RunRecord, TrainingConfig, train
@@ -173,7 +174,8 @@ def distil(
     Args:
         student: what `replace_attention` changed.
         teacher: a copy from before (`copy.deepcopy`), which stays as it is, but for the device.
-        data: batches of `input_ids` and `labels` (and `attention_mask`, if there is padding).
+        data: batches of `input_ids` and `labels` (and `attention_mask`, if there is padding); the second stage reads on
+            from where the first stopped.
         matching: of the first stage, `OutputMatching`; None leaves it out.
         finetuning: of the second, `Finetuning`; None leaves it out.
         kl_weight: of the second stage.
@@ -190,11 +192,11 @@ def distil(
     """
     folder = None if directory is None else Path(directory)
 
-    def run(stage: nn.Module, config: TrainingConfig, name: str) -> RunRecord:
+    def run(stage: nn.Module, batches: DataSource, config: TrainingConfig, name: str) -> RunRecord:
         student.to(training_device(config))  # all of it: the stage holds the layers that are trained alone
         return train(
             stage,
-            data,
+            batches,
             config,
             evaluate=None if evaluate is None else lambda _, step: evaluate(student, step),
             directory=None if folder is None else folder / name,
@@ -204,9 +206,10 @@ def distil(
 
     first = second = None
     if matching is not None:
-        first = run(OutputMatching(student, teacher), matching, "matching")
+        first = run(OutputMatching(student, teacher), data, matching, "matching")
     if finetuning is not None:
-        second = run(Finetuning(student, teacher, kl_weight), finetuning, "finetuning")
+        unread = data if matching is None else ReadOn(data, matching.steps)
+        second = run(Finetuning(student, teacher, kl_weight), unread, finetuning, "finetuning")
     student.eval()
     return Distillation(first, second)
 
