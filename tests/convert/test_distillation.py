@@ -159,6 +159,17 @@ def test_an_interrupted_distillation_goes_on_where_it_was(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"matching", "finetuning"}
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_training_in_half_precision_is_refused(dtype):
+    teacher = host("llama").to(dtype)
+    student = copy.deepcopy(teacher)
+    replace_attention(student, [1], rank=6)
+    for stages in ({"finetuning": None, "matching": QUICK}, {"matching": None, "finetuning": QUICK}):
+        with pytest.raises(ValueError, match=f"are lost in {dtype}: distil student.float.. from teacher.float"):
+            distil(student, teacher, windows(), **stages)
+    distil(student.float(), teacher.float(), windows(), matching=QUICK, finetuning=None)
+
+
 def test_pairs_that_do_not_fit_are_refused():
     student, teacher = pair()
     with pytest.raises(ValueError, match="call replace_attention on it first"):

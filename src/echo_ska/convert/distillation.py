@@ -172,7 +172,7 @@ def distil(
     checkpoint when it is called again.
 
     Args:
-        student: what `replace_attention` changed.
+        student: what `replace_attention` changed, in float32.
         teacher: a copy from before (`copy.deepcopy`), which stays as it is, but for the device.
         data: batches of `input_ids` and `labels` (and `attention_mask`, if there is padding); the second stage reads on
             from where the first stopped.
@@ -187,10 +187,16 @@ def distil(
         The stages' records.
 
     Raises:
-        ValueError: what does not fit together.
+        ValueError: what does not fit together, or parameters to be trained in half precision.
         FloatingPointError: a loss or gradient that is not finite; the weights stay as the step before left them.
     """
     folder = None if directory is None else Path(directory)
+    trained = (parameter.dtype for parameter in student.parameters() if parameter.requires_grad)
+    if half := next((dtype for dtype in trained if dtype.itemsize < 4), None):
+        raise ValueError(
+            f"a training's small changes are lost in {half}: distil student.float() from teacher.float(), save the "
+            f"result and load it with dtype={half}"
+        )
 
     def run(stage: nn.Module, batches: DataSource, config: TrainingConfig, name: str) -> RunRecord:
         student.to(training_device(config))  # all of it: the stage holds the layers that are trained alone
