@@ -84,8 +84,13 @@ def make_converted(model: PreTrainedModel, part: dict[str, Any]) -> None:
 
 def keep_in_float32(model: PreTrainedModel) -> None:
     """Of what steers exponentials and solves, what this model has stays in float32 when it is loaded."""
-    own = {name.rpartition(".")[2] for name, _ in model.named_parameters() if ".mixer." in name}
-    cast(Any, model)._keep_in_fp32_modules_strict = own.intersection(KEPT_IN_FLOAT32)
+    own = {name.rpartition(".")[2] for name, _ in model.named_parameters() if is_kept_in_float32(name)}
+    cast(Any, model)._keep_in_fp32_modules_strict = own
+
+
+def is_kept_in_float32(name: str) -> bool:
+    """Whether a converted model's parameter of that name stays in float32 where the model is in half precision."""
+    return ".mixer." in name and name.rpartition(".")[2] in KEPT_IN_FLOAT32
 
 
 def _refuse_attention_weights(model: PreTrainedModel) -> None:
