@@ -6,7 +6,8 @@ import json
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from echo_ska.cli import app
@@ -27,11 +28,17 @@ def text(tmp_path):
     return path
 
 
-def llama(folder, vocab_size=256):
+def llama(folder, vocab_size=256, dtype=torch.float32, **settings):
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=vocab_size, bos_token_id=None, eos_token_id=None, **sizes)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    config = LlamaConfig(vocab_size=vocab_size, bos_token_id=None, eos_token_id=None, **sizes, **settings)
+    LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
+    return folder
+
+
+def gpt2(folder, vocab_size=256):
+    config = GPT2Config(vocab_size=vocab_size, n_embd=16, n_layer=2, n_head=2, n_positions=32, bos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(folder)
     return folder
 
 
@@ -86,11 +93,87 @@ def test_a_tokenizer_is_used_and_kept(tmp_path, text):
     assert (tmp_path / "out" / "model" / "tokenizer.json").exists()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_trained_in_float32_and_kept_as_it_was(tmp_path, text, dtype):
+    figures = {}
+    for name, each in (("half", dtype), ("whole", torch.float32)):
+        model, output = llama(tmp_path / name, dtype=each), tmp_path / f"{name}-out"
+        steps = ("--matching-steps", 20, "--finetuning-steps", 60, "--finetuning-rate", 1e-4)
+        result = run(model, "--text", text, "-o", output, *SMALL, *steps, "--no-control", "--json", tmp_path / "r.json")
+        assert result.exit_code == 0, result.output
+        figures[name] = json.loads((tmp_path / "r.json").read_text())["figures"]
+        assert ("as it is kept, in" in result.stdout) == (name == "half")
+    for state in ("replaced", "matched", "finetuned"):
+        assert figures["half"][state]["loss"] == pytest.approx(figures["whole"][state]["loss"], abs=0.02)
+    assert figures["half"]["kept"]["loss"] == pytest.approx(figures["half"]["finetuned"]["loss"], abs=0.02)
+    kept = load_converted(tmp_path / "half-out" / "model")
+    dtypes = {name: parameter.dtype for name, parameter in kept.named_parameters()}
+    assert dtypes["model.layers.1.self_attn.mixer.raw_ridge"] == torch.float32
+    assert dtypes["model.layers.1.self_attn.mixer.o_proj.weight"] == dtypes["lm_head.weight"] == dtype
+    assert kept.config.dtype == dtype
+    sizes = [figures[name]["cache_bytes"]["1000"]["before"] for name in ("half", "whole")]
+    assert 2 * sizes[0] == sizes[1]
+
+
+def test_a_tokenizer_of_other_files_is_used_and_kept(tmp_path, text):
+    tokenizer = train_bpe([text], 270)
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    model = gpt2(tmp_path / "gpt2", len(tokenizer))
+    (model / "vocab.json").write_text(json.dumps(parts["vocab"]))
+    (model / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, parts["merges"])]))
+    (model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    found = AutoTokenizer.from_pretrained(model)
+    result = run(model, "--text", text, "-o", tmp_path / "out", *SMALL, "--no-control", "--json", tmp_path / "r.json")
+    assert result.exit_code == 0, result.output
+    configuration = json.loads((tmp_path / "r.json").read_text())["configuration"]
+    assert configuration["data"]["source"]["tokens"] == pytest.approx(0.9 * len(found(text.read_text()).input_ids), 0.1)
+    kept = AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
+    assert kept("It was the best").input_ids == found("It was the best").input_ids
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "vocab.json", "tokenizer.model", "spiece.model"])
+def test_a_tokenizer_that_cannot_be_read_is_not_passed_over(tmp_path, text, name):
+    model = gpt2(tmp_path / "gpt2")
+    (model / name).write_text('{"tokenizer_class": "GPT2Tokenizer"}' if name == "tokenizer_config.json" else "{}")
+    result = run(model, "--text", text, "-o", tmp_path / "out", *SMALL)
+    assert result.exit_code == 1
+    assert f"The tokenizer in {model} " in " ".join(result.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tied_model_that_was_converted_is_converted_further(tmp_path, text):
+    model = llama(tmp_path / "llama", tie_word_embeddings=True)
+    for layer, output in enumerate((tmp_path / "first", tmp_path / "second")):
+        result = run(model, "--text", text, "-o", output, *SMALL, "--layers", layer, "--no-control")
+        assert result.exit_code == 0, result.output
+        model = output / "model"
+    assert [part["layers"] for part in load_converted(model).config.echo_ska_replaced] == [[0], [1]]
+
+
+def test_weights_that_are_missing_are_named(tmp_path, text):
+    model = llama(tmp_path / "llama")
+    weights = load_file(model / "model.safetensors")
+    lost = sorted(name for name in weights if "layers.1." in name)
+    for names in (lost[:1], lost):
+        save_file({name: weights[name] for name in weights if name not in names}, model / "model.safetensors")
+        result = run(model, "--text", text, "-o", tmp_path / "out", *SMALL)
+        assert result.exit_code == 1
+        said = " ".join(result.stderr.split())
+        assert "not all of this model, missing: " + ", ".join(names[:3]) in said
+    assert f"and {len(lost) - 3} more" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_does_not_fit_is_said_in_one_sentence(tmp_path, text):
-    small = llama(tmp_path / "small", 90)
+    small, large = llama(tmp_path / "small", 90), llama(tmp_path / "large", 300)
+    few = llama(tmp_path / "few", 260)
+    train_bpe([text], 270).save_pretrained(few)
     for model, options, sentence in (
         (tmp_path / "nowhere", (), "it has no config.json"),
         (small, (), "no tokenizer.json"),
+        (large, (), "a vocabulary of 300 is not the 256 bytes"),
+        (few, (), "has 270 tokens, its model only 260"),
+        (gpt2(tmp_path / "gpt2"), ("--length", 33), "32 positions: --length must be at most that, got 33"),
         (llama(tmp_path / "llama"), ("--layers", "7"), "layers must name at least one of 0 to 1"),
         (tmp_path / "llama", ("--init", "warm"), "init must be"),
         (tmp_path / "llama", ("--rank", "99"), "between 1 and the head's width 8"),

@@ -38,6 +38,7 @@ GPT2_SIZES = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 512, "resi
 HOSTS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
     "llama, biases": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, attention_bias=True)),
+    "llama, wide heads": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, head_dim=36)),  # wider than the model
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=12, tie_word_embeddings=True)),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
 from host_models import HOSTS, host, tokens
 from transformers import DynamicCache, StaticCache
 
-from echo_ska.convert import replace_attention
+from echo_ska.convert import load_converted, replace_attention
 from echo_ska.convert.measure import cache_bytes
 
 CHOICES = {"all": "all", "one": [1], "two": [0, 1]}
@@ -97,6 +98,17 @@ def test_the_cache_grows_by_what_is_left_alone(name):
 
 
 @torch.no_grad()
+def test_states_of_layers_replaced_before_are_counted():
+    model = host("llama")
+    replace_attention(model, [0], rank=5)
+    before = copy.deepcopy(model)
+    report = replace_attention(model, [2], rank=6)
+    for length in (10, 50):
+        caches = [each(tokens(1, length), use_cache=True).past_key_values for each in (before, model)]
+        assert report.cache_bytes(length) == tuple(map(cache_bytes, caches))
+
+
+@torch.no_grad()
 def test_masks_of_a_wholly_replaced_model_do_not_grow():
     """A mask over all tokens read would need memory for them, though nothing looks at it."""
     model, _ = converted("llama")
@@ -135,6 +147,28 @@ def test_what_no_state_can_give_is_refused_in_one_sentence():
         model(ids, past_key_values=filled, use_cache=True)
     with pytest.raises(ValueError, match="cannot take tokens back"):
         model.generate(ids[:1].repeat(1, 4), prompt_lookup_num_tokens=3, **GREEDY)
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_attention_weights_are_refused(name, tmp_path):
+    model = host(name)
+    replace_attention(model, [1], rank=6)
+    replace_attention(model, [2], rank=6)
+    ids = tokens(1, 6)
+    model.save_pretrained(tmp_path)
+    for each in (model, load_converted(tmp_path), copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        each.set_attn_implementation("eager")
+        with pytest.raises(ValueError, match="has no attention weights: leave output_attentions out"):
+            each(ids, output_attentions=True)
+        with pytest.raises(ValueError, match="leave output_attentions out"):
+            each.base_model(ids, output_attentions=True)
+        with pytest.raises(ValueError, match="leave output_attentions out"):
+            each.generate(ids, output_attentions=True, return_dict_in_generate=True, **GREEDY)
+        assert each(ids, output_attentions=False).logits.shape[:2] == (1, 6)
+        each.config.output_attentions = True
+        with pytest.raises(ValueError, match="leave output_attentions out"):
+            each(ids)
+        assert len(each.base_model._forward_pre_hooks) == 1
 
 
 def test_gradients_flow_through_every_parameter_in_training_and_checkpointing():

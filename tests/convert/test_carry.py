@@ -32,6 +32,16 @@ def test_forms_of_lower_rank_are_the_best():
         assert torch.allclose(narrow_query @ narrow_query.mT, narrow_key @ narrow_key.mT)  # the sides share alike
 
 
+@pytest.mark.parametrize("rank", [3, 4, 6, 9])
+def test_forms_of_heads_wider_than_their_input_are_the_same_from_its_width_on(rank):
+    query, key = torch.randn(2, 3, 9, 4, dtype=torch.float64)
+    narrow_query, narrow_key = low_rank_forms(query, key, rank)
+    assert narrow_query.shape == narrow_key.shape == (3, rank, 4)
+    error = (forms(narrow_query, narrow_key) - forms(query, key)).square().sum(dim=(1, 2))
+    lost = torch.linalg.svdvals(forms(query, key))[:, rank:].square().sum(dim=1)
+    assert torch.allclose(error, lost, atol=1e-12)
+
+
 @pytest.mark.parametrize("rank", [0, 6])
 def test_ranks_out_of_range_are_refused(rank):
     with pytest.raises(ValueError, match=f"between 1 and the head's width 5 to carry it over, got {rank}"):

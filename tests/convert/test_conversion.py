@@ -10,7 +10,7 @@ import pytest
 import torch
 from host_models import VOCABULARY, host, tokens
 
-from echo_ska.convert import load_converted
+from echo_ska.convert import distil, load_converted
 from echo_ska.convert.conversion import ConversionMeasure, ConversionRecipe, cache_table, convert, trained_on
 from echo_ska.convert.data import TokenWindows
 from echo_ska.convert.measure import copying, held_out_loss
@@ -57,6 +57,32 @@ def test_what_starts_afresh_is_the_same_every_time():
     torch.manual_seed(8)
     _, _, second = convert(host("gpt2"), DATA, recipe, MEASURE)
     assert first == second
+
+
+class Watched:
+    """A source that keeps the inputs that were read."""
+
+    def __init__(self):
+        self.read = []
+
+    def batch(self, step, part=0, parts=1):
+        batch = DATA.batch(step, part, parts)
+        self.read.append(batch["input_ids"])
+        return batch
+
+    def describe(self):
+        return DATA.describe()
+
+
+def test_the_control_reads_the_batches_of_the_conversion():
+    original, converted, controlled, distilled = host("llama"), Watched(), Watched(), Watched()
+    student, _, _ = convert(original, converted, RECIPE, MEASURE)
+    trained_on(original, controlled, RECIPE)
+    distil(student, original, distilled, matching=RECIPE.matching, finetuning=RECIPE.finetuning)
+    assert len(controlled.read) == 5
+    assert len({tuple(batch.flatten().tolist()) for batch in controlled.read}) == 5
+    assert torch.equal(torch.stack(converted.read), torch.stack(controlled.read))
+    assert torch.equal(torch.stack(distilled.read), torch.stack(controlled.read))
 
 
 def test_the_control_takes_the_steps_of_both_stages(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -77,6 +78,30 @@ def test_the_first_stage_trains_the_replaced_layers_alone():
     assert not student.training
 
 
+def test_layers_are_matched_without_dropout():
+    student, teacher = pair("gpt2")
+    for block in student.transformer.h:
+        if hasattr(block.attn, "mixer"):
+            block.attn.dropout.p = 0.5
+    first = dataclasses.replace(QUICK, steps=1)
+    with torch.no_grad():
+        start = OutputMatching(student, teacher)(**windows().batch(0)).loss.item()
+    recorded = distil(student, teacher, windows(), matching=first, finetuning=None).matching.figures["loss"]
+    assert recorded == pytest.approx(start)
+
+
+def test_a_converted_model_is_converted_further():
+    first, _ = pair(layers=[0])
+    second = copy.deepcopy(first)
+    replace_attention(second, [2], rank=6)
+    before = copy.deepcopy(second.state_dict())
+    assert list(OutputMatching(second, first).layers) == ["2"]
+    distil(second, first, windows(), matching=QUICK, finetuning=None)
+    changed = {name for name, value in second.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(name.startswith("model.layers.2.self_attn.mixer.") for name in changed)
+
+
 def test_matching_lowers_its_loss_and_finetuning_the_cross_entropy():
     student, teacher = pair(layers=(0, 1, 2))
     held = windows(seed=5).batch(0)
@@ -134,6 +159,17 @@ def test_an_interrupted_distillation_goes_on_where_it_was(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"matching", "finetuning"}
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_training_in_half_precision_is_refused(dtype):
+    teacher = host("llama").to(dtype)
+    student = copy.deepcopy(teacher)
+    replace_attention(student, [1], rank=6)
+    for stages in ({"finetuning": None, "matching": QUICK}, {"matching": None, "finetuning": QUICK}):
+        with pytest.raises(ValueError, match=f"are lost in {dtype}: distil student.float.. from teacher.float"):
+            distil(student, teacher, windows(), **stages)
+    distil(student.float(), teacher.float(), windows(), matching=QUICK, finetuning=None)
+
+
 def test_pairs_that_do_not_fit_are_refused():
     student, teacher = pair()
     with pytest.raises(ValueError, match="call replace_attention on it first"):
@@ -159,4 +195,4 @@ def test_a_distillation_of_other_settings_does_not_go_on(tmp_path):
     with pytest.raises(ValueError, match=r"was trained with another model\.teacher"):
         distil(pair()[0], other, windows(), matching=QUICK, finetuning=None, directory=tmp_path)
     with pytest.raises(ValueError, match=r"was trained with another model\.kl_weight"):
-        distil(again, teacher, windows(), matching=None, finetuning=QUICK, kl_weight=0.5, directory=tmp_path)
+        distil(again, teacher, windows(), matching=QUICK, finetuning=QUICK, kl_weight=0.5, directory=tmp_path)

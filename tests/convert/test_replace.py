@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from echo_ska.convert import ReplacedAttention, load_converted, replace_attention
 from echo_ska.convert.classes import FIELD
-from echo_ska.convert.replace import chosen_layers, replaced_attentions
+from echo_ska.convert.measure import cache_bytes
+from echo_ska.convert.replace import cast_converted, chosen_layers, replaced_attentions
 
 
 @pytest.mark.parametrize(
@@ -188,6 +189,25 @@ def test_half_precision_and_shards_are_loaded_as_they_were_saved(tmp_path):
     for (name, wanted), found in zip(model.named_parameters(), loaded.parameters(), strict=True):
         assert found.dtype == wanted.dtype, name
         assert torch.equal(found, wanted), name
+
+
+@torch.no_grad()
+def test_a_cast_model_is_what_would_be_loaded_in_that_dtype(tmp_path):
+    model = host("qwen2")
+    replace_attention(model, [0], rank=5)
+    report = replace_attention(model, [2], rank=6)
+    before = copy.deepcopy(model)
+    before.save_pretrained(tmp_path)
+    report = cast_converted(model, torch.bfloat16, report)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    for (name, wanted), found in zip(loaded.named_parameters(), model.parameters(), strict=True):
+        assert found.dtype == wanted.dtype, name
+        assert torch.equal(found, wanted), name
+    cache = model(tokens(1, 20), use_cache=True).past_key_values
+    assert report.cache_bytes(20)[1] == cache_bytes(cache)
+    in_half = host("qwen2").to(torch.bfloat16)
+    replace_attention(in_half, [0], rank=5)
+    assert report == replace_attention(in_half, [2], rank=6)
 
 
 def test_folders_that_hold_no_converted_model_are_refused(tmp_path):

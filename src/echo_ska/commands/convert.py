@@ -14,14 +14,16 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from echo_ska.commands.goals import say
 from echo_ska.commands.keep import whole_model
+from echo_ska.commands.load import read_tokenizer
 from echo_ska.convert.conversion import ConversionMeasure, ConversionRecipe, cache_table, convert, trained_on
 from echo_ska.convert.data import TokenWindows, WithCopying
-from echo_ska.convert.hosts import decoder_layers
+from echo_ska.convert.hosts import decoder_layers, learnt_positions
+from echo_ska.convert.replace import cast_converted
 from echo_ska.evaluation.memory_plot import format_bytes
 from echo_ska.models.own_code import OWN_CODE_IS_NOT_RUN, refusing_own_code
 from echo_ska.training import (
@@ -38,6 +40,8 @@ from echo_ska.training.records import append_new, write_json
 from echo_ska.training.text import VOCAB_SIZE
 
 EVALUATION_SEED = 1_000_003
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "spiece.model")
+"""By any of which a folder has a tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,14 @@ def start_convert(request: ConvertRequest, json_file: Path | None, console: Cons
         raise ValueError(f"{kept} exists: name another --output, nothing is overwritten.")
     original, tokenizer = load_host(request.model)
     decoder_layers(original)  # raises for models that are not supported
+    positions = learnt_positions(original)
+    if positions is not None and request.length > positions:
+        raise ValueError(
+            f"{request.model} has learnt {positions} positions: --length must be at most that, got {request.length}."
+        )
+    kept_in = original.dtype
+    if kept_in.itemsize < 4:
+        original.float()  # in which training loses nothing
     split = split_by_file(load_text(request.text))
     training, held_out = encoded(split.training, tokenizer), encoded(split.held_out, tokenizer)
     vocab_size = original.config.vocab_size
@@ -118,10 +130,14 @@ def start_convert(request: ConvertRequest, json_file: Path | None, console: Cons
             if request.control:
                 control = trained_on(original, data, recipe, directory=request.output, reporter=stage("control"))
                 figures["control"] = measure(control)
+            assert isinstance(student, PreTrainedModel)
+            if student.dtype != kept_in:
+                replacement = cast_converted(student, kept_in, replacement)
+                figures["kept"] = measure(student)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Stopped; give the same command again to go on from {request.output}.") from None
     figures |= {"replacement": dataclasses.asdict(replacement), "cache_bytes": cache_table(replacement)}
-    console.print(states_table(figures, request.steps))
+    console.print(states_table(figures, request.steps, kept_in))
     console.print(cache_shown(figures["cache_bytes"]))
     say(
         console,
@@ -130,8 +146,12 @@ def start_convert(request: ConvertRequest, json_file: Path | None, console: Cons
         f"values from {replacement.break_even:,} tokens on.",
     )
     logging.disable_progress_bar()
-    assert isinstance(student, PreTrainedModel)
-    configuration = {"model": str(request.model), "data": data.describe(), "recipe": dataclasses.asdict(recipe)}
+    configuration = {
+        "model": str(request.model),
+        "kept_in": str(kept_in),
+        "data": data.describe(),
+        "recipe": dataclasses.asdict(recipe),
+    }
     record = make_record("convert", configuration, figures, seed=request.seed, seconds=time.perf_counter() - started)
     with whole_model(kept) as folder:
         student.save_pretrained(folder)
@@ -142,7 +162,7 @@ def start_convert(request: ConvertRequest, json_file: Path | None, console: Cons
     write_json(json_file, dataclasses.asdict(record))
 
 
-def states_table(figures: dict[str, Any], steps: tuple[int, int]) -> Table:
+def states_table(figures: dict[str, Any], steps: tuple[int, int], kept_in: torch.dtype) -> Table:
     """What every state scores."""
     periods = list(figures["original"]["copied"])
     headings = (f"copied, {period} tokens" for period in periods)
@@ -153,6 +173,7 @@ def states_table(figures: dict[str, Any], steps: tuple[int, int]) -> Table:
         ("replaced", "replaced, untrained"),
         ("matched", f"after {steps[0]:,} steps of matching"),
         ("finetuned", f"after {steps[1]:,} steps of cross-entropy"),
+        ("kept", f"as it is kept, in {str(kept_in).removeprefix('torch.')}"),
     ):
         if name in figures:
             copied = (f"{figures[name]['copied'][period]:.1%}" for period in periods)
@@ -169,29 +190,32 @@ def cache_shown(sizes: dict[str, dict[str, int]]) -> Table:
 
 
 def load_host(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """A model, and its tokenizer if there is one; without one it has to read bytes.
+    """A model in the dtype it was saved in, and its tokenizer; None for a model of the 256 bytes without one.
 
     Raises:
-        ValueError: `folder` holds no model in safetensors, or one of a vocabulary below 256 without a tokenizer.
+        ValueError: `folder` holds no model in safetensors, not all of its weights, no tokenizer where it needs one, or
+            one that cannot be read or has ids that the model does not know.
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not the folder of a model: it has no config.json.")
     logging.disable_progress_bar()
     try:
         with refusing_own_code(folder):
-            model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **OWN_CODE_IS_NOT_RUN)
+            model, found = AutoModelForCausalLM.from_pretrained(
+                folder, use_safetensors=True, output_loading_info=True, **OWN_CODE_IS_NOT_RUN
+            )
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise ValueError(f"The model in {folder} cannot be read: {str(error).strip().splitlines()[0]}") from None
-    if (folder / "tokenizer.json").is_file():
-        try:
-            with refusing_own_code(folder):
-                return model.eval(), AutoTokenizer.from_pretrained(folder, **OWN_CODE_IS_NOT_RUN)
-        except Exception as error:  # `tokenizers` raises bare Exceptions
-            raise ValueError(f"The tokenizer in {folder} cannot be read: {str(error).splitlines()[0]}") from None
-    if model.config.vocab_size < VOCAB_SIZE:
+    if lacking := sorted(found["missing_keys"]):
+        named = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
+        raise ValueError(f"The weights in {folder} are not all of this model, missing: {named}.")
+    vocab_size = model.config.vocab_size
+    if any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return model.eval(), read_tokenizer(folder, vocab_size)
+    if vocab_size != VOCAB_SIZE:
         raise ValueError(
-            f"{folder} has no tokenizer.json, and a vocabulary of {model.config.vocab_size} does not hold the 256 "
-            "bytes: save the model's tokenizer there."
+            f"{folder} has no tokenizer.json, and a vocabulary of {vocab_size} is not the 256 bytes: save the model's "
+            "tokenizer there."
         )
     return model.eval(), None
 

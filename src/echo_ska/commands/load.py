@@ -78,11 +78,19 @@ def load_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerBase:
             f"{folder} has no tokenizer (tokenizer.json): save the model's own there with "
             "tokenizer.save_pretrained(...); echo_ska.models.byte_tokenizer() is that of models that learnt bytes."
         )
+    return read_tokenizer(folder, vocab_size)
+
+
+def read_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`, of whatever files it is made; see `load_tokenizer`."""
     try:
         with refusing_own_code(folder):
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **OWN_CODE_IS_NOT_RUN)
     except Exception as error:  # `tokenizers` raises bare Exceptions
-        raise ValueError(f"The tokenizer in {folder} cannot be read: {_first_line(error)}.") from None
+        remedy = next(reversed(str(error).splitlines()), type(error).__name__).strip().rstrip(".")  # behind what failed
+        raise ValueError(f"The tokenizer in {folder} cannot be read: {remedy}.") from None
+    if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):  # of a tokenizer_config.json alone
+        raise ValueError(f"The tokenizer in {folder} has no vocabulary: save the model's own there.")
     if len(tokenizer) > vocab_size:
         raise ValueError(f"The tokenizer in {folder} has {len(tokenizer)} tokens, its model only {vocab_size}.")
     return tokenizer

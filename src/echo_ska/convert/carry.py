@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echo_ska.convert.hosts import HeadWeights
@@ -17,7 +18,8 @@ def low_rank_forms(query: Tensor, key: Tensor, rank: int) -> tuple[Tensor, Tenso
 
     The product of a query and a key is the bilinear form x^T W_q^T W_k z of their tokens. Its best approximation of
     rank r, in the Frobenius norm, is its singular value decomposition cut at r (Eckart and Young); each side gets the
-    root of the singular values. At r = D the products are the same, in another basis.
+    root of the singular values. At r = D the products are the same, in another basis; rows that heads wider than their
+    input have to spare are 0.
 
     Args:
         query, key: [H, D, d]; a bias is one column more, for an input that is always 1.
@@ -31,12 +33,14 @@ def low_rank_forms(query: Tensor, key: Tensor, rank: int) -> tuple[Tensor, Tenso
     """
     if not 1 <= rank <= query.shape[1]:
         raise ValueError(f"rank must be between 1 and the head's width {query.shape[1]} to carry it over, got {rank}")
-    query_basis, query_factor = torch.linalg.qr(query.double().mT)  # [H, d, D], [H, D, D]
+    query_basis, query_factor = torch.linalg.qr(query.double().mT)  # [H, d, k], [H, k, D]; k is the smaller of d, D
     key_basis, key_factor = torch.linalg.qr(key.double().mT)
     left, sizes, right = torch.linalg.svd(query_factor @ key_factor.mT)
     root = sizes[:, None, :rank].sqrt()
-    reduced = (query_basis @ left[..., :rank] * root, key_basis @ right.mT[..., :rank] * root)  # [H, d, r]
-    narrow_query, narrow_key = (part.mT.to(query.dtype).contiguous() for part in reduced)
+    reduced = (query_basis @ left[..., :rank] * root, key_basis @ right.mT[..., :rank] * root)  # [H, d, at most r]
+    narrow_query, narrow_key = (
+        F.pad(part, (0, rank - part.shape[-1])).mT.to(query.dtype).contiguous() for part in reduced
+    )
     return narrow_query, narrow_key
 
 

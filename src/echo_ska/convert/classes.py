@@ -44,6 +44,7 @@ def converted_class(host: str) -> type[PreTrainedModel]:
         for part in getattr(config, FIELD, None) or ():
             _put_in(model, part)
         keep_in_float32(model)
+        _refuse_attention_weights(model)
 
     def initialize_weights(model: Any) -> None:
         original.initialize_weights(model)  # which does not know these layers, where a file lacks their parameters
@@ -78,12 +79,32 @@ def make_converted(model: PreTrainedModel, part: dict[str, Any]) -> None:
         if getattr(module, "config", None) is old:
             module.config = config
     keep_in_float32(model)
+    _refuse_attention_weights(model)
 
 
 def keep_in_float32(model: PreTrainedModel) -> None:
     """Of what steers exponentials and solves, what this model has stays in float32 when it is loaded."""
-    own = {name.rpartition(".")[2] for name, _ in model.named_parameters() if ".mixer." in name}
-    cast(Any, model)._keep_in_fp32_modules_strict = own.intersection(KEPT_IN_FLOAT32)
+    own = {name.rpartition(".")[2] for name, _ in model.named_parameters() if is_kept_in_float32(name)}
+    cast(Any, model)._keep_in_fp32_modules_strict = own
+
+
+def is_kept_in_float32(name: str) -> bool:
+    """Whether a converted model's parameter of that name stays in float32 where the model is in half precision."""
+    return ".mixer." in name and name.rpartition(".")[2] in KEPT_IN_FLOAT32
+
+
+def _refuse_attention_weights(model: PreTrainedModel) -> None:
+    """Hugging Face would return the weights of the layers that have some, as if those were all.
+
+    The host's decoder refuses, since it may also be called by itself.
+    """
+    if _check_wanted not in model.base_model._forward_pre_hooks.values():
+        model.base_model.register_forward_pre_hook(_check_wanted, with_kwargs=True)
+
+
+def _check_wanted(decoder: nn.Module, arguments: tuple, settings: dict[str, Any]) -> None:
+    if settings.get("output_attentions", getattr(decoder.config, "output_attentions", False)):
+        raise ValueError("an SKA layer in the place of attention has no attention weights: leave output_attentions out")
 
 
 def _reset(module: nn.Module) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from echo_ska.convert.data import ReadOn
 from echo_ska.convert.distillation import FINETUNING, MATCHING, Finetuning, distil
 from echo_ska.convert.measure import CACHE_LENGTHS, copying, held_out_loss
 from echo_ska.convert.replace import Replacement, replace_attention
@@ -91,7 +92,7 @@ def convert(
 
     Args:
         original: stays as it is.
-        data: of both stages.
+        data: of both stages, one behind the other: what `trained_on` reads.
         recipe: what to do.
         measure: asked of the model after every step.
         directory: for checkpoints, so that it can be called again after an interruption; None keeps none.
@@ -120,7 +121,7 @@ def convert(
     distil(
         student,
         original,
-        data,
+        ReadOn(data, recipe.matching.steps),
         matching=None,
         finetuning=recipe.finetuning,
         kl_weight=recipe.kl_weight,

@@ -105,6 +105,26 @@ class WithCopying:
         }
 
 
+class ReadOn:
+    """Another source's batches from a step on: what comes after a stage that read those before.
+
+    Args:
+        source: gives the batches.
+        first_step: the step whose batch is the first here.
+    """
+
+    def __init__(self, source: DataSource, first_step: int) -> None:
+        self.source, self.first_step = source, first_step
+
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
+        """The source's batch of so many steps later."""
+        return rows_of_part(self.source.batch(self.first_step + step), part, parts)
+
+    def describe(self) -> dict[str, Any]:
+        """The source, and where in it the first batch is."""
+        return {**self.source.describe(), "first_step": self.first_step}
+
+
 def copies(length: int, periods: Tensor, vocab_size: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Windows of uniformly drawn tokens that repeat: `input_ids` and `labels`, int64 [B, length].
 

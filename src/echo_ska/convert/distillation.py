@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from echo_ska.convert.attention import ReplacedAttention
 from echo_ska.convert.classes import FIELD
+from echo_ska.convert.data import ReadOn
 from echo_ska.convert.hosts import decoder_layers
 from echo_ska.convert.replace import replaced_attentions
 from echo_ska.training import DataSource, Reporter, RunRecord, TrainingConfig, train
@@ -53,14 +54,16 @@ class OutputMatching(nn.Module):
     """The SKA layers of a student, each fed what its teacher's attention is fed, and held to what that gives.
 
     The loss of a layer is the mean squared error of its output over the teacher's mean square, at real tokens; layers
-    count alike. Only they are parameters of this module, so only they are trained.
+    count alike. Only they are parameters of this module, so only they are trained. Layers that are SKA in the teacher
+    too, replaced before, have nothing to learn from it and are left out. Outputs are not dropped: the
+    teacher's are not, and a layer that drops its own could not come near them.
 
     Args:
         student: a model with replaced layers.
         teacher: the model it was made from; kept as it is, in eval mode.
 
     Raises:
-        ValueError: the student has no replaced layer, or the teacher's are not attention.
+        ValueError: the student has no replaced layer, or none that is attention in the teacher.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
@@ -69,18 +72,25 @@ class OutputMatching(nn.Module):
         if not replaced:
             raise ValueError("the student has no SKA layer: call replace_attention on it first")
         blocks, name = decoder_layers(teacher)
-        if len(blocks) <= max(replaced) or any(
-            isinstance(getattr(blocks[index], name), ReplacedAttention) for index in replaced
-        ):
+        attentions = {index: getattr(blocks[index], name) for index in replaced if index < len(blocks)}
+        targets = {index: each for index, each in attentions.items() if not isinstance(each, ReplacedAttention)}
+        if len(attentions) < len(replaced) or not targets:
             raise ValueError("the teacher must be the model as it was before: copy.deepcopy it, then replace_attention")
-        self.layers = nn.ModuleDict({str(index): module for index, module in replaced.items()})
-        self._targets = {str(index): getattr(blocks[index], name) for index in replaced}  # a dict hides the teacher's
+        self.layers = nn.ModuleDict({str(index): replaced[index] for index in targets})
+        self._targets = {str(index): each for index, each in targets.items()}  # a dict hides the teacher's
         self._teacher = [teacher]  # parameters from torch, and a list the teacher itself
         self._student_config: Any = getattr(student, "config", None)
 
     def describe(self) -> dict[str, Any]:
         """What a run that goes on has to have alike: how the layers started and what they are held to."""
         return {"replaced": getattr(self._student_config, FIELD, None), "teacher": parameter_digest(self._teacher[0])}
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module's, but for the dropout of the layers' outputs, which stays off."""
+        super().train(mode)
+        for layer in self.layers.values():
+            cast(ReplacedAttention, layer).dropout.eval()
+        return self
 
     def forward(
         self, input_ids: Tensor, labels: Tensor | None = None, attention_mask: Tensor | None = None
@@ -162,9 +172,10 @@ def distil(
     checkpoint when it is called again.
 
     Args:
-        student: what `replace_attention` changed.
+        student: what `replace_attention` changed, in float32.
         teacher: a copy from before (`copy.deepcopy`), which stays as it is, but for the device.
-        data: batches of `input_ids` and `labels` (and `attention_mask`, if there is padding).
+        data: batches of `input_ids` and `labels` (and `attention_mask`, if there is padding); the second stage reads on
+            from where the first stopped.
         matching: of the first stage, `OutputMatching`; None leaves it out.
         finetuning: of the second, `Finetuning`; None leaves it out.
         kl_weight: of the second stage.
@@ -176,16 +187,22 @@ def distil(
         The stages' records.
 
     Raises:
-        ValueError: what does not fit together.
+        ValueError: what does not fit together, or parameters to be trained in half precision.
         FloatingPointError: a loss or gradient that is not finite; the weights stay as the step before left them.
     """
     folder = None if directory is None else Path(directory)
+    trained = (parameter.dtype for parameter in student.parameters() if parameter.requires_grad)
+    if half := next((dtype for dtype in trained if dtype.itemsize < 4), None):
+        raise ValueError(
+            f"a training's small changes are lost in {half}: distil student.float() from teacher.float(), save the "
+            f"result and load it with dtype={half}"
+        )
 
-    def run(stage: nn.Module, config: TrainingConfig, name: str) -> RunRecord:
+    def run(stage: nn.Module, batches: DataSource, config: TrainingConfig, name: str) -> RunRecord:
         student.to(training_device(config))  # all of it: the stage holds the layers that are trained alone
         return train(
             stage,
-            data,
+            batches,
             config,
             evaluate=None if evaluate is None else lambda _, step: evaluate(student, step),
             directory=None if folder is None else folder / name,
@@ -195,9 +212,10 @@ def distil(
 
     first = second = None
     if matching is not None:
-        first = run(OutputMatching(student, teacher), matching, "matching")
+        first = run(OutputMatching(student, teacher), data, matching, "matching")
     if finetuning is not None:
-        second = run(Finetuning(student, teacher, kl_weight), finetuning, "finetuning")
+        unread = data if matching is None else ReadOn(data, matching.steps)
+        second = run(Finetuning(student, teacher, kl_weight), unread, finetuning, "finetuning")
     student.eval()
     return Distillation(first, second)
 

@@ -70,6 +70,12 @@ def decoder_layers(model: nn.Module) -> tuple[nn.ModuleList, str]:
     return layers, attention
 
 
+def learnt_positions(model: nn.Module) -> int | None:
+    """How many tokens a window may have in a supported model that has learnt its positions, None in another."""
+    decoder: Any = getattr(model, "transformer", None)
+    return None if decoder is None else decoder.wpe.num_embeddings
+
+
 @torch.no_grad()
 def head_weights(attention: nn.Module) -> HeadWeights:
     """What a host's attention module has learnt, copied, in the dtype and on the device it is in.

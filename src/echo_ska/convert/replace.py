@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from echo_ska.convert.attention import ReplacedAttention
 from echo_ska.convert.carry import build_mixer, carry_over
-from echo_ska.convert.classes import make_converted
+from echo_ska.convert.classes import is_kept_in_float32, make_converted
 from echo_ska.convert.hosts import cache_bytes_per_token, decoder_layers, head_weights
 from echo_ska.nn import SpectralKoopmanAttention
 
@@ -28,7 +28,7 @@ OF_THE_HOST = {"hidden_size", "num_heads", "rank", "head_dim"}
 """What an SKA layer is told by the attention that it replaces, and by `rank`."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Replacement:
     """What `replace_attention` did.
 
@@ -41,6 +41,7 @@ class Replacement:
         state_bytes: of one sequence's states in the replaced layers, whatever the length.
         kv_bytes_per_token: what the replaced layers kept for each token.
         kept_bytes_per_token: what the layers that stay keep for each token.
+        kept_state_bytes: of one sequence's states in layers that were SKA before.
     """
 
     layers: tuple[int, ...]
@@ -51,10 +52,11 @@ class Replacement:
     state_bytes: int
     kv_bytes_per_token: int
     kept_bytes_per_token: int
+    kept_state_bytes: int
 
     def cache_bytes(self, tokens: int) -> tuple[int, int]:
         """Bytes of one sequence's cache after so many tokens, all layers together: before, and now."""
-        kept = tokens * self.kept_bytes_per_token
+        kept = tokens * self.kept_bytes_per_token + self.kept_state_bytes
         return kept + tokens * self.kv_bytes_per_token, kept + self.state_bytes
 
     @property
@@ -130,7 +132,7 @@ def replace_attention(
     make_converted(
         cast(PreTrainedModel, model), {"layers": list(chosen), "rank": width, "init": init, "settings": settings}
     )
-    kept = [getattr(block, name) for block in blocks]
+    kept = [getattr(block, name) for index, block in enumerate(blocks) if index not in chosen]
     return Replacement(
         layers=chosen,
         rank=width,
@@ -140,6 +142,33 @@ def replace_attention(
         state_bytes=state_bytes,
         kv_bytes_per_token=kv_bytes,
         kept_bytes_per_token=sum(cache_bytes_per_token(a) for a in kept if not isinstance(a, ReplacedAttention)),
+        kept_state_bytes=sum(a.mixer.state_bytes(1) for a in kept if isinstance(a, ReplacedAttention)),
+    )
+
+
+def cast_converted(model: PreTrainedModel, dtype: torch.dtype, replacement: Replacement) -> Replacement:
+    """Cast a converted model to the dtype it is kept in, but for what steers exponentials and solves.
+
+    Args:
+        model: changed in place, as `from_pretrained(dtype=dtype)` would load it.
+        dtype: a floating one.
+        replacement: what was replaced in it.
+
+    Returns:
+        The same replacement, with the bytes that caches have in this dtype.
+    """
+    before = model.dtype.itemsize
+    for name, parameter in model.named_parameters():
+        if not is_kept_in_float32(name):
+            parameter.data = parameter.data.to(dtype)
+    states = {index: layer.mixer.state_bytes(1) for index, layer in replaced_attentions(model).items()}
+    own = sum(states[index] for index in replacement.layers)
+    return dataclasses.replace(
+        replacement,
+        state_bytes=own,
+        kv_bytes_per_token=replacement.kv_bytes_per_token * dtype.itemsize // before,
+        kept_bytes_per_token=replacement.kept_bytes_per_token * dtype.itemsize // before,
+        kept_state_bytes=sum(states.values()) - own,
     )
 
 
