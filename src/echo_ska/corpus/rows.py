@@ -81,13 +81,17 @@ class ParquetSource:
         return {"kind": "parquet", "name": self.path.name, "rows": self.rows, "bytes": self.path.stat().st_size}
 
     def documents(self) -> Iterator[Document]:
-        """The rows in order, of the one column, some hundreds in memory at a time."""
+        """The rows in order, of the one column, some hundreds in memory at a time.
+
+        A row that is not UTF-8, which Parquet does not rule out, raises ValueError, naming it.
+        """
         number = 0
         try:
             with _pyarrow().parquet.ParquetFile(self.path) as file:
                 for batch in file.iter_batches(batch_size=ROWS, columns=[self.field]):
-                    for text in batch.column(0).to_pylist():
-                        yield Document(text or "", f"{self.path}, row {number}")
+                    for value in batch.column(0):
+                        origin = f"{self.path}, row {number}"
+                        yield Document(_text(value, origin), origin)
                         number += 1
         except self._errors as error:
             raise self._unreadable(error) from None
@@ -120,6 +124,17 @@ class RowFolder:
         """The rows of all files in order; what one of them raises names it."""
         for file in self.files:
             yield from file.documents()
+
+
+def _text(value: Any, origin: str) -> str:
+    """What a cell of Parquet holds; "" where it is null."""
+    try:
+        return value.as_py() or ""
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{origin} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x} ({error.reason}); "
+            "convert it to UTF-8 or leave it out."
+        ) from None
 
 
 def _row(line: bytes, origin: str) -> dict[str, Any]:
