@@ -259,6 +259,24 @@ def test_killed_while_the_tokenizer_is_kept_it_begins_anew(rows, tokenizer_folde
     assert contents(tmp_path / "c") == contents(tmp_path / "whole")
 
 
+def test_a_tokenizer_that_could_not_be_opened_again_is_refused_before_any_work(rows, tokenizer_folder, tmp_path):
+    """Its class is chosen by a file that is not a tokenizer's."""
+    folder = tmp_path / "gpt2"
+    folder.mkdir()
+    shutil.copy(tokenizer_folder / "tokenizer.json", folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    settings = CorpusSettings(str(folder), held_out=0.2, shard_tokens=400)
+    index = prepare_corpus([str(rows)], tmp_path / "c", settings)
+    assert index.open_tokenizer(tmp_path / "c").describe() == index.tokenizer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("echo_ska.corpus.tokenizer.CHOOSING", ())
+        with pytest.raises(
+            ValueError, match=r"A copy of the tokenizer's files in .* is not read as the same tokenizer"
+        ):
+            prepare_corpus([str(rows)], tmp_path / "d", settings, lambda progress: pytest.fail("work was done"))
+    assert contents(tmp_path / "d") == {}
+
+
 def test_a_second_preparation_is_refused_while_the_first_goes_on(rows, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_module, "ENCODED_AT_ONCE", 1)
     prepare_corpus([str(rows)], tmp_path / "whole", SETTINGS)

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from echo_ska.corpus import CorpusTokenizer
+from echo_ska.corpus import tokenizer as tokenizer_module
 
 TEXT = "a<|endoftext|>b é🤖 the document"
 
@@ -47,6 +48,39 @@ def test_what_is_kept_is_of_one_tokenizer(tokenizer_folder, tmp_path):
     before = files()
     CorpusTokenizer(str(tmp_path / "kept")).keep(tmp_path / "plain" / ".." / "kept")  # the folder that it is in
     assert files() == before
+
+
+@pytest.fixture
+def classless(tokenizer_folder, tmp_path):
+    """Laid out as GPT-2's on the hub: its class, and with it the end token, follows from the model's kind alone."""
+    folder = tmp_path / "gpt2"
+    folder.mkdir()
+    shutil.copy(tokenizer_folder / "tokenizer.json", folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 1024}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_layer": 12, "auto_map": {}}))
+    return folder
+
+
+def test_the_copy_has_the_class_that_a_model_chose(classless, tmp_path):
+    tokenizer = CorpusTokenizer(str(classless))
+    tokenizer.require_copy_alike()
+    tokenizer.keep(tmp_path / "kept")
+    kept = CorpusTokenizer(str(tmp_path / "kept"))
+    assert kept.describe() == tokenizer.describe()
+    assert type(kept.tokenizer) is type(tokenizer.tokenizer)
+    assert json.loads((tmp_path / "kept" / "config.json").read_text()) == {"model_type": "gpt2"}
+    kept.keep(tmp_path / "again")
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "kept" / name).read_bytes()
+
+
+def test_a_tokenizer_whose_copy_is_another_is_refused(classless, monkeypatch):
+    tokenizer = CorpusTokenizer(str(classless))
+    monkeypatch.setattr(tokenizer_module, "CHOOSING", ())
+    with pytest.raises(
+        ValueError, match=r"is not read as the same tokenizer, .*: save it with save_pretrained in another"
+    ):
+        tokenizer.require_copy_alike()
 
 
 def wordpiece(folder):

@@ -113,6 +113,8 @@ def prepare_corpus(
         index = _begun(directory, asked, tokenizer)
         if index.complete:
             return index
+        if not any(index.splits.values()):
+            tokenizer.require_copy_alike()
         run = _Run(directory, index, tokenizer, settings, progress)
         try:
             return run.finish(_documents(opened))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import json
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ from echo_ska.training.text import END_OF_FILE, VOCAB_SIZE
 
 BYTES = "bytes"
 DEFINITION = "tokenizer.json"
-FILES = (DEFINITION, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+FILES = (DEFINITION, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+CONFIG = "config.json"
+CHOOSING = ("model_type", "model_name", "tokenizer_class", "transformers_version")
+"""What transformers looks up in a model's config.json to choose the tokenizer's class, and with it special tokens."""
 
 
 class CorpusTokenizer:
@@ -110,19 +114,50 @@ class CorpusTokenizer:
     def keep(self, folder: Path) -> None:
         """Copy its files into `folder`, which is made, in the place of those of another tokenizer; bytes need none.
 
-        It may be the folder that they are in.
+        It may be the folder that they are in. Of a model's config.json, what chooses the tokenizer's class is copied.
 
         Raises:
             OSError: they could not be written.
         """
+        self._copy(folder)
+
+    def require_copy_alike(self) -> None:
+        """See that what `keep` writes is read as this tokenizer, by a copy that is deleted.
+
+        Raises:
+            ValueError: it is not.
+            OSError: the copy could not be written.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self._copy(Path(folder))
+            try:
+                alike = self.folder is None or CorpusTokenizer(folder)._decides() == self._decides()
+            except ValueError:
+                alike = False
+        if not alike:
+            raise ValueError(
+                f"A copy of the tokenizer's files in {self.folder} is not read as the same tokenizer, so the corpus "
+                "could not be opened: save it with save_pretrained in another folder, and name that."
+            )
+
+    def _decides(self) -> tuple[Any, ...]:
+        """All that the ids of texts follow from."""
+        return self.describe(), None if self._encoder is None else self._encoder.to_str()
+
+    def _copy(self, folder: Path) -> None:
         if self.folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        for source, copy in ((self.folder / name, folder / name) for name in FILES):
+        for source, copy in ((self.folder / name, folder / name) for name in (*FILES, CONFIG)):
             if not source.is_file():
                 copy.unlink(missing_ok=True)
             elif not (copy.exists() and copy.samefile(source)):
-                shutil.copyfile(source, copy)
+                if source.name == CONFIG:  # of a model; of its fields, only these are about its tokenizer
+                    config = json.loads(source.read_text("utf-8"))
+                    chosen = {name: config[name] for name in CHOOSING if name in config}
+                    copy.write_text(json.dumps(chosen, indent=2) + "\n", "utf-8")
+                else:
+                    shutil.copyfile(source, copy)
                 flush(copy)
 
 
