@@ -93,6 +93,60 @@ def wordpiece(folder):
     return folder
 
 
+SPECIAL = ["<pad>", "</s>", "<unk>"]
+LETTERS = list("▁abcdefghijklmnopqrstuvwxyz</>")
+
+
+def ending_inside(kind):
+    """Tokenizers of which the end token, id 1, is also a piece that a text can become."""
+    words = {piece: number for number, piece in enumerate([*SPECIAL, *LETTERS])}
+    if kind == "WordLevel":
+        inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+        inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    elif kind == "WordPiece":
+        inner = Tokenizer(models.WordPiece(words | {"##/s>": len(words)}, unk_token="<unk>"))
+        inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    elif kind == "BPE":
+        pieces = {piece: number for number, piece in enumerate([*SPECIAL, *LETTERS, "</", "</s"])}
+        inner = Tokenizer(models.BPE(pieces, [("<", "/"), ("</", "s"), ("</s", ">")], unk_token="<unk>"))
+        inner.pre_tokenizer, inner.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    else:
+        pieces = [(piece, 0.0) for piece in SPECIAL] + [(piece, -3.0) for piece in LETTERS]
+        inner = Tokenizer(models.Unigram(pieces, unk_id=2))
+        inner.pre_tokenizer, inner.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    return inner
+
+
+@pytest.mark.parametrize("kind", ["Unigram", "WordLevel", "WordPiece", "BPE"])
+def test_no_text_becomes_the_end_token_that_is_a_piece_of_the_vocabulary(tmp_path, kind):
+    inner = ending_inside(kind)
+    assert 1 in inner.encode("a </s> b", add_special_tokens=False).ids
+    PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", unk_token="<unk>").save_pretrained(tmp_path)
+    tokenizer = CorpusTokenizer(str(tmp_path))
+    assert tokenizer.end_token == 1
+    texts = ["a b", "a </s> b", "</s>", "b a"]
+    encoded = [ids.tolist() for ids in tokenizer.encode(texts)]
+    assert all(1 not in ids for ids in encoded)
+    for place in (0, 3):
+        assert encoded[place] == inner.encode(texts[place], add_special_tokens=False).ids
+    if kind in ("Unigram", "BPE"):
+        assert tokenizer.tokenizer.decode(encoded[1]) == "a </s> b"
+    if kind == "WordLevel":
+        assert encoded[1] == [encoded[0][0], 2, encoded[0][1]]
+
+
+def test_an_end_token_for_what_is_unknown_is_refused_where_a_text_has_something_unknown(tmp_path):
+    inner = ending_inside("WordLevel")
+    inner.model = models.WordLevel(json.loads(inner.to_str())["model"]["vocab"], unk_token="</s>")
+    PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>").save_pretrained(tmp_path)
+    tokenizer = CorpusTokenizer(str(tmp_path))
+    assert len(tokenizer.encode(["a b a"])[0]) == 3
+    with pytest.raises(
+        ValueError, match=r"writes what it does not know as its end token, .*: choose one with an unknown"
+    ):
+        tokenizer.encode(["a b", "unknown words"])
+
+
 def test_tokens_within_so_many_bytes(tokenizer_folder, tmp_path):
     for name in ("bytes", str(tokenizer_folder), str(wordpiece(tmp_path / "words"))):
         tokenizer = CorpusTokenizer(name)

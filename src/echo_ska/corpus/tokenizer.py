@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import json
 import shutil
 import tempfile
@@ -85,12 +86,35 @@ class CorpusTokenizer:
     def encode(self, texts: Sequence[str]) -> list[NDArray[Any]]:
         """The ids of each text, [T_i] of unsigned integers, without anything added.
 
-        What a text writes like a special token is text: only the end of a document becomes the end token.
+        No text becomes the end token, however it is spelled: where the token is also a piece of the model's vocabulary
+        (Unigram, WordLevel), texts that hold it are encoded as if the piece were not there. What a text writes like
+        another special token is text, too, unless it is such a piece.
+
+        Raises:
+            ValueError: the tokenizer's end token also stands for what it does not know, and a text has something so.
         """
         if self._encoder is None:
             return [np.frombuffer(text.encode(), np.uint8) for text in texts]
-        encoded = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.asarray(encoding.ids, np.uint32) for encoding in encoded]
+        encoded = _encoded(self._encoder, texts)
+        ending = [number for number, ids in enumerate(encoded) if self.end_token in ids]
+        if ending:
+            again = _encoded(self._endless, [texts[number] for number in ending])
+            for number, ids in zip(ending, again, strict=True):
+                if self.end_token in ids:
+                    raise ValueError(
+                        f"The tokenizer in {self.folder} writes what it does not know as its end token, which would "
+                        "end a document before its end: choose one with an unknown token of its own."
+                    )
+                encoded[number] = ids
+        return encoded
+
+    @functools.cached_property
+    def _endless(self) -> Tokenizer:
+        """The encoder of texts, without the end token among the pieces that a text can become."""
+        assert self._encoder is not None
+        encoder = Tokenizer.from_str(json.dumps(_without(json.loads(self._encoder.to_str()), self.end_token)))
+        encoder.encode_special_tokens = True
+        return encoder
 
     def text_bytes(self, ids: NDArray[Any]) -> int:
         """Bytes of UTF-8 that ids [T] stand for: exact for bytes and for byte-level BPE.
@@ -159,6 +183,41 @@ class CorpusTokenizer:
                 else:
                     shutil.copyfile(source, copy)
                 flush(copy)
+
+
+def _encoded(encoder: Tokenizer, texts: Sequence[str]) -> list[NDArray[Any]]:
+    encodings = encoder.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [np.asarray(encoding.ids, np.uint32) for encoding in encodings]
+
+
+def _without(definition: dict[str, Any], token: int) -> dict[str, Any]:
+    """A tokenizer's definition in which the piece with the id `token` is spelled as no text is: behind a NUL.
+
+    It keeps its place, since the ids of added tokens follow from how many pieces there are.
+    """
+    model = definition["model"]
+    unigram = isinstance(model["vocab"], list)  # [piece, score] by id
+    pieces = enumerate(piece for piece, _ in model["vocab"]) if unigram else ((n, p) for p, n in model["vocab"].items())
+    spelled = next((piece for number, piece in pieces if number == token), None)
+    if spelled is not None:
+        unwritten = "\0" + spelled
+        if unigram:
+            model["vocab"][token][0] = unwritten
+        else:
+            model["vocab"][unwritten] = model["vocab"].pop(spelled)
+        if model.get("unk_token") == spelled:
+            model["unk_token"] = unwritten
+        prefix = model.get("continuing_subword_prefix") or ""
+        if "merges" in model:
+            model["merges"] = [
+                [left, right]
+                for left, right in model["merges"]
+                if spelled not in (left, right, left + right.removeprefix(prefix))
+            ]
+    for added in definition["added_tokens"]:
+        if added["id"] == token:
+            added |= {"content": "\0" + added["content"], "special": True}
+    return definition
 
 
 def _token_bytes(encoder: Tokenizer, vocab_size: int) -> NDArray[np.int64] | None:
