@@ -171,6 +171,29 @@ def test_a_cut_inside_a_character_counts_its_bytes(tokenizer_folder):
     assert tokenizer.text_bytes(np.array([tokenizer.end_token])) == len("<|endoftext|>")
 
 
+def test_the_space_that_a_tokenizer_adds_is_no_byte_of_the_text(tmp_path):
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=True), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    inner.train_from_iterator(["hello world, some words"] * 9, trainer)
+    PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|end|>").save_pretrained(tmp_path)
+    tokenizer = CorpusTokenizer(str(tmp_path))
+    for text in ("hello world", "\nhello", "é🤖", "x", " hello world", "  hello"):
+        [ids] = tokenizer.encode([text])
+        own = tokenizer.own_space(ids, len(text.encode()))
+        assert own == text.startswith(" ")
+        assert tokenizer.text_bytes(ids) + own == len(text.encode())
+        assert tokenizer.text_bytes(ids[:0]) == 0
+        for most in range(len(text.encode()) + 2):
+            kept = tokenizer.within(ids, most)
+            assert tokenizer.text_bytes(kept) <= most
+            assert len(kept) == len(ids) or tokenizer.text_bytes(ids[: len(kept) + 1]) > most
+    assert tokenizer.encode(["hello world"])[0].tolist() == tokenizer.encode([" hello world"])[0].tolist()
+
+
 def test_folders_that_hold_none(tokenizer_folder, tmp_path):
     with pytest.raises(ValueError, match=r"holds no tokenizer \(tokenizer.json\): name bytes, or a folder"):
         CorpusTokenizer(str(tmp_path))

@@ -23,6 +23,8 @@ from echo_ska.training.text import END_OF_FILE, VOCAB_SIZE
 
 BYTES = "bytes"
 DEFINITION = "tokenizer.json"
+SPACE = "Ġ"
+"""How byte-level tokenizers write a space."""
 FILES = (DEFINITION, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 CONFIG = "config.json"
 CHOOSING = ("model_type", "model_name", "tokenizer_class", "transformers_version")
@@ -50,6 +52,7 @@ class CorpusTokenizer:
         self.tokenizer: PreTrainedTokenizerFast
         self._encoder: Tokenizer | None = None
         self._bytes: NDArray[np.int64] | None = None
+        self._spaced: NDArray[np.bool_] | None = None
         if self.folder is None:
             self.sha256, self.tokenizer = BYTES, byte_tokenizer()
             self.vocab_size, self.end_token = VOCAB_SIZE, END_OF_FILE
@@ -78,6 +81,7 @@ class CorpusTokenizer:
         self.sha256 = digest(self.folder / DEFINITION)
         self.vocab_size, self.end_token = max(ids) + 1, int(self.tokenizer.eos_token_id)
         self._bytes = _token_bytes(self._encoder, self.vocab_size)
+        self._spaced = None if self._bytes is None else _spaced(self._encoder, self.vocab_size)
 
     def describe(self) -> dict[str, Any]:
         """What it is, for JSON."""
@@ -117,23 +121,35 @@ class CorpusTokenizer:
         return encoder
 
     def text_bytes(self, ids: NDArray[Any]) -> int:
-        """Bytes of UTF-8 that ids [T] stand for: exact for bytes and for byte-level BPE.
+        """Bytes of UTF-8 that ids [T], from the beginning of a text on, stand for: exact for bytes and byte-level BPE.
+
+        A space that the tokenizer puts before a text (`add_prefix_space`) is not counted. It puts none before a text
+        that begins with one, whose ids are the same: of such a text one byte less is counted, see `own_space`.
 
         Of other tokenizers the ids are decoded: where they are cut inside a character, up to two more are counted.
         """
         if self.folder is None:
             return len(ids)
         if self._bytes is not None:
-            return int(self._bytes[ids].sum())
+            return int(self._bytes[ids].sum()) - self._leading_space(ids)
         return len(str(self.tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False)).encode())
 
+    def own_space(self, ids: NDArray[Any], size: int) -> int:
+        """1 if a whole text of `size` bytes, with ids [T], begins with a space that `text_bytes` leaves out, else 0."""
+        return int(self._leading_space(ids) == 1 and size > self.text_bytes(ids))
+
     def within(self, ids: NDArray[Any], most: int) -> NDArray[Any]:
-        """The first of ids [T], as many as stand for at most `most` bytes."""
+        """The first of ids [T], as many as stand for at most `most` bytes, as `text_bytes` counts."""
         if self.folder is None:
             return ids[:most]
         if self._bytes is not None:
+            most += self._leading_space(ids)
             return ids[: int(np.searchsorted(np.cumsum(self._bytes[ids]), most, side="right"))]
         return ids[: bisect.bisect_right(range(1, len(ids) + 1), most, key=lambda count: self.text_bytes(ids[:count]))]
+
+    def _leading_space(self, ids: NDArray[Any]) -> int:
+        """1 if ids begin with a space that the tokenizer may have added; else 0."""
+        return int(self._spaced is not None and len(ids) > 0 and bool(self._spaced[ids[0]]))
 
     def keep(self, folder: Path) -> None:
         """Copy its files into `folder`, which is made, in the place of those of another tokenizer; bytes need none.
@@ -235,3 +251,17 @@ def _token_bytes(encoder: Tokenizer, vocab_size: int) -> NDArray[np.int64] | Non
     for token in definition["added_tokens"]:
         sizes[token["id"]] = len(token["content"].encode())
     return sizes
+
+
+def _spaced(encoder: Tokenizer, vocab_size: int) -> NDArray[np.bool_] | None:
+    """Which ids of a byte-level tokenizer begin with a space, [vocab_size]; None if it puts none before a text."""
+    definition = json.loads(encoder.to_str())
+    before = definition["pre_tokenizer"] or {}
+    parts = before.get("pretokenizers", [before])
+    if not any(part.get("type") == "ByteLevel" and part["add_prefix_space"] for part in parts):
+        return None
+    spaced = np.zeros(vocab_size, np.bool_)
+    for piece, number in encoder.get_vocab(with_added_tokens=False).items():
+        spaced[number] = piece.startswith(SPACE)
+    spaced[[token["id"] for token in definition["added_tokens"]]] = False
+    return spaced
