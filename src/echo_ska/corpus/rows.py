@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, cast
 
-from echo_ska.corpus.documents import Document, require_field, text_of
+from echo_ska.corpus.documents import Document, require_field, stamp_of, text_of
 
 ROWS = 256
 """Rows of a Parquet file in memory at a time."""
@@ -30,6 +30,10 @@ class JsonLinesSource:
     def describe(self) -> dict[str, Any]:
         """The name without the way to it, and bytes."""
         return {"kind": "json lines", "name": self.path.name, "bytes": self.path.stat().st_size}
+
+    def stamp(self) -> str:
+        """Of the file."""
+        return stamp_of([self.path])
 
     def documents(self) -> Iterator[Document]:
         """The rows in order. A line that is no JSON object with a text in `field` raises ValueError, naming it."""
@@ -80,6 +84,10 @@ class ParquetSource:
         """The name without the way to it, rows and bytes."""
         return {"kind": "parquet", "name": self.path.name, "rows": self.rows, "bytes": self.path.stat().st_size}
 
+    def stamp(self) -> str:
+        """Of the file."""
+        return stamp_of([self.path])
+
     def documents(self) -> Iterator[Document]:
         """The rows in order, of the one column, some hundreds in memory at a time.
 
@@ -119,6 +127,10 @@ class RowFolder:
             if count in each[0]:
                 described[count] = sum(one[count] for one in each)
         return described
+
+    def stamp(self) -> str:
+        """Of the files."""
+        return stamp_of(file.path for file in self.files)
 
     def documents(self) -> Iterator[Document]:
         """The rows of all files in order; what one of them raises names it."""
