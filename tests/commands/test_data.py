@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -39,6 +40,22 @@ def test_a_corpus_is_prepared_shown_and_verified(run, prepare, tmp_path):
     assert verified.exit_code == 0
     assert "is whole: " in verified.stdout
     assert run(*prepare).exit_code == 0  # again: nothing to do
+
+
+def test_sources_that_were_written_to_are_read_once_more_and_that_is_said(run, prepare, rows):
+    assert "once more" not in run(*prepare).stdout
+    assert "once more" not in run(*prepare).stdout
+    os.utime(rows, (1_000_000_000, 1_000_000_000))
+    result = run(*prepare)
+    assert result.exit_code == 0
+    assert "sources' files have been written to since: reading" in " ".join(result.stdout.split())
+    assert "Going on" not in result.stdout
+    assert "once more" not in run(*prepare).stdout
+    rows.write_text(rows.read_text().replace("1", "2"))
+    os.utime(rows, (1_000_000_000, 1_000_000_001))
+    result = run(*prepare)
+    assert result.exit_code == 1
+    assert "are not what they were when it was prepared" in " ".join(result.stderr.split())
 
 
 def test_a_stopped_preparation_goes_on(run, prepare, tmp_path, monkeypatch):

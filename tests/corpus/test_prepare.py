@@ -13,6 +13,7 @@ from sentences import sentence
 from echo_ska.corpus import CorpusSettings, TokenStream, prepare_corpus, read_index
 from echo_ska.corpus import prepare as prepare_module
 from echo_ska.corpus import writer as writer_module
+from echo_ska.sealed import write_description
 
 SETTINGS = CorpusSettings(held_out=0.2, shard_tokens=900)
 
@@ -208,6 +209,61 @@ def test_what_is_complete_is_left_alone(bytes_corpus, rows):
     assert {path: path.stat().st_mtime_ns for path in bytes_corpus.rglob("*")} == before
 
 
+def changed(path, text):
+    """Written anew, and not within the tick of the clock that the file was written in before."""
+    path.write_text(text)
+    os.utime(path, (1_000_000_000, path.stat().st_mtime + 10))
+
+
+def test_sources_that_changed_under_a_complete_corpus_are_refused(bytes_corpus, rows):
+    before, written = contents(bytes_corpus), rows.read_text()
+    changed(rows, written.replace("Document 3 ", "Document 4 "))
+    assert rows.stat().st_size == len(written.encode())
+    with pytest.raises(ValueError, match=r"are not what they were when it was prepared .*: prepare them in another"):
+        prepare_corpus([str(rows)], bytes_corpus, SETTINGS)
+    shorter = "".join(json.dumps({"text": text}) + "\n" for text in map(sentence, range(59)))
+    changed(rows, shorter.ljust(len(written)))  # blank lines are no rows
+    with pytest.raises(ValueError, match="are not what they were"):
+        prepare_corpus([str(rows)], bytes_corpus, SETTINGS)
+    assert contents(bytes_corpus) == before
+
+
+def test_files_that_were_copied_anew_are_read_once_more_and_once_only(bytes_corpus, rows):
+    before, seen = contents(bytes_corpus), []
+    changed(rows, rows.read_text())
+    index = prepare_corpus([str(rows)], bytes_corpus, SETTINGS, seen.append)
+    assert seen
+    assert index == read_index(bytes_corpus)
+    after = contents(bytes_corpus)
+    assert {name for name in before if before[name] != after[name]} == {"index.json"}
+    prepare_corpus([str(rows)], bytes_corpus, SETTINGS, lambda progress: pytest.fail("it was read again"))
+    assert contents(bytes_corpus) == after
+
+
+def test_more_rows_in_files_of_the_same_size_are_noticed(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    line = json.dumps({"text": "a text"}) + "\n"
+    rows.write_text(line * 9 + " " * len(line))
+    prepare_corpus([str(rows)], tmp_path / "c", CorpusSettings(held_out=0))
+    prepare_corpus([str(rows)], tmp_path / "enough", CorpusSettings(held_out=0, max_tokens=20))
+    changed(rows, line * 10)
+    with pytest.raises(ValueError, match="are not what they were"):
+        prepare_corpus([str(rows)], tmp_path / "c", CorpusSettings(held_out=0))
+    assert prepare_corpus([str(rows)], tmp_path / "enough", CorpusSettings(held_out=0, max_tokens=20)).complete
+
+
+def test_a_corpus_of_before_sources_had_stamps_opens_and_is_read_once_more(bytes_corpus, rows, monkeypatch):
+    written = json.loads((bytes_corpus / "index.json").read_text())
+    del written["stamps"], written["checksum"]
+    write_description(bytes_corpus, written, kind="index")
+    assert read_index(bytes_corpus).stamps == ()
+    assert TokenStream(bytes_corpus).documents > 0
+    seen = []
+    assert prepare_corpus([str(rows)], bytes_corpus, SETTINGS, seen.append).complete
+    assert seen
+    assert len(read_index(bytes_corpus).stamps) == 1
+
+
 def test_a_folder_of_something_else_is_refused(rows, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("precious")
@@ -257,6 +313,24 @@ def test_killed_while_the_tokenizer_is_kept_it_begins_anew(rows, tokenizer_folde
         settings = dataclasses.replace(settings, tokenizer=str(tmp_path / "c" / "tokenizer"))
     assert prepare_corpus([str(rows)], tmp_path / "c", settings).complete
     assert contents(tmp_path / "c") == contents(tmp_path / "whole")
+
+
+def test_a_tokenizer_that_could_not_be_opened_again_is_refused_before_any_work(rows, tokenizer_folder, tmp_path):
+    """Its class is chosen by a file that is not a tokenizer's."""
+    folder = tmp_path / "gpt2"
+    folder.mkdir()
+    shutil.copy(tokenizer_folder / "tokenizer.json", folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    settings = CorpusSettings(str(folder), held_out=0.2, shard_tokens=400)
+    index = prepare_corpus([str(rows)], tmp_path / "c", settings)
+    assert index.open_tokenizer(tmp_path / "c").describe() == index.tokenizer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("echo_ska.corpus.tokenizer.CHOOSING", ())
+        with pytest.raises(
+            ValueError, match=r"A copy of the tokenizer's files in .* is not read as the same tokenizer"
+        ):
+            prepare_corpus([str(rows)], tmp_path / "d", settings, lambda progress: pytest.fail("work was done"))
+    assert contents(tmp_path / "d") == {}
 
 
 def test_a_second_preparation_is_refused_while_the_first_goes_on(rows, tmp_path, monkeypatch):

@@ -71,6 +71,20 @@ def test_parquet_of_other_kinds_of_text(tmp_path):
         assert texts == ["a", "", "a"]
 
 
+def test_a_row_of_parquet_that_is_not_utf8_is_named(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'echo-ska[data]'")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    texts = pyarrow.array([b"good"] * 300 + [b"b\xe9d", b"good"], pyarrow.binary()).view(pyarrow.string())
+    for column in (texts, texts.dictionary_encode()):
+        parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+        documents = ParquetSource(tmp_path / "a.parquet", "text").documents()
+        assert [next(documents).text for _ in range(300)] == ["good"] * 300
+        with pytest.raises(
+            ValueError, match=r"a.parquet, row 300 is not UTF-8 text: byte 1 is 0xe9 \(.*\); convert it"
+        ):
+            next(documents)
+
+
 def test_parquet_that_breaks_inside(tmp_path):
     pytest.importorskip("pyarrow", reason="pip install 'echo-ska[data]'")
     path = write_dataset(tmp_path / "d") / "sample" / "10BT" / "000_00000.parquet"

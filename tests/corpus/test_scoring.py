@@ -1,7 +1,10 @@
+import json
 import math
+import shutil
 
 import pytest
 import torch
+from sentences import sentence
 
 from echo_ska.corpus import CorpusSettings, CorpusTokenizer, TokenStream, prepare_corpus, score_documents, scoring
 from echo_ska.corpus.permutation import permuted
@@ -98,6 +101,25 @@ def test_models_of_other_tokenizers_are_scored_on_the_same_text(bytes_corpus, bp
     for whole, shorter in zip(read[256], read[300], strict=True):
         assert whole.startswith(shorter)
         assert len(whole.encode()) - len(shorter.encode()) < longest
+
+
+def test_a_space_that_the_tokenizer_adds_is_not_scored(tmp_path, tokenizer_folder):
+    """Of texts that begin with a space and texts that do not."""
+    definition = json.loads((tokenizer_folder / "tokenizer.json").read_text())
+    definition["pre_tokenizer"]["add_prefix_space"] = True
+    shutil.copytree(tokenizer_folder, tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text(json.dumps(definition))
+    texts = [("", " ")[number % 2] + sentence(number) for number in range(20)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    settings = CorpusSettings(str(tmp_path / "tokenizer"), held_out=0.5)
+    prepare_corpus([str(tmp_path / "a.jsonl")], tmp_path / "c", settings)
+    stream, tokenizer = held_out(tmp_path / "c")
+    written = [str(tokenizer.tokenizer.decode(stream.document(n)[0].tolist())) for n in range(stream.documents)]
+    assert all(text.startswith(" Document") for text in written)
+    firsts = sum(len(tokenizer.tokenizer.decode(stream.document(n)[0][:1].tolist())) for n in range(stream.documents))
+    for most in (None, 10**6):
+        score = score_documents(model_of(300), stream, tokenizer, max_bytes=most)
+        assert score.bytes_scored == sum(len(text.encode()) for text in written) - firsts
 
 
 def test_nothing_to_score(tmp_path):

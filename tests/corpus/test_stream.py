@@ -1,7 +1,11 @@
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
-from echo_ska.corpus import TokenStream, read_index
+from echo_ska.corpus import CorpusSettings, TokenStream, prepare_corpus, read_index
 
 
 def test_the_tokens_are_one_row_over_all_shards(bytes_corpus):
@@ -64,3 +68,34 @@ def test_what_cannot_be_opened(bytes_corpus, tmp_path):
     index.write_bytes(index.read_bytes().replace(b'"complete": true', b'"complete": null'))
     with pytest.raises(ValueError, match=r"index.json does not match its checksum"):
         TokenStream(bytes_corpus)
+
+
+def test_more_shards_than_a_process_may_open_files(tmp_path, monkeypatch):
+    pytest.importorskip("resource", reason="needs a limit on open files")
+    for module in ("corpus.writer", "sealed.folder"):
+        monkeypatch.setattr(f"echo_ska.{module}.flush", lambda path: None)  # hundreds of times it takes seconds
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": f"row {number}"}) + "\n" for number in range(300)))
+    settings = CorpusSettings(held_out=0, shard_tokens=1)
+    index = prepare_corpus([str(tmp_path / "rows.jsonl")], tmp_path / "corpus", settings)
+    assert len(index.splits["training"]) == 300
+    script = """
+import resource, sys
+from echo_ska.corpus import TokenStream
+resource.setrlimit(resource.RLIMIT_NOFILE, (128, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+stream = TokenStream(sys.argv[1])
+for number in [*range(300), *range(299, -1, -7)]:
+    assert bytes(stream.document(number)[0].tolist()).decode() == f"row {number}"
+print(bytes(stream.read(0, stream.tokens).tolist()).decode().count("\\0"), len(stream.starts(0, stream.tokens)))
+"""
+    read = subprocess.run([sys.executable, "-c", script, tmp_path / "corpus"], capture_output=True, text=True)
+    assert (read.returncode, read.stdout.split()) == (0, ["300", "300"]), read.stderr
+
+
+def test_a_shard_that_shrinks_while_the_stream_is_open_is_named(bytes_corpus, monkeypatch):
+    monkeypatch.setattr("echo_ska.corpus.stream._files_to_map", lambda: 1)
+    stream = TokenStream(bytes_corpus)
+    stream.read(0, 1)
+    last = sorted((bytes_corpus / "training").glob("shard-*[0-9].bin"))[-1]
+    last.write_bytes(last.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=rf"{last.name} has \d+ bytes, not the \d+ written: take another"):
+        stream.read(0, stream.tokens)

@@ -58,7 +58,14 @@ def prepare_data(request: PrepareRequest, json_file: Path | None, console: Conso
 
             def tell(done: Progress) -> None:
                 nonlocal before
-                if before is not None and _shards(before):  # only now: a command of other settings was refused
+                if before is not None and before.complete:
+                    why = "have been written to since" if before.stamps else "are not known to be as they were"
+                    say(
+                        console,
+                        f"The corpus is complete, and its sources' files {why}: reading {before.documents_read:,} "
+                        "documents once more to see that they are the same.",
+                    )
+                elif before is not None and _shards(before):  # only now: a command of other settings was refused
                     say(
                         console,
                         f"Going on after {before.documents_read:,} documents in {_shards(before)} whole shards.",

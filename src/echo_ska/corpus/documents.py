@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,6 +22,10 @@ class Source(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """What it is, for JSON: compared before a corpus that was begun is gone on with."""
+        ...
+
+    def stamp(self) -> str | None:
+        """What differs once files were written to, found without reading them (`stamp_of`); None if nothing is."""
         ...
 
     def documents(self) -> Iterator[Document]:
@@ -49,10 +54,21 @@ class TextSource:
         sizes = [file.stat().st_size for file in self.files]
         return {"kind": "text", "name": self.path.resolve().name, "files": len(sizes), "bytes": sum(sizes)}
 
+    def stamp(self) -> str:
+        """Of the files."""
+        return stamp_of(self.files)
+
     def documents(self) -> Iterator[Document]:
         """The files in order; a file that is not UTF-8 text, or has a NUL, raises ValueError."""
         for file in self.files:
             yield Document(read_text(file).decode("utf-8"), str(file))
+
+
+def stamp_of(files: Iterable[Path]) -> str:
+    """A checksum over the name, the size and the time of the last change of each file, in order."""
+    found = ((file, file.stat()) for file in files)
+    listed = "".join(f"{file.name}\0{seen.st_size}\0{seen.st_mtime_ns}\0" for file, seen in found)
+    return hashlib.blake2b(listed.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
 def text_of(row: Mapping[str, Any], field: str, origin: str) -> str:

@@ -37,6 +37,10 @@ class HubSource:
         """Name, configuration and split."""
         return {"kind": "hub", "name": self.name, "config": self.config, "split": self.split}
 
+    def stamp(self) -> None:
+        """None: whether a dataset has changed is not asked."""
+        return
+
     def documents(self) -> Iterator[Document]:
         """The rows in the dataset's order, shards one after the other."""
         origin = f"{self.name} ({self.split})"

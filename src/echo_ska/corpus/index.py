@@ -58,6 +58,7 @@ class CorpusIndex:
         skipped: documents without tokens to learn: "empty", and "not text" (rows with a NUL or half a surrogate
             pair; a text file with a NUL is refused).
         splits: the shards of each split.
+        stamps: `Source.stamp()` of each source when it was last read; empty in an index of before there were any.
     """
 
     settings: dict[str, Any]
@@ -67,6 +68,7 @@ class CorpusIndex:
     chain: str
     skipped: dict[str, int]
     splits: dict[str, tuple[Shard, ...]]
+    stamps: tuple[str | None, ...] = ()
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -114,8 +116,9 @@ def read_index(directory: str | Path) -> CorpusIndex:
     if not (directory / f"{KIND}.json").is_file():
         what = "holds no corpus" if directory.is_dir() else "is no folder"
         raise ValueError(f"{directory} {what} ({KIND}.json): name one that `echo-ska data prepare` wrote.")
-    read = read_description(directory, KIND, FORMAT)
+    read = {"stamps": ()} | read_description(directory, KIND, FORMAT)
     fields = {field.name: read[field.name] for field in dataclasses.fields(CorpusIndex)}
+    fields["stamps"] = tuple(read["stamps"])
     fields["splits"] = {split: tuple(Shard(**shard) for shard in shards) for split, shards in read["splits"].items()}
     return CorpusIndex(**fields)
 

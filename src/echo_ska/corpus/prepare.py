@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -79,7 +80,8 @@ def prepare_corpus(
     """Write the tokens of all documents into shards in `directory`, which is made.
 
     Killed at any moment and called again, it goes on after the last whole shard, and every file ends with the bits of
-    an undisturbed run. What was read before is read again (not tokenised), to see that it is the same.
+    an undisturbed run. What was read before is read again (not tokenised), to see that it is the same; of a complete
+    corpus only where a file of the sources was written to since, or it was not noted when they were.
 
     Args:
         sources: see `open_source`.
@@ -100,6 +102,7 @@ def prepare_corpus(
     opened = [open_source(source, settings.field) for source in sources]
     if not opened:
         raise ValueError("There is nothing to prepare: name at least one source.")
+    stamps = tuple(source.stamp() for source in opened)
     tokenizer = CorpusTokenizer(settings.tokenizer)
     asked = {
         "sources": [source.describe() for source in opened],
@@ -111,9 +114,16 @@ def prepare_corpus(
     directory.mkdir(parents=True, exist_ok=True)
     with sole_folder(directory, f"another process is preparing {directory}: wait for its end, or name another folder."):
         index = _begun(directory, asked, tokenizer)
-        if index.complete:
+        if index.complete and (index.stamps == stamps or not any(stamps)):
             return index
-        run = _Run(directory, index, tokenizer, settings, progress)
+        if index.complete:
+            _require_same(_documents(opened), index, directory, settings, progress)
+            index = dataclasses.replace(index, stamps=stamps)
+            write_index(directory, index)
+            return index
+        if not any(index.splits.values()):
+            tokenizer.require_copy_alike()
+        run = _Run(directory, dataclasses.replace(index, stamps=stamps), tokenizer, settings, progress)
         try:
             return run.finish(_documents(opened))
         finally:
@@ -172,14 +182,7 @@ class _Run:
 
     def _pass_over(self, documents: Iterator[Document]) -> None:
         """Read what the shards already hold."""
-        chain, origin = "", "their end"
-        for number in range(self.index.documents_read):
-            document = next(documents, None)
-            if document is None:
-                break
-            chain, origin = _linked(chain, document.text), document.origin
-            if number % 1024 == 0:
-                self._show(origin)
+        chain, origin = _chain(documents, self.index.documents_read, lambda number, origin: self._show(origin))
         if chain != self.index.chain:
             raise ValueError(
                 f"The sources of {self.directory} are not what they were when it was begun (before {origin}): give the "
@@ -269,6 +272,39 @@ def _begun(directory: Path, asked: dict[str, Any], tokenizer: CorpusTokenizer) -
             "same settings to go on with it, or prepare in another directory."
         )
     return index
+
+
+def _require_same(
+    documents: Iterator[Document],
+    index: CorpusIndex,
+    directory: Path,
+    settings: CorpusSettings,
+    progress: Callable[[Progress], None] | None,
+) -> None:
+    """Read all documents of a complete corpus once more; raise ValueError if they are others, or there are more."""
+    tokens = {split: index.total(split, "tokens") for split in SPLITS}
+
+    def show(number: int, origin: str) -> None:
+        if progress is not None:
+            progress(Progress(number, sum(tokens.values()), origin))
+
+    chain, origin = _chain(documents, index.documents_read, show)
+    enough = settings.max_tokens is not None and tokens[TRAINING] >= settings.max_tokens
+    if chain != index.chain or not (enough or next(documents, None) is None):
+        raise ValueError(
+            f"The sources of {directory} are not what they were when it was prepared (up to {origin}): prepare them in "
+            "another directory."
+        )
+
+
+def _chain(documents: Iterator[Document], count: int, show: Callable[[int, str], None]) -> tuple[str, str]:
+    """The checksum over the next `count` documents, or as many as there are, and where the last one stands."""
+    chain, origin = "", "their end"
+    for number, document in enumerate(itertools.islice(documents, count)):
+        chain, origin = _linked(chain, document.text), document.origin
+        if number % 1024 == 0:
+            show(number, origin)
+    return chain, origin
 
 
 def _require_new(directory: Path) -> None:

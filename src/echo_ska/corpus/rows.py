@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, cast
 
-from echo_ska.corpus.documents import Document, require_field, text_of
+from echo_ska.corpus.documents import Document, require_field, stamp_of, text_of
 
 ROWS = 256
 """Rows of a Parquet file in memory at a time."""
@@ -30,6 +30,10 @@ class JsonLinesSource:
     def describe(self) -> dict[str, Any]:
         """The name without the way to it, and bytes."""
         return {"kind": "json lines", "name": self.path.name, "bytes": self.path.stat().st_size}
+
+    def stamp(self) -> str:
+        """Of the file."""
+        return stamp_of([self.path])
 
     def documents(self) -> Iterator[Document]:
         """The rows in order. A line that is no JSON object with a text in `field` raises ValueError, naming it."""
@@ -80,14 +84,22 @@ class ParquetSource:
         """The name without the way to it, rows and bytes."""
         return {"kind": "parquet", "name": self.path.name, "rows": self.rows, "bytes": self.path.stat().st_size}
 
+    def stamp(self) -> str:
+        """Of the file."""
+        return stamp_of([self.path])
+
     def documents(self) -> Iterator[Document]:
-        """The rows in order, of the one column, some hundreds in memory at a time."""
+        """The rows in order, of the one column, some hundreds in memory at a time.
+
+        A row that is not UTF-8, which Parquet does not rule out, raises ValueError, naming it.
+        """
         number = 0
         try:
             with _pyarrow().parquet.ParquetFile(self.path) as file:
                 for batch in file.iter_batches(batch_size=ROWS, columns=[self.field]):
-                    for text in batch.column(0).to_pylist():
-                        yield Document(text or "", f"{self.path}, row {number}")
+                    for value in batch.column(0):
+                        origin = f"{self.path}, row {number}"
+                        yield Document(_text(value, origin), origin)
                         number += 1
         except self._errors as error:
             raise self._unreadable(error) from None
@@ -116,10 +128,25 @@ class RowFolder:
                 described[count] = sum(one[count] for one in each)
         return described
 
+    def stamp(self) -> str:
+        """Of the files."""
+        return stamp_of(file.path for file in self.files)
+
     def documents(self) -> Iterator[Document]:
         """The rows of all files in order; what one of them raises names it."""
         for file in self.files:
             yield from file.documents()
+
+
+def _text(value: Any, origin: str) -> str:
+    """What a cell of Parquet holds; "" where it is null."""
+    try:
+        return value.as_py() or ""
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{origin} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x} ({error.reason}); "
+            "convert it to UTF-8 or leave it out."
+        ) from None
 
 
 def _row(line: bytes, origin: str) -> dict[str, Any]:

@@ -72,19 +72,20 @@ def score_documents(
     nats, tokens, size, documents, state = 0.0, 0, 0, 0, 0
     for turn in range(stream.documents):
         ids, text_bytes = stream.document(permuted(turn, stream.documents, ORDER))
+        own_space = tokenizer.own_space(ids, text_bytes)
         if most is not None and left is not None:
             if left < 2:
                 break
             share = min(most, left)
             left -= min(share, text_bytes)
             if text_bytes > share:
-                ids = tokenizer.within(ids, share)
-                text_bytes = tokenizer.text_bytes(ids)
+                ids = tokenizer.within(ids, share - own_space)
+                text_bytes = tokenizer.text_bytes(ids) + own_space
         if len(ids) < 2:  # the only token has nothing before it to be predicted from
             continue
         reading = read_tokens(model, torch.from_numpy(ids), segment_length=segment_length)
         nats += reading.nats
-        size += text_bytes - tokenizer.text_bytes(ids[:1])
+        size += text_bytes - tokenizer.text_bytes(ids[:1]) - own_space
         tokens += reading.tokens_scored
         documents += 1
         state = max(state, reading.cache.nbytes)
