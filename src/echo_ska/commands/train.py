@@ -192,7 +192,7 @@ def _require_own_folder(output: Path | None) -> None:
 
 
 def _keep(record: RunRecord, model: EchoForCausalLM, output: Path, goal: Goal) -> None:
-    """Save the model and append the record, unless the same run was recorded when it was finished before."""
+    """Save the model and append the record, unless the same run, scored on as much, was recorded before."""
     logging.disable_progress_bar()
     with whole_model(output / "model") as folder:
         if goal.tokenizer is not None:
@@ -200,7 +200,7 @@ def _keep(record: RunRecord, model: EchoForCausalLM, output: Path, goal: Goal) -
             model.generation_config.eos_token_id = model.generation_config.pad_token_id = end
             goal.tokenizer.save_pretrained(folder)
         model.save_pretrained(folder)
-    append_new(record, output / "records.jsonl")
+    append_new(record, output / "records.jsonl", measured=("bytes_scored", "tokens_scored"))
 
 
 def _how_to_resume(output: Path | None) -> str:
