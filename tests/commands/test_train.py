@@ -122,6 +122,13 @@ def test_held_out_texts_of_one_byte_are_refused_before_the_first_step(refused, t
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("value", ["false", "null"])
+def test_a_model_that_returns_tuples_is_refused(refused, text, tmp_path, value):
+    command = ["train", "--text", text, *TINY, *SHORT, "--output", tmp_path / "run"]
+    refused("leave out return_dict=false", *command, f"--set=return_dict={value}")
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_somebody_put_beside_a_model_stays(run, text, tmp_path):
     command = ["train", "--text", text, *TINY, *SHORT, "--output", tmp_path / "run"]
     assert run(*command).exit_code == 0

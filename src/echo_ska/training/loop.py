@@ -99,8 +99,8 @@ def train(
 
     Raises:
         ValueError: if a checkpoint is damaged or of another configuration or model, naming what differs; another
-            process trains in `directory`; or a precision, device, strategy or division of the batch cannot be had.
-            Nothing is overwritten.
+            process trains in `directory`; a precision, device, strategy or division of the batch cannot be had; or the
+            model returns tuples. Nothing is overwritten.
         FloatingPointError: for a loss or gradient that is not finite, or a spike; the weights stay as the step
             before left them.
         OSError: if a checkpoint or the log cannot be written.
