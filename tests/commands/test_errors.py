@@ -1,10 +1,12 @@
-"""Who prints an error, where several processes run one command."""
+"""What is an error to be told in one sentence, and who prints it where several processes run one command."""
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
 from echo_ska.commands.errors import OneSentenceErrors
+from echo_ska.models import EchoForCausalLM
 from echo_ska.training.processes import shared
 
 
@@ -14,8 +16,7 @@ def second_of_two(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
 
 
-def said(error):
-    """What a command says that ends with this error."""
+def app_that_fails(error):
     app = typer.Typer(cls=OneSentenceErrors)
 
     @app.callback()
@@ -25,9 +26,47 @@ def said(error):
     def fail() -> None:
         raise error
 
-    result = CliRunner().invoke(app, ["fail"], env={"ECHO_SKA_DEBUG": "0"})
+    return app
+
+
+def said(error):
+    """What a command says that ends with this error."""
+    result = CliRunner().invoke(app_that_fails(error), ["fail"], env={"ECHO_SKA_DEBUG": "0"})
     assert result.exit_code in (1, 130)
     return result.stderr
+
+
+def no_room():
+    """The error of an allocation that no machine can serve."""
+    with pytest.raises(RuntimeError) as found:
+        torch.empty(10**16)
+    return found.value
+
+
+GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ...")
+
+
+def test_a_lack_of_memory_is_one_sentence():
+    assert said(GPU) == "There is not enough memory (2.00 GiB were asked for at once).\n"
+    assert said(no_room()) == f"There is not enough memory ({4 * 10**16} bytes were asked for at once).\n"
+    with pytest.raises(RuntimeError, match="of another kind"):
+        CliRunner().invoke(app_that_fails(RuntimeError("of another kind")), ["fail"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("where", ["gpu", "cpu"])
+def test_a_training_without_enough_memory_says_what_takes_less(run, tmp_path, monkeypatch, where):
+    def fail(*arguments, **settings):
+        raise GPU if where == "gpu" else no_room()
+
+    (tmp_path / "a.txt").write_text("What is learnt here does not matter. " * 30)
+    monkeypatch.setattr(EchoForCausalLM, "forward", fail)
+    result = run("train", "--text", tmp_path / "a.txt", "--steps=2")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("There is not enough memory for this training (")
+    assert result.stderr.endswith(
+        "take a smaller --batch-size, or divide the batch by --accumulate, or give --checkpoint-activations.\n"
+    )
+    assert result.stderr.count("\n") == 1
 
 
 def test_what_one_process_alone_met_names_it(second_of_two, run, tmp_path):

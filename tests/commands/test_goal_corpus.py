@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from echo_ska.commands import goal_corpus
 from echo_ska.commands import train as train_module
+from echo_ska.corpus.prepare import _draw
 from echo_ska.training import TrainingConfig
 from echo_ska.training.checkpoint import list_checkpoints
 from echo_ska.training.recipes import RECIPES
@@ -142,6 +143,19 @@ def test_a_corpus_that_holds_nothing_out_is_learnt_unscored(run, texts, tmp_path
     assert "loss" in figures
     assert "bits_per_byte" not in figures
     assert (tmp_path / "run" / "model" / "tokenizer.json").exists()
+
+
+def test_what_cannot_be_scored_is_refused_before_the_first_step(run, tmp_path):
+    one = next(letter for letter in "abcdefghijklmnopqrstuvwxyz" if _draw(letter) < 0.1)
+    long = [text for text in (f"Document {n:03d} of some words. " for n in range(60)) if _draw(text) >= 0.1]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [one, *long]))
+    assert run("data", "prepare", tmp_path / "rows.jsonl", "-o", tmp_path / "one", "--held-out=0.1").exit_code == 0
+    for more in ([], ["--no-verify"]):
+        result = run("train", "--data", tmp_path / "one", *SHORT, *more, "--output", tmp_path / "run")
+        assert result.exit_code == 1
+        assert "No document of the held-out split has two tokens: there is nothing to score. Give" in result.stderr
+        assert result.stderr.count("\n") == 1
+        assert not list(tmp_path.glob("run/*"))
 
 
 def test_a_recipe_holds_a_corpus_to_its_vocabulary(run, refused, corpus, corpus_of_pairs, texts, monkeypatch):

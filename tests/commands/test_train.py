@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from echo_ska.benchmarks.cost import training_cost
+from echo_ska.commands import goals
 from echo_ska.commands import train as train_module
 from echo_ska.models import EchoConfig
 from echo_ska.training.checkpoint import list_checkpoints
@@ -78,6 +79,54 @@ def test_a_disk_that_is_full_at_the_end_costs_no_training(run, text, tmp_path, f
     assert run(*command).exit_code == 0
     assert {path.name: path.read_bytes() for path in (output / "model").iterdir()} == model
     assert len(read(output / "records.jsonl")) == 1
+
+
+def test_a_finished_run_is_scored_on_what_is_asked_now(run, text, tmp_path):
+    output, figures = tmp_path / "run", tmp_path / "figures.json"
+    command = ["train", "--text", text, *TINY, *SHORT, "--output", output, "--json", figures]
+    found = []
+    for score_bytes in (64, 64, 16):
+        result = run(*command, f"--score-bytes={score_bytes}")
+        assert result.exit_code == 0, result.output
+        found.append(json.loads(figures.read_text())["figures"])
+    assert [figure["bytes_scored"] for figure in found] == [63, 63, 15]
+    assert found[0] == found[1]
+    assert found[2]["bits_per_byte"] != found[0]["bits_per_byte"]
+    assert f"{found[2]['bits_per_byte_before']:.3f} bits per byte before, {found[2]['bits_per_byte']:.3f} after" in (
+        result.stdout
+    )
+    assert [record.figures["bytes_scored"] for record in read(output / "records.jsonl")] == [63, 15]
+
+
+def test_a_run_that_was_stopped_in_its_last_evaluation_goes_on(run, text, tmp_path, monkeypatch):
+    output = tmp_path / "run"
+    command = ["train", "--text", text, *TINY, *SHORT, "--output", output]
+
+    def stopped(self, model, step):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(goals.LearnText, "evaluate", stopped)
+        result = run(*command)
+    assert result.exit_code == 130
+    assert "go on from" in result.stderr
+    assert [path.name for path in list_checkpoints(output)] == ["step-000010"]
+    assert run(*command).exit_code == 0
+    assert read(output / "records.jsonl")[0].figures["bytes_scored"] == 63
+
+
+def test_held_out_texts_of_one_byte_are_refused_before_the_first_step(refused, text, tmp_path):
+    (tmp_path / "one.txt").write_text("a")
+    command = ["train", "--text", text, "--text", tmp_path / "one.txt", "--held-out", tmp_path / "one.txt"]
+    refused("Each text that is held out is of one byte", *command, *TINY, *SHORT, "--output", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("value", ["false", "null"])
+def test_a_model_that_returns_tuples_is_refused(refused, text, tmp_path, value):
+    command = ["train", "--text", text, *TINY, *SHORT, "--output", tmp_path / "run"]
+    refused("leave out return_dict=false", *command, f"--set=return_dict={value}")
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_somebody_put_beside_a_model_stays(run, text, tmp_path):

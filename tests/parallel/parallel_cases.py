@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from echo_ska.models import EchoCache, EchoConfig, EchoForCausalLM
-from echo_ska.parallel import ContextParallel, Traffic, part_bounds, read_context_parallel
+from echo_ska.parallel import ContextParallel, Traffic, packed_bounds, part_bounds, read_context_parallel
 
 WORLDS = (2, 3, 4)
 VOCABULARY = 40
@@ -145,6 +145,19 @@ def packed_chunk_causal(group: dist.ProcessGroup) -> dict[str, float]:
     packing = torch.tensor([0, 5, 29, 60, 70])  # cuts at 8 of the second, between second and third, at 16 of the third
     changes = {"refresh_interval": 8}
     return compared(group, model(**changes), model(**changes), labelled(1, 70, cu_seqlens=packing), bounds)
+
+
+def packed_chunk_causal_as_split(group: dist.ProcessGroup) -> dict[str, float]:
+    """Cuts of equal parts are at no multiple of the interval in any sequence: `split` moves them."""
+    packing = [0, 5, 29, 60, 70]
+    changes = {"refresh_interval": 8}
+    bounds = packed_bounds(packing, dist.get_world_size(group), 8, least=3)
+    batch = labelled(1, 70, cu_seqlens=torch.tensor(packing))
+    with ContextParallel(model(**changes), group) as parallel:
+        part = parallel.split(batch)
+        assert part["input_ids"].shape[1] == bounds[parallel.line.rank + 1] - bounds[parallel.line.rank]
+        parallel(**part)
+    return compared(group, model(**changes), model(**changes), batch, bounds)
 
 
 def dropout(group: dist.ProcessGroup) -> dict[str, float]:
@@ -288,6 +301,7 @@ CASES: dict[str, Callable[[dist.ProcessGroup], dict[str, Any]]] = {
         plain_power,
         packed_sequences,
         packed_chunk_causal,
+        packed_chunk_causal_as_split,
         dropout,
         recomputed,
         trained,

@@ -30,6 +30,7 @@ def found() -> list[dict[str, dict[int, Any]]]:
         "plain_power",
         "packed_sequences",
         "packed_chunk_causal",
+        "packed_chunk_causal_as_split",
         "dropout",
         "recomputed",
     ],

@@ -227,3 +227,11 @@ def test_a_compiled_echo_learns_the_same(monkeypatch):
 def test_one_process_has_nothing_to_share(strategy):
     with pytest.raises(ValueError, match=f"strategy {strategy} shares .* among processes and there is one"):
         together.curve(strategy=strategy)
+
+
+def test_a_model_that_returns_tuples_is_refused(tmp_path):
+    model = build_echo()
+    model.config.return_dict = False
+    with pytest.raises(ValueError, match="reads its outputs by name: leave out return_dict=false"):
+        train(model, together.UnevenData(), TrainingConfig(steps=1), directory=tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())

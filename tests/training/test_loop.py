@@ -8,6 +8,7 @@ import torch
 from tiny_model import CountingData, build, config, run
 
 from echo_ska.training import train
+from echo_ska.training.checkpoint import list_checkpoints
 
 
 def weights(model):
@@ -71,6 +72,66 @@ def test_evaluations_are_logged_and_change_nothing(tmp_path):
         {"step": step, "evaluation": {"distance": float(step)}} for step in (15, 30, 40)
     ]
     assert record.figures["distance"] == 40.0
+
+
+def test_what_was_learnt_is_kept_before_it_is_evaluated(tmp_path):
+    told = []
+
+    class Kept:
+        def log(self, entry):
+            told.append(entry)
+
+    def failing(model, step):
+        raise KeyboardInterrupt
+
+    def evaluate(model, step):
+        return {"distance": 1.0}
+
+    def go_on(evaluate, **more):
+        model = build()
+        settings = config(7, checkpoint_every=0)
+        record = train(model, CountingData(), settings, evaluate=evaluate, directory=tmp_path, **more)
+        return model, record
+
+    with pytest.raises(KeyboardInterrupt):
+        go_on(failing)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000007"]
+    model, record = go_on(evaluate, observers=[Kept()])
+    assert told == read_log(tmp_path)[-1:] == [{"step": 7, "evaluation": {"distance": 1.0}}]
+    assert record.figures["distance"] == 1.0
+    whole = tmp_path / "whole"
+    undisturbed = build()
+    train(undisturbed, CountingData(), config(7, checkpoint_every=0), evaluate=evaluate, directory=whole)
+    assert torch.equal(weights(model), weights(undisturbed))
+    assert [entry.keys() for entry in read_log(tmp_path)] == [entry.keys() for entry in read_log(whole)]
+
+
+def test_a_finished_run_is_evaluated_by_what_is_asked_now(tmp_path):
+    told = []
+
+    class Kept:
+        def log(self, entry):
+            told.append(entry)
+
+    def ask(distance):
+        def evaluate(model, step):
+            return {"distance": distance}
+
+        settings = config(6, evaluate_every=4)
+        return train(
+            build(), CountingData(), settings, evaluate=evaluate, directory=tmp_path, observers=[Kept()]
+        ).figures["distance"]
+
+    assert ask(1.0) == 1.0
+    log = (tmp_path / "log.jsonl").read_bytes()
+    told.clear()
+    assert ask(1.0) == 1.0
+    assert told == []  # the curves have it
+    assert (tmp_path / "log.jsonl").read_bytes() == log
+    assert ask(2.0) == 2.0
+    assert told == [{"step": 6, "evaluation": {"distance": 2.0}}]
+    assert [entry["evaluation"]["distance"] for entry in read_log(tmp_path) if "evaluation" in entry] == [1.0, 2.0]
+    assert [entry["step"] for entry in read_log(tmp_path)] == [3, 4, 6, 6]
 
 
 def test_the_reporter_is_told(tmp_path):

@@ -23,6 +23,20 @@ def test_shares_are_those_of_the_scored_tokens():
     assert any(part.share == 0 for step in range(6) for part in draw_parts(Parts(data, Processes(), 4), step))
 
 
+def test_what_the_source_keeps_stays_as_it_is():
+    kept = {}
+
+    class Keeping(UnevenData):
+        def batch(self, step, part=0, parts=1):
+            return kept.setdefault((step, part), super().batch(step, part, parts))
+
+    for _ in range(2):
+        drawn = draw_parts(Parts(Keeping(), Processes(), 4), 1)
+        assert [part.share for part in drawn if part.number % 2] == [0, 0]
+    for (step, part), batch in kept.items():
+        assert torch.equal(batch["labels"], UnevenData().batch(step, part, 4)["labels"])
+
+
 def test_a_whole_batch_is_drawn_as_ever():
     ((number, batch, share, scored),) = draw_parts(Parts(CountingData(), Processes(), 1), 3)
     assert (number, share, scored) == (0, None, scored_tokens(batch["labels"]) / batch["labels"].numel())

@@ -1,7 +1,9 @@
 """A run's folder is its own while it goes on, and nobody's once it ended, however it did."""
 
 import contextlib
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,6 +56,15 @@ def test_an_error_gives_the_folder_back(tmp_path):
         with contextlib.suppress(OSError):
             train(build(), Failing(), config(), directory=tmp_path)
     train(build(), CountingData(), config(2), directory=tmp_path)
+
+
+def test_the_log_of_a_run_whose_checkpoints_were_deleted_is_kept_beside(tmp_path):
+    train(build(), CountingData(), config(7), directory=tmp_path)
+    log = (tmp_path / "log.jsonl").read_bytes()
+    shutil.rmtree(tmp_path / "checkpoints")
+    train(build(), CountingData(), config(4), directory=tmp_path)
+    assert (tmp_path / "log-1.jsonl").read_bytes() == log
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [3, 4]
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL")

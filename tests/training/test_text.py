@@ -80,6 +80,29 @@ def test_split_of_two_files_and_by_name(tmp_path):
         split_by_file(files, held_out=[tmp_path / "c.txt"])
 
 
+def test_copies_of_a_text_that_is_named_are_held_out_with_it(tmp_path):
+    write(tmp_path, a__txt="one", b__txt="two", c__txt="one", d__txt="three")
+    split = split_by_file(load_text([tmp_path]), held_out=[tmp_path / "a.txt"])
+    assert [file.path.name for file in split.training] == ["b.txt", "d.txt"]
+    assert [file.path.name for file in split.held_out] == ["a.txt", "c.txt"]
+    assert split.description == "Held out as asked (with 1 copy): a.txt, c.txt."
+    with pytest.raises(ValueError, match="leaves nothing to train on"):
+        split_by_file(load_text([tmp_path / "a.txt", tmp_path / "c.txt"]), held_out=[tmp_path / "a.txt"])
+
+
+def test_a_text_that_is_named_and_was_not_given_is_refused(tmp_path):
+    write(tmp_path, a__txt="one", b__txt="two")
+    (tmp_path / "other").mkdir()
+    write(tmp_path / "other", c__txt="three", d__md="four")
+    files = load_text([tmp_path / "a.txt", tmp_path / "b.txt"])
+    with pytest.raises(ValueError, match=r"c\.txt is to be held out and is not one of the texts given: give it among"):
+        split_by_file(files, held_out=[tmp_path / "a.txt", tmp_path / "other" / "c.txt"])
+    with pytest.raises(
+        ValueError, match=r"c\.txt is to be held out and is not one of the texts given \(nor are 1 more\)"
+    ):
+        split_by_file(files, held_out=[tmp_path / "a.txt", tmp_path / "other"])
+
+
 def test_split_of_a_single_file_holds_out_its_end_between_characters(tmp_path):
     text = ("\u00e9" * 50).encode()
     write(tmp_path, a__txt=text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import Any
 
@@ -12,6 +13,9 @@ from typer.core import TyperGroup
 EXPECTED = (ValueError, OSError, ArithmeticError, MemoryError)
 """What the library raises when input, files or numbers are not as they must be. Anything else is a bug of ours, and
 keeps its traceback."""
+
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory: you tried to allocate", "out of memory")
+"""Of torch's messages: Linux and macOS, Windows, GPUs."""
 
 INTERRUPTED = 130
 """The exit code of a program that Ctrl-C ended, as shells have it."""
@@ -36,9 +40,26 @@ class OneSentenceErrors(TyperGroup):
                 raise
             _say(sentence(error), "red", error)
             raise typer.Exit(1) from None
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or os.environ.get("ECHO_SKA_DEBUG") == "1":
+                raise
+            _say(f"There is not enough memory{memory_asked_for(error)}.", "red", error)
+            raise typer.Exit(1) from None
         except KeyboardInterrupt as interrupt:
             _say(str(interrupt) or "Stopped.", "yellow", None)
             raise typer.Exit(INTERRUPTED) from None
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch found no memory; on a GPU that is an error of a kind of its own, on a CPU words alone tell."""
+    said = str(error).lower()
+    return type(error).__name__ == "OutOfMemoryError" or any(words in said for words in OUT_OF_MEMORY)
+
+
+def memory_asked_for(error: RuntimeError) -> str:
+    """ " (2.00 GiB were asked for at once)", as torch's message has it, or nothing."""
+    found = re.search(r"ried to allocate ([\d.]+ \w+)", str(error))
+    return "" if found is None else f" ({found.group(1)} were asked for at once)"
 
 
 def sentence(error: BaseException) -> str:

@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerFast
 
 from echo_ska.commands.data import LINE_SECONDS
 from echo_ska.commands.goals import PROMPT_BYTES, TEXT_LENGTH, TrainRequest, bytes_to_score, refuse_task_settings, say
-from echo_ska.corpus import CorpusTokenizer, PackedTokens, TokenStream, score_documents, verify_shards
+from echo_ska.corpus import CorpusTokenizer, PackedTokens, TokenStream, verify_shards
 from echo_ska.corpus.index import HELD_OUT
+from echo_ska.corpus.scoring import require_scorable, score_documents
 from echo_ska.corpus.tokenizer import BYTES
 from echo_ska.evaluation.memory_plot import format_bytes
 from echo_ska.evaluation.sampling import check_sampling, printable, sample
@@ -68,9 +69,19 @@ class LearnCorpus:
         )
 
     def check(self, console: Console) -> None:
-        """See `Goal`: all shards are held to their checksums, unless that was declined."""
-        if not self.request.verify:
-            return
+        """See `Goal`: all shards are held to their checksums, unless that was declined; some document can be scored."""
+        if self.request.verify:
+            self._verify(console)
+        if self.held_out is not None:
+            try:
+                require_scorable(self.held_out, self.encoding, max_bytes=self.score_bytes)
+            except ValueError as error:
+                raise ValueError(
+                    f"{error} Give a larger --score-bytes, or prepare a corpus that holds out more, or nothing "
+                    "(--held-out 0)."
+                ) from None
+
+    def _verify(self, console: Console) -> None:
         total, read, last = format_bytes(self.training.index.stored_bytes), 0, time.monotonic()
 
         def show(name: str, size: int) -> None:

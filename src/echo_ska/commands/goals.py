@@ -128,6 +128,11 @@ class LearnText:
         self.request = request
         self.tokenizer: PreTrainedTokenizerFast | None = byte_tokenizer()
         self.split = split_by_file(load_text(request.text), request.held_out)
+        if all(len(file.tokens) < 2 for file in self.split.held_out):
+            raise ValueError(
+                "Each text that is held out is of one byte, before which nothing is read: hold out another one by "
+                "--held-out PATH, for there is nothing to score."
+            )
         self.length = TEXT_LENGTH if request.length is None else request.length
         self.data: DataSource = TextData(self.split.training, request.batch_size, self.length, request.seed)
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from transformers.utils import logging
 
 from echo_ska.benchmarks.cost import device_peak, training_cost
+from echo_ska.commands.errors import is_out_of_memory, memory_asked_for
 from echo_ska.commands.goal_corpus import LearnCorpus
 from echo_ska.commands.goals import Goal, LearnRecall, LearnText, TrainRequest, say
 from echo_ska.commands.keep import whole_model
@@ -31,7 +32,8 @@ from echo_ska.training import (
 )
 from echo_ska.training.checkpoint import list_checkpoints
 from echo_ska.training.device import training_device, uses_bfloat16
-from echo_ska.training.processes import is_first_process, launched_processes
+from echo_ska.training.engine import require_named_outputs
+from echo_ska.training.processes import is_first_process, is_shared, launched_processes, shared
 from echo_ska.training.records import append_new, read, write_json
 from echo_ska.training.resume import describe_model, held_folder
 
@@ -43,6 +45,7 @@ def train_command(request: TrainRequest, json_file: Path | None, console: Consol
         ValueError: settings, texts or the output folder do not fit; nothing was overwritten.
         FloatingPointError: the loss or a gradient stopped being finite.
         OSError: a checkpoint or the model could not be written; the checkpoints before it stay.
+        MemoryError: there is not enough of it, on the GPU or beside it.
         KeyboardInterrupt: Ctrl-C; the message says how to go on.
     """
     if not is_first_process():
@@ -71,6 +74,7 @@ def train_command(request: TrainRequest, json_file: Path | None, console: Consol
         require_vocabulary(request.recipe, goal.vocab_size, what)
     model_config = _model_config(request, goal.vocab_size)
     model = _untrained(model_config, request.seed)
+    require_named_outputs(model)
     if not model.has_state:
         raise ValueError("A layer of ska-paper has no state, so the model cannot be scored in segments: use ska.")
     _require_own_folder(request.output)
@@ -106,6 +110,14 @@ def train_command(request: TrainRequest, json_file: Path | None, console: Consol
         goal.report(model, untrained, figures, console)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_how_to_resume(request.output)) from None
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        short = MemoryError(
+            f"There is not enough memory for this training{memory_asked_for(error)}: take a smaller --batch-size, or "
+            "divide the batch by --accumulate, or give --checkpoint-activations."
+        )
+        raise (shared(short) if is_shared(error) else short) from error
     record = dataclasses.replace(record, figures=figures)
     if request.output is not None:
         _keep(record, model, request.output, goal)
@@ -192,7 +204,7 @@ def _require_own_folder(output: Path | None) -> None:
 
 
 def _keep(record: RunRecord, model: EchoForCausalLM, output: Path, goal: Goal) -> None:
-    """Save the model and append the record, unless the same run was recorded when it was finished before."""
+    """Save the model and append the record, unless the same run, scored on as much, was recorded before."""
     logging.disable_progress_bar()
     with whole_model(output / "model") as folder:
         if goal.tokenizer is not None:
@@ -200,7 +212,7 @@ def _keep(record: RunRecord, model: EchoForCausalLM, output: Path, goal: Goal) -
             model.generation_config.eos_token_id = model.generation_config.pad_token_id = end
             goal.tokenizer.save_pretrained(folder)
         model.save_pretrained(folder)
-    append_new(record, output / "records.jsonl")
+    append_new(record, output / "records.jsonl", measured=("bytes_scored", "tokens_scored"))
 
 
 def _how_to_resume(output: Path | None) -> str:

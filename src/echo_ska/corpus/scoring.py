@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from echo_ska.corpus.permutation import permuted
@@ -63,13 +65,41 @@ def score_documents(
     Raises:
         ValueError: a number is out of range, or no document has two tokens.
     """
-    if max_bytes is not None and max_bytes < 2:
-        raise ValueError(f"max_bytes must be at least 2, got {max_bytes}.")
     if segment_length < 1:
         raise ValueError(f"segment_length must be at least 1, got {segment_length}.")
-    most = None if max_bytes is None else max(LEAST_READ, max_bytes // stream.documents)
-    left = max_bytes
     nats, tokens, size, documents, state = 0.0, 0, 0, 0, 0
+    for ids, text_bytes in _to_read(stream, tokenizer, max_bytes):
+        reading = read_tokens(model, torch.from_numpy(ids), segment_length=segment_length)
+        nats += reading.nats
+        size += text_bytes - tokenizer.text_bytes(ids[:1])
+        tokens += reading.tokens_scored
+        documents += 1
+        state = max(state, reading.cache.nbytes)
+        if progress is not None:
+            progress(tokens + documents)
+    return CorpusScore(nats / tokens, bits(nats) / size, tokens, size, documents, state)
+
+
+def require_scorable(stream: TokenStream, tokenizer: CorpusTokenizer, *, max_bytes: int | None = None) -> None:
+    """Look for a document that `score_documents` can score, without a model.
+
+    Args:
+        stream, tokenizer, max_bytes: see `score_documents`.
+
+    Raises:
+        ValueError: max_bytes is out of range, or no document that would be read has two tokens.
+    """
+    next(_to_read(stream, tokenizer, max_bytes))
+
+
+def _to_read(
+    stream: TokenStream, tokenizer: CorpusTokenizer, max_bytes: int | None
+) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """What is read of each document that is, at least two tokens of it [T], and the bytes of their text."""
+    if max_bytes is not None and max_bytes < 2:
+        raise ValueError(f"max_bytes must be at least 2, got {max_bytes}.")
+    most = None if max_bytes is None else max(LEAST_READ, max_bytes // stream.documents)
+    left, found = max_bytes, False
     for turn in range(stream.documents):
         ids, text_bytes = stream.document(permuted(turn, stream.documents, ORDER))
         own_space = tokenizer.own_space(ids, text_bytes)
@@ -79,6 +109,7 @@ def score_documents(
             share = min(most, left)
             left -= min(share, text_bytes)
             if text_bytes > share:
+<<<<<<< HEAD
                 ids = tokenizer.within(ids, share - own_space)
                 text_bytes = tokenizer.text_bytes(ids) + own_space
         if len(ids) < 2:  # the only token has nothing before it to be predicted from
@@ -92,5 +123,12 @@ def score_documents(
         if progress is not None:
             progress(tokens + documents)
     if tokens == 0:
+=======
+                ids = tokenizer.within(ids, share)
+                text_bytes = tokenizer.text_bytes(ids)
+        if len(ids) > 1:  # an only token has nothing before it to be predicted from
+            found = True
+            yield ids, text_bytes
+    if not found:
+>>>>>>> help-4
         raise ValueError(f"No document of the {stream.split} split has two tokens: there is nothing to score.")
-    return CorpusScore(nats / tokens, bits(nats) / size, tokens, size, documents, state)

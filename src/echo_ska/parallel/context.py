@@ -85,8 +85,8 @@ class ContextParallel:
 
     def split(self, batch: dict[str, Tensor], bounds: list[int] | None = None) -> dict[str, Tensor]:
         """This process's part of a batch that every process has; see `split_sequence`."""
-        line = self.line
-        return split_sequence(batch, line.rank, line.world, multiple_of=self.multiple_of, bounds=bounds)
+        line, grain, least = self.line, self.multiple_of, self.least_tokens
+        return split_sequence(batch, line.rank, line.world, multiple_of=grain, least=least, bounds=bounds)
 
     def __call__(
         self,

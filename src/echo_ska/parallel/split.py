@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +26,52 @@ def part_bounds(length: int, world: int, multiple_of: int = 1) -> list[int]:
     return bounds
 
 
+def packed_bounds(cu_seqlens: Sequence[int], world: int, multiple_of: int, least: int = 1) -> list[int]:
+    """As `part_bounds`, of packed sequences: a part begins at a multiple of `multiple_of` tokens of the sequence it
+    begins in, or where a sequence begins.
+
+    Each cut of equal parts is moved down to such a place; up, or further down, where a part would be too short.
+
+    Args:
+        cu_seqlens: the sequences' boundaries, from 0 to the length.
+        world, multiple_of: see `part_bounds`.
+        least: tokens that every part has.
+
+    Raises:
+        ValueError: no cuts at such places leave every part so many tokens.
+    """
+    starts, length = sorted(set(cu_seqlens)), max(cu_seqlens)
+    places = [place for begin, end in itertools.pairwise(starts) for place in range(begin, end, multiple_of)]
+
+    def below(place: int) -> int:
+        found = bisect.bisect_right(places, place) - 1
+        return places[found] if found >= 0 else -1
+
+    latest = [length]  # where each part may begin at the latest, from the last to the first
+    for _ in range(world):
+        latest.insert(0, below(latest[0] - least))
+    if latest[0] < 0:
+        raise ValueError(
+            f"{length} tokens of packed sequences cannot be cut into {world} parts of at least {least} tokens, each "
+            f"from a multiple of {multiple_of} in its sequence: use longer rows or fewer ranks"
+        )
+    bounds = [0]
+    for part in range(1, world):
+        cut, earliest = below(length * part // world), bounds[-1] + least
+        if cut < earliest:
+            cut = places[bisect.bisect_left(places, earliest)]
+        bounds.append(min(cut, latest[part]))
+    return [*bounds, length]
+
+
 def split_sequence(
-    batch: dict[str, Tensor], rank: int, world: int, *, multiple_of: int = 1, bounds: list[int] | None = None
+    batch: dict[str, Tensor],
+    rank: int,
+    world: int,
+    *,
+    multiple_of: int = 1,
+    least: int = 1,
+    bounds: list[int] | None = None,
 ) -> dict[str, Tensor]:
     """The part of a batch that the process `rank` of `world` holds.
 
@@ -33,7 +79,9 @@ def split_sequence(
         batch: `input_ids` [B, T]; if given, `labels` [B, T] as models take them (labels[t] is the token AT t, -100 is
             not scored), `cu_seqlens` [N + 1] of packed sequences (B = 1), and an `attention_mask` of ones.
         rank, world: which part, of how many.
-        multiple_of: parts begin at multiples of this, which a `refresh_interval` asks for.
+        multiple_of: parts begin at multiples of this, counted from the start of the sequence they begin in, which a
+            `refresh_interval` asks for; parts of packed sequences are as unequal then as that takes (`packed_bounds`).
+        least: tokens that every part of such packed sequences has.
         bounds: where the parts begin, and T, instead of equal parts.
 
     Returns:
@@ -42,7 +90,7 @@ def split_sequence(
         part before ended in, without a token if another begins here.
 
     Raises:
-        ValueError: a part without a token, padding, or a key that cannot be cut.
+        ValueError: a part without a token, or of too few, padding, or a key that cannot be cut.
     """
     unknown = sorted(set(batch) - {"input_ids", "labels", "cu_seqlens", "attention_mask"})
     if unknown:
@@ -50,7 +98,9 @@ def split_sequence(
     if (mask := batch.get("attention_mask")) is not None and not bool((mask == 1).all()):
         raise ValueError("a padded batch cannot be cut: pack its sequences into one row and give cu_seqlens")
     length = batch["input_ids"].shape[1]
-    if bounds is None:
+    if bounds is None and multiple_of > 1 and "cu_seqlens" in batch:
+        bounds = packed_bounds(batch["cu_seqlens"].tolist(), world, multiple_of, least)
+    elif bounds is None:
         bounds = part_bounds(length, world, multiple_of)
     if len(bounds) != world + 1 or bounds[0] != 0 or bounds[-1] != length or sorted(set(bounds)) != bounds:
         raise ValueError(f"bounds must be {world + 1} increasing numbers from 0 to {length}, got {bounds}")

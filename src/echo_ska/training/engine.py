@@ -55,6 +55,7 @@ class Engine:
     ) -> None:
         self.model, self.config, self.scale = model, config, scale
         self.accelerator, self.device, self.processes = accelerator, device, processes
+        require_named_outputs(model)
         skips_logits_up_to(model, scale)  # refuses what cannot be had
         self.prepare(checkpoint)
 
@@ -211,6 +212,15 @@ class ShardedEngine(Engine):
             elif self.processes.first:  # the same in every process
                 pieces.append(Piece(kind, name, tuple(tensor.shape), 0, tensor.detach().reshape(-1)))
         return pieces
+
+
+def require_named_outputs(model: nn.Module) -> None:
+    """Raise ValueError for a model that is configured to return tuples, in which a loss has no name."""
+    if not getattr(getattr(model, "config", None), "return_dict", True):
+        raise ValueError(
+            "The model is configured to return tuples and a training reads its outputs by name: leave out "
+            "return_dict=false."
+        )
 
 
 def skips_logits_up_to(model: Any, scale: ScaleConfig) -> float:

@@ -29,6 +29,10 @@ class Journal:
         """Add a line, and tell the observers of it; an error is raised in all processes."""
         self.processes.on_first(lambda: self._write(entry))
 
+    def write_last(self, entry: dict[str, Any]) -> None:
+        """As `write`, of the evaluation after the last step: nobody is told what the log has of it already."""
+        self.processes.on_first(lambda: self._write_last(entry))
+
     def report(self, step: int, steps: int, figures: dict[str, float]) -> None:
         """See `Reporter.update`."""
         if self.reporter is not None and self.processes.first:
@@ -37,5 +41,15 @@ class Journal:
     def _write(self, entry: dict[str, Any]) -> None:
         if self.log is not None:
             self.log.append(entry)
+        self._tell(entry)
+
+    def _write_last(self, entry: dict[str, Any]) -> None:
+        if self.log is not None and self.log.has(entry):
+            return
+        self._tell(entry)  # first, for what the log has is not told again
+        if self.log is not None:
+            self.log.replace_evaluation(entry)
+
+    def _tell(self, entry: dict[str, Any]) -> None:
         for observer in self.observers:
             observer.log(entry)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any, Protocol
+
+BEGINNING = '{"step": '
+"""Of every line that a training writes."""
 
 
 class Observer(Protocol):
@@ -38,26 +43,71 @@ class TrainingLog:
         except OSError as error:
             raise OSError(f"The log {self.path} could not be written: {error}.") from error
 
+    def has(self, entry: dict[str, Any]) -> bool:
+        """Whether a line says the same."""
+        return json.dumps(entry) in self._lines()
+
+    def replace_evaluation(self, entry: dict[str, Any]) -> None:
+        """Add a line in the place of other evaluations after as many steps.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        lines = self._lines()
+        kept = [line for line in lines if _step_of(line) != entry["step"] or "evaluation" not in json.loads(line)]
+        if kept == lines:
+            self.append(entry)
+        else:
+            self._write([*kept, json.dumps(entry)])
+
     def truncate(self, step: int) -> None:
         """Drop every line after `step`: those steps are done again. A line that a kill cut short goes too.
+
+        At step 0 there is nothing to go on from. Lines that stand there are of a run that was stopped before its first
+        checkpoint, or of one whose checkpoints were deleted: they are kept beside, in log-1.jsonl or with the next free
+        number.
 
         Raises:
             ValueError: the file is no training's log; it is left as it is.
         """
         if not self.path.exists():
             return
-        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-        # Only the last line of a log can have been cut short; anything else was written by somebody else.
-        if any(_step_of(line) == float("inf") for line in lines[:-1]) or (lines and not lines[0].startswith("{")):
+        lines = self._lines()
+        cut_short = lines.pop()  # what follows the last line break: nothing, if that line is whole
+        if lines and not cut_short and not _parses(lines[-1]):
+            cut_short = lines.pop()
+        alone = not lines and not (cut_short.startswith(BEGINNING) or BEGINNING.startswith(cut_short))
+        if alone or any(_step_of(line) == math.inf for line in lines):
             raise ValueError(f"{self.path} was not written by a training: move it away, or train in another folder.")
-        kept = [line for line in lines if _step_of(line) <= step]
+        if lines and step == 0:
+            self.path.rename(self._free_name())
+        else:
+            self._write([line for line in lines if _step_of(line) <= step])
+
+    def _lines(self) -> list[str]:
+        """Those that end in a line break, and what follows the last one, mostly nothing."""
+        return self.path.read_text(encoding="utf-8", errors="replace").split("\n") if self.path.exists() else [""]
+
+    def _write(self, lines: list[str]) -> None:
         shortened = self.path.with_suffix(".partial")
-        shortened.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        shortened.write_text("".join(line + "\n" for line in lines if line), encoding="utf-8")
         shortened.replace(self.path)
+
+    def _free_name(self) -> Path:
+        names = (self.path.with_name(f"{self.path.stem}-{number}.jsonl") for number in itertools.count(1))
+        return next(name for name in names if not name.exists())
+
+
+def _parses(line: str) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return float("inf")
+        return math.inf

@@ -3,7 +3,8 @@
 A step is a pure function of the weights, the optimiser's moments, the seed and the step's number: the batch
 comes from `data.batch(step)`, the learning rate from a schedule over steps, and torch's generator is seeded
 anew for each step. A run killed at any moment and started again therefore ends with the very weights of an
-undisturbed one, and evaluations, however many, change nothing.
+undisturbed one, and evaluations, however many, change nothing. What the last steps learnt is kept before it is
+evaluated; a finished run that is asked for again is evaluated again, for by now something else may be measured.
 
 Several processes, or pieces that one accumulates, are parts of the same batch. A part's mean loss counts by its
 share of the scored tokens, so that any division of a batch gives the loss and the gradient of the whole.
@@ -80,8 +81,9 @@ def train(
         scale: see `ScaleConfig`; None takes every batch at once.
         check: called once before the first step, in the first process, while the others wait; what it raises is raised
             in all of them, and nothing was overwritten.
-        evaluate: called every `config.evaluate_every` steps and after the last, in the first process, with a whole
-            model; its figures go to log and record.
+        evaluate: called every `config.evaluate_every` steps and after the last, whose checkpoint is written by then, in
+            the first process, with a whole model; its figures go to log and record. Of a finished run it is called
+            once more; where other figures come out, they take the place of the log's.
         directory: where checkpoints and log.jsonl are kept, on a disk that all processes see; None keeps nothing.
         reporter: told of every line of the log.
         observers: told of every line of the log too, in full, in the first process.
@@ -97,8 +99,8 @@ def train(
 
     Raises:
         ValueError: if a checkpoint is damaged or of another configuration or model, naming what differs; another
-            process trains in `directory`; or a precision, device, strategy or division of the batch cannot be had.
-            Nothing is overwritten.
+            process trains in `directory`; a precision, device, strategy or division of the batch cannot be had; or the
+            model returns tuples. Nothing is overwritten.
         FloatingPointError: for a loss or gradient that is not finite, or a spike; the weights stay as the step
             before left them.
         OSError: if a checkpoint or the log cannot be written.
@@ -143,13 +145,18 @@ def train(
                 progress.figures |= means
                 journal.write({"step": done, **means, **steered, "seconds": time.perf_counter() - started})
                 journal.report(done, config.steps, means)
-            if evaluate is not None and _is_due(done, config.evaluate_every, config):
+            if evaluate is not None and done < config.steps and _is_due(done, config.evaluate_every, config):
                 evaluated = _evaluate(evaluate, engine, done)
                 progress.figures |= evaluated
                 journal.write({"step": done, "evaluation": evaluated})
             progress.seconds = time.perf_counter() - started
             if folder is not None and _is_due(done, config.checkpoint_every, config):
                 engine.save(folder, done, configuration, dataclasses.asdict(progress))
+        if evaluate is not None:
+            evaluated = _evaluate(evaluate, engine, config.steps)
+            progress.figures |= evaluated
+            journal.write_last({"step": config.steps, "evaluation": evaluated})
+            progress.seconds = time.perf_counter() - started
         engine.finish()
 
     figures = progress.figures | {"parameters": sum(parameter.numel() for parameter in model.parameters())}

@@ -86,12 +86,8 @@ def draw_parts(parts: Parts, step: int) -> list[Part]:
         parts.processes.together(lambda: _raise(failure))
     if not total:
         raise _unscored(step)
-    for (_, batch), count in zip(drawn, scored, strict=True):
-        if count == 0:
-            batch["labels"] = batch["labels"].clone()
-            batch["labels"][:, 1:2] = 0
     return [
-        Part(number, batch, count / total, _scored_share(batch, count))
+        Part(number, batch if count else _with_a_label(batch), count / total, _scored_share(batch, count))
         for (number, batch), count in zip(drawn, scored, strict=True)
     ]
 
@@ -101,6 +97,13 @@ def scored_tokens(labels: Tensor) -> int:
     if labels.is_floating_point():
         return labels.numel()
     return int((labels[:, 1:] != UNSCORED).sum())
+
+
+def _with_a_label(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The batch with a scored token; the data source's own, which it may keep, stays as it is."""
+    labels = batch["labels"].clone()
+    labels[:, 1:2] = 0
+    return batch | {"labels": labels}
 
 
 def _scored_share(batch: dict[str, Tensor], count: int | None) -> float:

@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -93,10 +94,20 @@ def append(record: RunRecord, path: str | Path) -> None:
         os.close(descriptor)
 
 
-def append_new(record: RunRecord, path: str | Path) -> None:
-    """Add a record, unless one of its configuration is there: of the same run, when it was finished before."""
-    settings = json.loads(json.dumps(record.configuration))
-    if not Path(path).exists() or all(old.configuration != settings for old in read(path)):
+def append_new(record: RunRecord, path: str | Path, measured: Sequence[str] = ()) -> None:
+    """Add a record, unless one of its configuration is there: of the same run, when it was finished before.
+
+    Args:
+        record: what to add.
+        path: the file.
+        measured: figures that say what the run was measured on, where the configuration does not; a record that differs
+            in one of them is added too.
+    """
+
+    def run(of: RunRecord) -> tuple[Any, ...]:
+        return json.loads(json.dumps(of.configuration)), *map(of.figures.get, measured)
+
+    if not Path(path).exists() or all(run(old) != run(record) for old in read(path)):
         append(record, path)
 
 

@@ -68,23 +68,35 @@ def split_by_file(files: Sequence[TextFile], held_out: Iterable[str | Path] | No
     """Hold out about a tenth of the files, at least one, or those named by `held_out` (files or folders).
 
     The choice depends on the files' contents alone (the smallest hashes), not on their names, place or order,
-    and copies of one text stay on one side. Of a single text the last tenth of its bytes is held out.
+    and copies of one text stay on one side, those of a text that was named too. Of a single text the last tenth of its
+    bytes is held out.
 
     Raises:
-        ValueError: without files, if `held_out` names none of `files` or all, or for a single text under 20
-            bytes.
+        ValueError: without files, if `held_out` names a file that is not one of `files`, or leaves none to train on, or
+            for a single text under 20 bytes.
     """
     if not files:
         raise ValueError("There is no text to hold anything out of.")
-    if held_out is not None:
-        named = {file.resolve() for path in held_out for file in _files_of(Path(path))}
-        chosen = [file for file in files if file.path.resolve() in named]
-        rest = [file for file in files if file.path.resolve() not in named]
-        if not chosen or not rest:
-            what = "none of the texts given" if not chosen else "every text given, which leaves nothing to train on"
-            raise ValueError(f"The texts to hold out are {what}.")
-        return TextSplit(rest, chosen, f"Held out as asked: {_names(chosen)}.")
     digests = [_digest(file.tokens) for file in files]
+    if held_out is not None:
+        named = {file.resolve(): file for path in held_out for file in _files_of(Path(path))}
+        found = {file.path.resolve(): digest for file, digest in zip(files, digests, strict=True)}
+        if not named.keys() & found.keys():
+            raise ValueError("The texts to hold out are none of the texts given.")
+        if absent := [file for path, file in named.items() if path not in found]:
+            more = f" (nor are {len(absent) - 1} more)" if len(absent) > 1 else ""
+            raise ValueError(
+                f"{absent[0]} is to be held out and is not one of the texts given{more}: give it among them, or do not "
+                "hold it out."
+            )
+        withheld = {found[path] for path in named}
+        chosen = [file for file, digest in zip(files, digests, strict=True) if digest in withheld]
+        rest = [file for file, digest in zip(files, digests, strict=True) if digest not in withheld]
+        if not rest:
+            raise ValueError("The texts to hold out are every text given, which leaves nothing to train on.")
+        copies = len(chosen) - len(named)
+        with_copies = "" if copies == 0 else f" (with {copies} {'copy' if copies == 1 else 'copies'})"
+        return TextSplit(rest, chosen, f"Held out as asked{with_copies}: {_names(chosen)}.")
     ordered = sorted(set(digests))
     if len(ordered) == 1:
         return _split_one(files[0])
