@@ -68,10 +68,10 @@ def score_documents(
     if segment_length < 1:
         raise ValueError(f"segment_length must be at least 1, got {segment_length}.")
     nats, tokens, size, documents, state = 0.0, 0, 0, 0, 0
-    for ids, text_bytes in _to_read(stream, tokenizer, max_bytes):
+    for ids, scored_bytes in _to_read(stream, tokenizer, max_bytes):
         reading = read_tokens(model, torch.from_numpy(ids), segment_length=segment_length)
         nats += reading.nats
-        size += text_bytes - tokenizer.text_bytes(ids[:1])
+        size += scored_bytes
         tokens += reading.tokens_scored
         documents += 1
         state = max(state, reading.cache.nbytes)
@@ -95,7 +95,7 @@ def require_scorable(stream: TokenStream, tokenizer: CorpusTokenizer, *, max_byt
 def _to_read(
     stream: TokenStream, tokenizer: CorpusTokenizer, max_bytes: int | None
 ) -> Iterator[tuple[NDArray[np.int64], int]]:
-    """What is read of each document that is, at least two tokens of it [T], and the bytes of their text."""
+    """What is read of each document that is: at least two tokens [T], and the bytes of text behind the first."""
     if max_bytes is not None and max_bytes < 2:
         raise ValueError(f"max_bytes must be at least 2, got {max_bytes}.")
     most = None if max_bytes is None else max(LEAST_READ, max_bytes // stream.documents)
@@ -109,26 +109,10 @@ def _to_read(
             share = min(most, left)
             left -= min(share, text_bytes)
             if text_bytes > share:
-<<<<<<< HEAD
                 ids = tokenizer.within(ids, share - own_space)
                 text_bytes = tokenizer.text_bytes(ids) + own_space
-        if len(ids) < 2:  # the only token has nothing before it to be predicted from
-            continue
-        reading = read_tokens(model, torch.from_numpy(ids), segment_length=segment_length)
-        nats += reading.nats
-        size += text_bytes - tokenizer.text_bytes(ids[:1]) - own_space
-        tokens += reading.tokens_scored
-        documents += 1
-        state = max(state, reading.cache.nbytes)
-        if progress is not None:
-            progress(tokens + documents)
-    if tokens == 0:
-=======
-                ids = tokenizer.within(ids, share)
-                text_bytes = tokenizer.text_bytes(ids)
         if len(ids) > 1:  # an only token has nothing before it to be predicted from
             found = True
-            yield ids, text_bytes
+            yield ids, text_bytes - tokenizer.text_bytes(ids[:1]) - own_space
     if not found:
->>>>>>> help-4
         raise ValueError(f"No document of the {stream.split} split has two tokens: there is nothing to score.")
