@@ -33,6 +33,8 @@ def test_files_of_ones_own(run, model_folder, tmp_path):
     assert result.exit_code == 0, result.output
     [row] = json.loads(figures.read_text())["figures"]["results"]
     assert row["chance"] == 0.5
+    assert row["samples"] == 2
+    assert "qa1 has 2 stories that fit: each was asked once." in result.stdout
     assert 280 < row["tokens"] < 300
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -74,6 +76,19 @@ def test_the_accuracy_is_that_of_the_likeliest_candidates(model, prose):
     assert 400 < result.tokens < 600
     again = text_recall(model, tokenizer, task, prose, 600, 8, seed=2)
     assert (again.accuracy, again.tokens, again.state_bytes) == (result.accuracy, result.tokens, result.state_bytes)
+
+
+def test_no_story_is_asked_twice(model, prose):
+    """Answers to one question asked again are not independent: they would make the standard error too small."""
+    tokenizer = byte_tokenizer()
+    [task] = load_babi(variants=["qa3"])
+    sizes = sorted(task.story(number, 0).tokens(len) for number in range(task.questions))
+    few = task.limited_to(sizes[2], len)
+    read = []
+    found = text_recall(model, tokenizer, few, prose, 0, 20, progress=read.append)
+    assert found.samples == len(read) == few.questions == 3
+    assert found == replace(text_recall(model, tokenizer, few, prose, 0, 3), seconds=found.seconds)
+    assert text_recall(model, tokenizer, NEEDLES["single"], prose, 0, 4).samples == 4
 
 
 @pytest.mark.parametrize("name", NEEDLES)

@@ -96,6 +96,11 @@ class TextTask(ABC):
     def chance(self) -> float:
         """Expected share of right answers, in [0, 1], of a guesser that knows the task and reads the question alone."""
 
+    @property
+    def questions(self) -> int | None:
+        """How many different questions there are; None where they are made up without end."""
+        return None
+
     @abstractmethod
     def story(self, number: int, seed: int) -> Story:
         """The story of question `number`, counted from 0: it depends on the two arguments alone."""
