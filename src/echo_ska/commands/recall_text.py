@@ -18,7 +18,7 @@ from echo_ska.evaluation.babilong import load_babi
 from echo_ska.evaluation.hidden_text import Prose, TextTask
 from echo_ska.evaluation.memory_plot import format_bytes
 from echo_ska.evaluation.needle import needle_tasks
-from echo_ska.evaluation.text_recall import TextRecall, questions_asked, text_recall, token_counter
+from echo_ska.evaluation.text_recall import TextRecall, questions_asked, require_fit, text_recall, token_counter
 from echo_ska.training.books import book_path
 from echo_ska.training.records import make_record, write_json
 
@@ -55,6 +55,8 @@ def recall_text(request: RecallTextRequest, json_file: Path | None, console: Con
     shortest = min((length for length in lengths if length), default=None)
     if shortest is not None:  # all lengths ask about the same stories
         tasks = [task.limited_to(shortest, measure) for task in tasks]
+        for task in tasks:  # before any is asked: a refusal later would lose what was measured
+            require_fit(task, shortest, request.samples, request.seed, measure)
 
     began = time.perf_counter()
     found: list[TextRecall] = []

@@ -109,6 +109,8 @@ class TextTask(ABC):
     def limited_to(self, tokens: int, measure: TokenCounter) -> Self:
         """The same task with the stories alone that take at most `tokens` without any background.
 
+        A task whose stories are made up leaves none out: see `text_recall.require_fit`.
+
         Raises:
             ValueError: there is none.
         """

@@ -74,6 +74,18 @@ def questions_asked(task: TextTask, samples: int) -> int:
     return samples if task.questions is None else min(samples, task.questions)
 
 
+def require_fit(task: TextTask, length: int, samples: int, seed: int, measure: TokenCounter) -> None:
+    """Raise ValueError unless all stories that `text_recall` would ask of these arguments fit into `length` tokens."""
+    if length == 0:
+        return
+    needed = max(task.story(number, seed).tokens(measure) for number in range(questions_asked(task, samples)))
+    if needed > length:
+        raise ValueError(
+            f"The stories of {task.name} take up to {needed} tokens, which do not fit into {length}: ask at lengths of "
+            f"at least {needed}, or at 0 (no background)."
+        )
+
+
 @torch.no_grad()
 def text_recall(
     model: EchoForCausalLM,
@@ -101,13 +113,14 @@ def text_recall(
         progress: called after each question with the tokens read for it.
 
     Raises:
-        ValueError: a number is out of range, or a story does not fit.
+        ValueError: a number is out of range, or a story does not fit; nothing was read then.
     """
     if samples < 1 or length < 0:
         raise ValueError(f"samples must be at least 1 and length at least 0, got {samples} and {length}.")
     measure = token_counter(tokenizer) if measure is None else measure
     began = time.perf_counter()
     samples = questions_asked(task, samples)
+    require_fit(task, length, samples, seed, measure)
     scores: list[float] = []
     tokens = state_bytes = 0
     with in_eval_mode(model):
