@@ -9,7 +9,7 @@ import json
 import pytest
 import torch
 
-from echo_ska.benchmarks import clock, memory, training
+from echo_ska.benchmarks import clock, decoding, memory, training
 from echo_ska.benchmarks.decoders import DECODERS, random_state, state_bytes
 from echo_ska.benchmarks.decoding import grow
 from echo_ska.benchmarks.plan import Plan, Sizes
@@ -195,6 +195,18 @@ def test_a_cache_counts_its_context_alone():
         assert state_bytes(cache) == 2 * 100 * SIZES.heads * SIZES.head_dim * 4
         assert decoder.cache_bytes is not None
         assert decoder.cache_bytes(100) == state_bytes(cache)
+
+
+def test_many_tokens_in_a_row_are_timed_with_the_devices_work(monkeypatch):
+    """A GPU returns before it has decoded: the clock is read only after it was waited for."""
+    events = []
+    read_clock = clock.time.perf_counter
+    monkeypatch.setattr(decoding, "wait", lambda device: events.append(f"wait for {device}"))
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: events.append("clock") or read_clock())
+    found = grow(30, SIZES, "cpu")
+    monkeypatch.undo()
+    assert set(found["token_seconds"]) == {"30"}
+    assert events == ["wait for cpu", "clock"] * (1 + 10 + 1)  # before the first token, after ten blocks, after all
 
 
 def test_calls_take_turns(monkeypatch):
