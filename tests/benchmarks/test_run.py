@@ -178,6 +178,24 @@ def test_resident_memory_is_seen_to_grow():
     assert (memory.available_bytes("cpu") or 1) > 0
 
 
+def test_freed_memory_is_given_back_before_a_call_is_measured(monkeypatch):
+    torch.ones(7_000_000)  # from here on blocks that are smaller come from the heap, which keeps what is freed
+    blocks = [torch.ones(1_000_000) for _ in range(40)]
+    held = memory.resident_bytes()
+    last = blocks.pop()  # the heap cannot shrink below it
+    blocks.clear()
+    if memory.give_back_pages():  # Linux with glibc
+        assert held - memory.resident_bytes() > 120e6
+    assert last.sum() == 1_000_000
+
+    events = []
+    monkeypatch.setattr(memory, "give_back_pages", lambda: events.append("give back"))
+    monkeypatch.setattr(memory, "resident_bytes", lambda: events.append("resident") or 0)
+    monkeypatch.setattr(memory, "train_step", lambda *_: events.append("call"))
+    memory.measure_here("softmax", 16, SIZES, "cpu")
+    assert events == ["call", "give back", "resident", "call"]
+
+
 def test_a_fabricated_context_has_its_length():
     state = random_state(8192 * 2 + 24, SIZES, Source(torch.float32, "cpu"), 8)
     assert int(state.position) == int(state.statistics.count) == 8192 * 2 + 24
