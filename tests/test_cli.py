@@ -229,6 +229,8 @@ def test_a_task_is_learnt_with_settings_of_its_own(run, tmp_path, monkeypatch, t
         ("needles must be a whole number", ["--task=needle", "--task-set=needles=many"]),
         ("written must be true or false", ["--task=multi-hop", "--task-set=written=yes"]),
         ("--length or --task-set length", ["--task=needle", "--length=64", "--task-set=length=64"]),
+        ("Give --pairs or --task-set pairs=..., not both", ["--task=mqar-grid", "--pairs=4", "--task-set=pairs=8"]),
+        ("--num-keys or --task-set num_keys", ["--task=needle", "--num-keys=9", "--task-set=num_keys=9"]),
         ("--length or --gap", ["--task=mqar-grid", "--length=64", "--task-set=gap=3"]),
         ("parts must be pairs of a task", ["--task=mixture", "--task-set=parts=[[1,2]]"]),
         ("--pairs is not a setting of mixture", ["--task=mixture", "--pairs=2"]),

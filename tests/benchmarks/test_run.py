@@ -9,7 +9,7 @@ import json
 import pytest
 import torch
 
-from echo_ska.benchmarks import clock, memory, training
+from echo_ska.benchmarks import clock, decoding, memory, training
 from echo_ska.benchmarks.decoders import DECODERS, random_state, state_bytes
 from echo_ska.benchmarks.decoding import grow
 from echo_ska.benchmarks.plan import Plan, Sizes
@@ -178,6 +178,24 @@ def test_resident_memory_is_seen_to_grow():
     assert (memory.available_bytes("cpu") or 1) > 0
 
 
+def test_freed_memory_is_given_back_before_a_call_is_measured(monkeypatch):
+    torch.ones(7_000_000)  # from here on blocks that are smaller come from the heap, which keeps what is freed
+    blocks = [torch.ones(1_000_000) for _ in range(40)]
+    held = memory.resident_bytes()
+    last = blocks.pop()  # the heap cannot shrink below it
+    blocks.clear()
+    if memory.give_back_pages():  # Linux with glibc
+        assert held - memory.resident_bytes() > 120e6
+    assert last.sum() == 1_000_000
+
+    events = []
+    monkeypatch.setattr(memory, "give_back_pages", lambda: events.append("give back"))
+    monkeypatch.setattr(memory, "resident_bytes", lambda: events.append("resident") or 0)
+    monkeypatch.setattr(memory, "train_step", lambda *_: events.append("call"))
+    memory.measure_here("softmax", 16, SIZES, "cpu")
+    assert events == ["call", "give back", "resident", "call"]
+
+
 def test_a_fabricated_context_has_its_length():
     state = random_state(8192 * 2 + 24, SIZES, Source(torch.float32, "cpu"), 8)
     assert int(state.position) == int(state.statistics.count) == 8192 * 2 + 24
@@ -195,6 +213,18 @@ def test_a_cache_counts_its_context_alone():
         assert state_bytes(cache) == 2 * 100 * SIZES.heads * SIZES.head_dim * 4
         assert decoder.cache_bytes is not None
         assert decoder.cache_bytes(100) == state_bytes(cache)
+
+
+def test_many_tokens_in_a_row_are_timed_with_the_devices_work(monkeypatch):
+    """A GPU returns before it has decoded: the clock is read only after it was waited for."""
+    events = []
+    read_clock = clock.time.perf_counter
+    monkeypatch.setattr(decoding, "wait", lambda device: events.append(f"wait for {device}"))
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: events.append("clock") or read_clock())
+    found = grow(30, SIZES, "cpu")
+    monkeypatch.undo()
+    assert set(found["token_seconds"]) == {"30"}
+    assert events == ["wait for cpu", "clock"] * (1 + 10 + 1)  # before the first token, after ten blocks, after all
 
 
 def test_calls_take_turns(monkeypatch):

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+from echo_ska.commands import recall_text as module
+from echo_ska.evaluation.needle import NEEDLES
+
 BABI = "1 John went to the hall.\n2 Where is John? \thall\t1\n3 John went to the attic.\n4 Where is John? \tattic\t3\n"
 
 
@@ -33,6 +38,8 @@ def test_files_of_ones_own(run, model_folder, tmp_path):
     assert result.exit_code == 0, result.output
     [row] = json.loads(figures.read_text())["figures"]["results"]
     assert row["chance"] == 0.5
+    assert row["samples"] == 2
+    assert "qa1 has 2 stories that fit: each was asked once." in result.stdout
     assert 280 < row["tokens"] < 300
 
 
@@ -46,6 +53,22 @@ def test_needles(run, model_folder, tmp_path):
         ("multi-key", 0.1),
         ("multi-value", 0.25),
     ]
+
+
+def test_needles_that_fit_are_asked_and_others_refused_before_any_is_read(run, refused, model_folder, monkeypatch):
+    """The first story of seed 0 takes 188 tokens, others 182 to 197."""
+    task = NEEDLES["single"]
+    sizes = {seed: [task.story(number, seed).tokens(len) for number in range(2)] for seed in range(50)}
+    small = next(seed for seed, each in sizes.items() if max(each) < 188)
+    asked = ("recall-text", model_folder, "--task", "needle", "--variants", "single", "--samples", 2)
+    result = run(*asked, "--lengths", max(sizes[small]), "--seed", small)
+    assert result.exit_code == 0, result.output
+    monkeypatch.setattr(module, "text_recall", lambda *_, **__: pytest.fail("asked before all was found to fit"))
+    large, most = next((seed, max(each)) for seed, each in sizes.items() if each[0] < max(each))
+    words = f"The stories of single take up to {most} tokens, which do not fit into {most - 1}"
+    refused(words, *asked, "--lengths", most - 1, "--seed", large)
+    both = ("recall-text", model_folder, "--task", "needle", "--variants", "single,multi-value")
+    refused("The stories of multi-value take up to 9", *both, "--lengths", "0,600")
 
 
 def test_what_is_refused(refused, model_folder, tmp_path):

@@ -56,7 +56,7 @@ def test_a_file_becomes_its_questions(tmp_path):
     (tmp_path / "deep" / "qa1_short_test.txt").write_text(FILE)
     (tmp_path / "qa1_short_train.txt").write_text("1 Bill ran.\n2 Who ran?\tBill\t1\n")  # the test is asked
     [task] = load_babi(tmp_path)
-    assert len(task) == 3
+    assert task.questions == 3
     assert task.chance == 2 / 3
     stories = [task.story(number, 0) for number in range(3)]
     assert {(s.facts, s.question, s.answers) for s in stories} == {
@@ -74,9 +74,9 @@ def test_the_shipped_sample_is_asked_rightly_at_every_length(name, prose):
     for facts, asked, answer in rows:
         answers[facts, asked].add(answer)
     [task] = load_babi(variants=[name])
-    assert len(task) == len(rows) >= 20
+    assert task.questions == len(rows) >= 20
     assert task.chance == max(right_guesses(rows)) / len(rows)
-    for number in range(len(task)):
+    for number in range(task.questions):
         story = task.story(number, 3)
         asked = re.fullmatch(r"Question: (.*)\nAnswer:", story.question)[1]
         assert {*story.answers} <= answers[story.facts, asked]
@@ -119,13 +119,19 @@ def test_the_sample_is_small_and_says_where_it_is_from():
 
 def test_stories_are_limited_to_those_that_fit():
     [task] = load_babi(variants=["qa3"])
-    sizes = sorted(task.story(number, 0).tokens(len) for number in range(len(task)))
+    sizes = sorted(task.story(number, 0).tokens(len) for number in range(task.questions))
     limited = task.limited_to(sizes[10], len)
-    assert sorted(limited.story(number, 0).tokens(len) for number in range(len(limited))) == sizes[: len(limited)]
-    assert len(limited) >= 11
+    assert sorted(limited.story(number, 0).tokens(len) for number in range(limited.questions)) == sizes[:11]
+    assert (limited.questions, task.questions) == (11, len(sizes))
     assert limited.story(0, 0).candidates == task.story(0, 0).candidates
     with pytest.raises(ValueError, match=f"shortest story of qa3 takes {sizes[0]} tokens, which do not fit into 50"):
         task.limited_to(50, len)
+
+
+def test_chance_is_that_of_the_file_however_few_stories_fit():
+    for task in load_babi():
+        sizes = sorted(task.story(number, 0).tokens(len) for number in range(task.questions))
+        assert task.limited_to(sizes[0], len).chance == task.chance
 
 
 @pytest.mark.parametrize(

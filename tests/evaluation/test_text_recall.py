@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,14 @@ from echo_ska.evaluation.babilong import load_babi
 from echo_ska.evaluation.hidden_text import Prose
 from echo_ska.evaluation.needle import NEEDLES
 from echo_ska.evaluation.sampling import read_on
-from echo_ska.evaluation.text_recall import log_likelihoods, make_question, share_found, text_recall, token_counter
+from echo_ska.evaluation.text_recall import (
+    log_likelihoods,
+    make_question,
+    require_fit,
+    share_found,
+    text_recall,
+    token_counter,
+)
 from echo_ska.models import EchoConfig, EchoForCausalLM, byte_tokenizer
 from echo_ska.models.tokenization import encode, train_bpe
 from echo_ska.training import book_path
@@ -76,6 +85,19 @@ def test_the_accuracy_is_that_of_the_likeliest_candidates(model, prose):
     assert (again.accuracy, again.tokens, again.state_bytes) == (result.accuracy, result.tokens, result.state_bytes)
 
 
+def test_no_story_is_asked_twice(model, prose):
+    """Answers to one question asked again are not independent: they would make the standard error too small."""
+    tokenizer = byte_tokenizer()
+    [task] = load_babi(variants=["qa3"])
+    sizes = sorted(task.story(number, 0).tokens(len) for number in range(task.questions))
+    few = task.limited_to(sizes[2], len)
+    read = []
+    found = text_recall(model, tokenizer, few, prose, 0, 20, progress=read.append)
+    assert found.samples == len(read) == few.questions == 3
+    assert found == replace(text_recall(model, tokenizer, few, prose, 0, 3), seconds=found.seconds)
+    assert text_recall(model, tokenizer, NEEDLES["single"], prose, 0, 4).samples == 4
+
+
 @pytest.mark.parametrize("name", NEEDLES)
 def test_who_finds_all_answers_likeliest_is_right(prose, name):
     for number in range(5):
@@ -113,5 +135,18 @@ def test_the_same_stories_are_asked_at_every_length_and_lengths_are_kept_in_any_
 def test_numbers_out_of_range_are_refused(model, prose):
     with pytest.raises(ValueError, match="samples must be at least 1 and length at least 0, got 0 and 9"):
         text_recall(model, byte_tokenizer(), NEEDLES["single"], prose, 9, 0)
-    with pytest.raises(ValueError, match="does not fit into 9"):
+    with pytest.raises(ValueError, match="stories of single take up to 188 tokens, which do not fit into 9: ask at"):
         text_recall(model, byte_tokenizer(), NEEDLES["single"], prose, 9, 1)
+
+
+@pytest.mark.parametrize("name", NEEDLES)
+def test_stories_that_do_not_fit_are_refused_before_any_is_read(model, prose, name):
+    task, tokenizer = NEEDLES[name], byte_tokenizer()
+    sizes = [task.story(number, 5).tokens(len) for number in range(4)]
+    read = []
+    with pytest.raises(ValueError, match=f"up to {max(sizes)} tokens, which do not fit into {max(sizes) - 1}: ask at"):
+        text_recall(model, tokenizer, task, prose, max(sizes) - 1, 4, seed=5, progress=read.append)
+    assert read == []
+    assert text_recall(model, tokenizer, task, prose, max(sizes), 4, seed=5).samples == 4
+    least = sizes.index(min(sizes))  # what fits is asked, whatever others need
+    require_fit(task, max(sizes[: least + 1]), least + 1, 5, len)

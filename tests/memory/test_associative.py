@@ -254,6 +254,52 @@ def test_forgetting_what_was_never_written_is_refused_and_changes_nothing():
     assert_identical(memory, before)
 
 
+@pytest.mark.parametrize("forgotten", [1, 4])  # some, all
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_forgetting_values_that_were_never_written_is_refused_and_changes_nothing(layout, forgotten):
+    """Where the keys that stay do not span those that go, the values that would be left belong to no key."""
+    data = pairs(4, layout)
+    memory = memory_of(data, layout=layout)
+    before = memory.fork()
+    keys, values, weights = cut(data, layout, 0, forgotten)
+    wrong = values.clone()
+    wrong[(-1,) * (wrong.dim() - 1)] += 0.01  # in one pair of one sequence and head
+    with pytest.raises(ValueError, match=f"these {forgotten} pairs cannot all be among the 4 stored here"):
+        memory.forget(keys, wrong, weights)
+    assert_identical(memory, before)
+    memory.forget(keys, values, weights)
+    assert memory.count == 4 - forgotten
+
+
+def test_subtracting_values_that_were_never_written_is_refused_and_changes_nothing():
+    first, second = pairs(2), pairs(2, seed=1)
+    memory = memory_of(first, second)
+    before = memory.fork()
+    boundary = memory_of(second).statistics.first_key
+    with pytest.raises(ValueError, match="cannot all be among the 4 stored here"):
+        memory.subtract_prefix(memory_of((first[0], first[1] + 1, first[2])), boundary)
+    assert_identical(memory, before)
+
+
+def test_values_are_not_taken_for_foreign_because_of_rounding():
+    """Keys of an ever smaller spread, in units far apart; values that cancel, by chance or since they are residuals."""
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(300, 1, generator=generator, dtype=torch.float64)
+    powers = points ** torch.arange(RANK)
+    narrow = torch.exp(-((points - torch.linspace(0, 1, RANK, dtype=torch.float64)) ** 2) / 2)
+    units = pairs(300)[0] * 10.0 ** torch.linspace(0, -9, RANK, dtype=torch.float64)
+    flat = pairs(300)[0] * (torch.arange(RANK) < 2)
+    for keys in (powers, narrow, units, flat, units @ torch.linalg.qr(pairs(RANK)[0])[0]):
+        for values in (pairs(300, seed=1)[1], torch.cos(3 * keys[:, :1]).expand(-1, HEAD_DIM)):
+            left = values - keys @ torch.linalg.pinv(keys) @ values
+            for written in (values, left, values * 10.0 ** (6 * torch.rand(300, 1, generator=generator))):
+                memory = memory_of((keys, written, None))
+                order = torch.randperm(300, generator=generator)
+                for part in order.split([100, 195, 4, 1]):
+                    memory.forget(keys[part], written[part])
+                assert_identical(memory, memory_of())
+
+
 @pytest.mark.parametrize("settings", READS.values(), ids=READS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_prefix_and_a_suffix_can_be_subtracted(layout, settings):

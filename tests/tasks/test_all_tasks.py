@@ -15,7 +15,7 @@ import torch
 from task_readers import kind
 from task_table import TABLE, Row
 
-from echo_ska.tasks import IGNORED, TASKS, Needle, RecallBatch, RecallTask, answer_positions
+from echo_ska.tasks import IGNORED, TASKS, Needle, RecallBatch, RecallMixture, RecallTask, answer_positions
 from echo_ska.tasks.layout import AlphabetTask
 from echo_ska.training import RecallData
 
@@ -220,6 +220,31 @@ def test_the_docstring_draws_true_sequences(name: str) -> None:
         if isinstance(task, AlphabetTask):
             for role, token in zip(drawn["role"], tokens, strict=True):
                 assert kind(task, token) in ROLES[role], (role, token)
+
+
+@every_setting
+def test_roles_tell_what_is_stored_from_noise(row: Row, task: RecallTask) -> None:
+    batch = task.sample(4, generator())
+    for tokens, labels, roles in zip(batch.input_ids.tolist(), batch.labels.tolist(), task.roles(batch), strict=True):
+        assert len(roles) == task.length
+        asked = [place - 1 for place, label in enumerate(labels) if label != IGNORED]
+        assert [place for place, role in enumerate(roles) if role == "ask"] == asked
+        alike = task.parts[0][0] if isinstance(task, RecallMixture) else task  # a mixture is of one alphabet
+        if isinstance(alike, AlphabetTask):
+            words = {"key": "key", "value": "val", "filler": ".", "ask": "end"}
+            told = [words.get(found, found) for found in (kind(alike, token) for token in tokens)]
+            assert [role for role in roles if role != "ask"] == [
+                word for place, word in enumerate(told) if place not in asked
+            ]
+        assert len({*roles} - {"ask", "."}) >= 1
+
+
+@pytest.mark.parametrize("name", ["mqar", "mqar-grid", "system-prompt", "needle", "common-word", "orbit"])
+def test_roles_are_those_of_the_drawing(name: str) -> None:
+    """Where the drawing has no words of its own for keys and values."""
+    for task, drawn in zip(TABLE[name].drawn, drawings(name), strict=True):
+        tokens, labels = (torch.tensor([[int(cell) for cell in drawn[line]]]) for line in ("input", "label"))
+        assert task.roles(RecallBatch(tokens, labels)) == [drawn["role"]]
 
 
 ROLES = {

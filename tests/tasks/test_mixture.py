@@ -27,6 +27,12 @@ def test_the_default_is_system_prompts_and_tool_traces_half_and_half() -> None:
     assert (gaps > 40).double().mean().item() == pytest.approx(0.5, abs=0.04)  # hard ones
 
 
+def test_parts_of_several_alphabets_leave_only_the_questions_to_tell() -> None:
+    mixed = RecallMixture(((Needle(), 1.0), (Needle(num_keys=32), 1.0)))
+    batch = mixed.sample(20, torch.Generator().manual_seed(0))
+    assert {role for row in mixed.roles(batch) for role in row} == {"ask", "."}
+
+
 def test_rows_are_drawn_by_weight() -> None:
     parts = ((Needle(needles=1), 1), (MultiQueryRecallGrid(vocab_size=120), 2.0), (ToolTrace().with_length(64), 5))
     tokens = RecallMixture(parts).sample(8000, torch.Generator().manual_seed(0)).input_ids

@@ -16,11 +16,11 @@ PEAK_ROUNDS = 5
 
 def seconds_of(call: Callable[[], object], device: str, repeats: int = 1) -> float:
     """Wall seconds of a call, the device's work included: the mean of `repeats` in a row."""
-    _wait(device)
+    wait(device)
     begun = time.perf_counter()
     for _ in range(repeats):
         call()
-    _wait(device)
+    wait(device)
     return (time.perf_counter() - begun) / repeats
 
 
@@ -77,6 +77,7 @@ def matrix_peak(dtype: torch.dtype, device: str) -> float:
     return 2 * size**3 / min(seconds_of(lambda: left @ right, device) for _ in range(PEAK_ROUNDS))
 
 
-def _wait(device: str) -> None:
+def wait(device: str) -> None:
+    """Until the device has done what it was given: a GPU works on after a call has returned."""
     if device == "cuda":
         torch.cuda.synchronize()

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from echo_ska.benchmarks.clock import interleaved
+from echo_ska.benchmarks.clock import interleaved, wait
 from echo_ska.benchmarks.decoders import DECODERS, Decoder, random_state, state_bytes
 from echo_ska.benchmarks.gate import Verdict, largest_error, verdict
 from echo_ska.benchmarks.memory import ask_child, available_bytes, resident_bytes
@@ -127,14 +127,14 @@ def grow(tokens: int, sizes: Sizes, device: str) -> dict[str, Any]:
     inputs = INPUTS["regression"](sizes, source, 4096)
     block = max(1, min(SETTLED, tokens // 10))
     bytes_settled = _resident(device)
-    marks = [time.perf_counter()]
+    marks = [_mark(device)]
     for t in range(tokens):
         decode_step(state, **_token(inputs, t % 4096), **function)
         if (t + 1) % block == 0:
-            marks.append(time.perf_counter())
+            marks.append(_mark(device))
             if t + 1 == block:
                 bytes_settled = _resident(device)
-    seconds, bytes_after = time.perf_counter() - marks[0], _resident(device)
+    seconds, bytes_after = _mark(device) - marks[0], _resident(device)
     last = {name: tensor.double() for name, tensor in tokens_of(inputs, 0, 1).items()}
     reached = state.to_recurrent()
     exact = spectral_koopman_attention(**last, initial_state=reached, backend="recurrent", **function)[0].squeeze(1)
@@ -157,6 +157,11 @@ def _by_stretch(blocks: list[float], tokens: int) -> dict[str, float]:
         str(end * tokens): statistics.median(blocks[begin:end]) / tokens
         for begin, end in itertools.pairwise([1 if len(blocks) > 1 else 0, *ends])  # the first block warms up
     }
+
+
+def _mark(device: str) -> float:
+    wait(device)
+    return time.perf_counter()
 
 
 def _resident(device: str) -> int:

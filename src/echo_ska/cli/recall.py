@@ -28,7 +28,7 @@ def recall_text(
     haystack: Annotated[
         Path | None, typer.Option("--haystack", metavar="PATH", help="Background prose; else the unseen shipped novel.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Questions for each variant and length.")] = 20,
+    samples: Annotated[int, typer.Option(min=1, help="Questions a variant and length, or all if fewer fit.")] = 20,
     seed: Annotated[int, typer.Option(help="Decides the questions.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU if there is one.")] = "auto",
     json_file: JsonFile = None,

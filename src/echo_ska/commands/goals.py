@@ -265,7 +265,7 @@ def make_task(
         task_set: more of them, as FIELD=VALUE.
 
     Raises:
-        ValueError: no task has that name or those settings, or they do not fit together.
+        ValueError: no task has that name or those settings, they do not fit together, or one is given twice.
     """
     if name not in TASKS:
         raise ValueError(f"There is no task {name!r}: choose from {', '.join(TASKS)}.")
@@ -274,7 +274,10 @@ def make_task(
     given: dict[str, Any] = {field: value for field, value in settings.items() if value is not None}
     if foreign := sorted(given.keys() - fields):
         raise ValueError(f"{_options(foreign)} is not a setting of {name}.")
-    given |= _fields_and_values(name, length, task_set, fields)
+    named = _fields_and_values(name, length, task_set, fields)
+    if twice := next((field for field in named if field in given), None):
+        raise ValueError(f"Give {_options([twice])} or --task-set {twice}=..., not both.")
+    given |= named
     if length is None or "length" in fields:
         return kind(**given | ({} if length is None else {"length": length}))
     if "gap" in given:

@@ -18,7 +18,7 @@ from echo_ska.evaluation.babilong import load_babi
 from echo_ska.evaluation.hidden_text import Prose, TextTask
 from echo_ska.evaluation.memory_plot import format_bytes
 from echo_ska.evaluation.needle import needle_tasks
-from echo_ska.evaluation.text_recall import TextRecall, text_recall, token_counter
+from echo_ska.evaluation.text_recall import TextRecall, questions_asked, require_fit, text_recall, token_counter
 from echo_ska.training.books import book_path
 from echo_ska.training.records import make_record, write_json
 
@@ -55,11 +55,14 @@ def recall_text(request: RecallTextRequest, json_file: Path | None, console: Con
     shortest = min((length for length in lengths if length), default=None)
     if shortest is not None:  # all lengths ask about the same stories
         tasks = [task.limited_to(shortest, measure) for task in tasks]
+        for task in tasks:  # before any is asked: a refusal later would lose what was measured
+            require_fit(task, shortest, request.samples, request.seed, measure)
 
     began = time.perf_counter()
     found: list[TextRecall] = []
     with _progress() as bar:
-        row = bar.add_task("", total=len(tasks) * len(lengths) * request.samples, doing="")
+        total = len(lengths) * sum(questions_asked(task, request.samples) for task in tasks)
+        row = bar.add_task("", total=total, doing="")
         for task in tasks:
             for length in lengths:
                 bar.update(row, doing=f"{task.name}, {_length(length)}")
@@ -76,6 +79,8 @@ def recall_text(request: RecallTextRequest, json_file: Path | None, console: Con
                 )
                 found.append(result)
     console.print(_table(found))
+    for name, count in {result.task: result.samples for result in found if result.samples < request.samples}.items():
+        console.print(f"{name} has {count} {'story' if count == 1 else 'stories'} that fit: each was asked once.")
     record = make_record(
         f"recall-text-{request.task}",
         dataclasses.asdict(request),
@@ -124,12 +129,13 @@ def _progress() -> Progress:
 def _table(found: Sequence[TextRecall]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("task", no_wrap=True)
-    for heading in ("tokens", "read", "accuracy", "± error", "chance", "state", "s"):
+    for heading in ("tokens", "asked", "read", "accuracy", "± error", "chance", "state", "s"):
         table.add_column(heading, justify="right", no_wrap=True)
     for result in found:
         table.add_row(
             result.task,
             _length(result.length),
+            f"{result.samples:,}",
             f"{result.tokens:,.0f}",
             f"{result.accuracy:.1%}",
             f"{result.standard_error:.1%}",

@@ -7,6 +7,7 @@ models without instruction tuning are asked: the likelihoods of all answers are 
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -44,44 +45,51 @@ class BabiLong(TextTask):
         self.name = name
         candidates = tuple(sorted({row["answer"] for row in rows}))
         self._stories = [_story(row, candidates) for row in rows]
+        self._chance = _chance(self._stories)
 
     @property
     def chance(self) -> float:
         """The share of the better of two guessers, who know how often each answer is right and read no text.
 
         One says the commonest answer to all questions, the other the commonest that the question does not name: who
-        is asked where something was before the garden knows that the answer is not the garden.
+        is asked where something was before the garden knows that the answer is not the garden. It is that of the whole
+        file, however few of its stories `limited_to` has left.
         """
-        counts = Counter(story.answers for story in self._stories)
-        by_count = [answers for answers, _ in counts.most_common()]
-        right = sum(_first_unnamed(by_count, story.question) == story.answers for story in self._stories)
-        return max(counts[by_count[0]], right) / len(self._stories)
+        return self._chance
+
+    @property
+    def questions(self) -> int:
+        """See `TextTask`."""
+        return len(self._stories)
 
     def story(self, number: int, seed: int) -> Story:
         """See `TextTask`. Every question is asked once before one is asked again."""
         return self._stories[shuffled(len(self._stories), number, seed)]
 
     def limited_to(self, tokens: int, measure: TokenCounter) -> Self:
-        """See `TextTask`. The candidates stay all that occur in the file."""
+        """See `TextTask`. The candidates stay all that occur in the file, and chance that of the file."""
         sizes = [story.tokens(measure) for story in self._stories]
         if min(sizes) > tokens:
             raise ValueError(
                 f"The shortest story of {self.name} takes {min(sizes)} tokens, which do not fit into {tokens}: ask at "
                 "greater lengths, or at 0 (no background)."
             )
-        limited = type(self).__new__(type(self))
-        limited.name = self.name
+        limited = copy.copy(self)
         limited._stories = [story for story, size in zip(self._stories, sizes, strict=True) if size <= tokens]
         return limited
-
-    def __len__(self) -> int:
-        return len(self._stories)
 
 
 def _story(row: dict[str, str], candidates: tuple[str, ...]) -> Story:
     facts = tuple(row["passage"].splitlines())
     names = frozenset(CAPITALIZED.findall(row["passage"])) - NOT_NAMES
     return Story(facts, f"Question: {row['question']}\nAnswer:", (row["answer"],), candidates, names)
+
+
+def _chance(stories: Sequence[Story]) -> float:
+    counts = Counter(story.answers for story in stories)
+    by_count = [answers for answers, _ in counts.most_common()]
+    right = sum(_first_unnamed(by_count, story.question) == story.answers for story in stories)
+    return max(counts[by_count[0]], right) / len(stories)
 
 
 def _first_unnamed(candidates: Sequence[tuple[str, ...]], question: str) -> tuple[str, ...]:

@@ -96,6 +96,11 @@ class TextTask(ABC):
     def chance(self) -> float:
         """Expected share of right answers, in [0, 1], of a guesser that knows the task and reads the question alone."""
 
+    @property
+    def questions(self) -> int | None:
+        """How many different questions there are; None where they are made up without end."""
+        return None
+
     @abstractmethod
     def story(self, number: int, seed: int) -> Story:
         """The story of question `number`, counted from 0: it depends on the two arguments alone."""
@@ -103,6 +108,8 @@ class TextTask(ABC):
     @abstractmethod
     def limited_to(self, tokens: int, measure: TokenCounter) -> Self:
         """The same task with the stories alone that take at most `tokens` without any background.
+
+        A task whose stories are made up leaves none out: see `text_recall.require_fit`.
 
         Raises:
             ValueError: there is none.

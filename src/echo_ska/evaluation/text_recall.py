@@ -32,7 +32,7 @@ class TextRecall:
     Attributes:
         task: the task's name.
         length: tokens asked for; 0 is the facts alone.
-        samples: questions asked.
+        samples: questions asked, all of them different.
         accuracy: mean share of a question's answers among the candidates found likeliest, as many as there are answers.
         standard_error: of that mean.
         chance: see `TextTask.chance`.
@@ -69,6 +69,23 @@ def make_question(
     return hide(task.story(number, seed), prose, length, measure, random)
 
 
+def questions_asked(task: TextTask, samples: int) -> int:
+    """How many of `samples` questions `text_recall` asks: none twice, since asked again it would tell nothing new."""
+    return samples if task.questions is None else min(samples, task.questions)
+
+
+def require_fit(task: TextTask, length: int, samples: int, seed: int, measure: TokenCounter) -> None:
+    """Raise ValueError unless all stories that `text_recall` would ask of these arguments fit into `length` tokens."""
+    if length == 0:
+        return
+    needed = max(task.story(number, seed).tokens(measure) for number in range(questions_asked(task, samples)))
+    if needed > length:
+        raise ValueError(
+            f"The stories of {task.name} take up to {needed} tokens, which do not fit into {length}: ask at lengths of "
+            f"at least {needed}, or at 0 (no background)."
+        )
+
+
 @torch.no_grad()
 def text_recall(
     model: EchoForCausalLM,
@@ -82,7 +99,7 @@ def text_recall(
     measure: TokenCounter | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> TextRecall:
-    """Ask `samples` questions in texts of `length` tokens. The model is in eval mode meanwhile.
+    """Ask different questions in texts of `length` tokens. The model is in eval mode meanwhile.
 
     Args:
         model: has a state to go on from.
@@ -90,18 +107,20 @@ def text_recall(
         task: use `TextTask.limited_to` first, so that all its stories fit.
         prose: the background.
         length: tokens of a text, its question and its longest answer together, at most; 0 is without background.
-        samples: at least 1.
+        samples: questions, at least 1; a task that has fewer is asked all that it has (`questions_asked`).
         seed: decides the questions.
         measure: `token_counter(tokenizer)`, to be shared between calls.
         progress: called after each question with the tokens read for it.
 
     Raises:
-        ValueError: a number is out of range, or a story does not fit.
+        ValueError: a number is out of range, or a story does not fit; nothing was read then.
     """
     if samples < 1 or length < 0:
         raise ValueError(f"samples must be at least 1 and length at least 0, got {samples} and {length}.")
     measure = token_counter(tokenizer) if measure is None else measure
     began = time.perf_counter()
+    samples = questions_asked(task, samples)
+    require_fit(task, length, samples, seed, measure)
     scores: list[float] = []
     tokens = state_bytes = 0
     with in_eval_mode(model):

@@ -163,7 +163,7 @@ class AssociativeMemory:
 
         Raises:
             ValueError, TypeError: as `write`; or this memory's power is not 0; or these pairs cannot all have been
-                written. Nothing is changed then.
+                written, as far as the sums tell: what is left would be of no pairs at all. Nothing is changed then.
         """
         if self._settings.power > 0:
             raise ValueError(
@@ -180,7 +180,7 @@ class AssociativeMemory:
             value_moment=whole.value_moment - part.value_moment,
             count=whole.count - part.count,
         )
-        self._require_written(remaining)
+        self._require_written(remaining, self._squares(keys, values, weights))
         emptied = int(remaining.count[0]) == 0
         self._install(self._empty() if emptied else remaining, emptied)
 
@@ -356,18 +356,57 @@ class AssociativeMemory:
         self._require_written(remaining)
         self._install(remaining, self._lag_is_exact and part.lag_is_exact)
 
-    def _require_written(self, remaining: SufficientStatistics) -> None:
-        """Refuse to take away what cannot have been written: a Gram matrix is never indefinite."""
+    def _squares(self, keys: Rows, values: Rows, weights: Rows | None) -> Tensor:
+        """The weighted sum of the values' squares, [B, H]."""
+        squares = self._statistics.gram.new_zeros(self._statistics.gram.shape[:2])
+        for _, value, weight in pair_blocks(keys, values, weights, self._settings, self._device, squares.dtype):
+            each = value.square().sum(-1)  # [B, S, H]
+            squares = squares + (each if weight is None else weight * each).sum(1)
+        return squares
+
+    def _require_written(self, remaining: SufficientStatistics, squares: Tensor | None = None) -> None:
+        """Refuse to take away what cannot have been written.
+
+        A Gram matrix is never indefinite, and the value moment lies in its range: where there is no key, there is no
+        value either.
+
+        Args:
+            remaining: what would stay.
+            squares: of the values that would go, [B, H]; where they are not known, their moment stands for them.
+        """
         whole = self._statistics
         least = torch.linalg.eigvalsh(remaining.gram)[..., 0]
         allowed = 1e-10 * whole.gram.diagonal(dim1=-2, dim2=-1).sum(-1)
         left = remaining.gram.diagonal(dim1=-2, dim2=-1).sum(-1)
         count = int(remaining.count[0])
-        if count < 0 or bool((least < -allowed).any()) or (count == 0 and bool((left > allowed).any())):
+        foreign = count < 0 or bool((least < -allowed).any()) or (count == 0 and bool((left > allowed).any()))
+        if foreign or bool((_stray_values(whole, remaining, squares) > 0).any()):
             raise ValueError(
                 f"these {self.count - count} pairs cannot all be among the {self.count} stored here: pass keys, values "
                 "and weights as they were written"
             )
+
+
+def _stray_values(whole: SufficientStatistics, remaining: SufficientStatistics, squares: Tensor | None) -> Tensor:
+    """By how much the value moment of `remaining` leaves the range of its Gram matrix, less what rounding explains.
+
+    A direction counts as outside where the keys' squares are 1e-14 of all; keys may still have the root of that there,
+    and their values with it, hence the allowance. The units of the keys' columns do not matter.
+
+    Returns:
+        [B, H], above 0 where values are left that belong to no key.
+    """
+    scale = whole.gram.diagonal(dim1=-2, dim2=-1)
+    scale = torch.where(scale > 0, torch.where(scale > 0, scale, 1.0).rsqrt(), 0.0)  # [B, H, r]
+    spread, directions = torch.linalg.eigh(scale.unsqueeze(-1) * remaining.gram * scale.unsqueeze(-2))
+    outside = spread <= (1e-14 * scale.shape[-1] if int(remaining.count[0]) else torch.inf)
+    stored, left = whole.value_moment * scale.unsqueeze(-2), remaining.value_moment * scale.unsqueeze(-2)
+    stray = torch.where(outside.unsqueeze(-2), left @ directions, 0.0).norm(dim=(-2, -1))
+    gone = (stored - left).norm(dim=(-2, -1))
+    if squares is not None:  # sums of values that cancel say nothing of their rounding
+        keys = (whole.gram - remaining.gram).diagonal(dim1=-2, dim2=-1) * scale.square()
+        gone = torch.maximum(gone, (keys.sum(-1).clamp_min(0) * squares).sqrt())
+    return stray - 1e-5 * torch.maximum(gone, stored.norm(dim=(-2, -1)))
 
 
 def _rank(gram: Tensor, whole: Tensor) -> int:

@@ -40,6 +40,18 @@ class Marker(IntEnum):
     """A line of a ledger that adds to an amount, where others set it."""
 
 
+WORDS = {
+    Marker.SYSTEM: "sys",
+    Marker.USER: "usr",
+    Marker.TRACE: "tr",
+    Marker.ASK: "end",
+    Marker.FOLLOW: "flw",
+    Marker.REPEAT: "rep",
+    Marker.ADD: "add",
+}
+"""Words for markers as tasks draw them; but ASK, which ends a log, is "end": "ask" is where an answer follows."""
+
+
 @dataclass(frozen=True)
 class Alphabet:
     """Which tokens are keys, values, fillers and markers.
@@ -86,6 +98,13 @@ class Alphabet:
     def marker(self, name: Marker) -> int:
         """The token of a marker."""
         return self.first_marker + name
+
+    @property
+    def words(self) -> list[str]:
+        """What each token is for, [vocab_size]: "key", "val", "." for fillers, and of markers their `WORDS`."""
+        fillers = self.first_marker - self.first_filler
+        markers = [*WORDS.values()] + ["free"] * (NUM_MARKERS - len(WORDS))
+        return ["key"] * self.num_keys + ["val"] * self.num_values + ["."] * fillers + markers
 
     def draw_values(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Values, uniform and with replacement: int64 of this shape."""

@@ -71,7 +71,10 @@ class RecallTask(ABC):
         """
 
     def roles(self, batch: RecallBatch) -> list[list[str]]:
-        """What each token is there for, a word each [B][T], as the task's drawing names it: "ask", or "." for noise."""
+        """What each token is there for, a word each [B][T]: "ask" where an answer follows, else what the task stores.
+
+        Here "." for all the rest: a task that stores something says which tokens these are, in words of its drawing.
+        """
         asked = torch.zeros_like(batch.labels, dtype=torch.bool)
         asked[:, :-1] = batch.labels[:, 1:] != IGNORED
         return [["ask" if cue else "." for cue in row] for row in asked.tolist()]

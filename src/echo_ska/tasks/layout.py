@@ -62,6 +62,14 @@ class AlphabetTask(RecallTask):
         """1 / num_values: the answer is a value, uniform whatever the cue."""
         return 1 / self.num_values
 
+    def roles(self, batch: RecallBatch) -> list[list[str]]:
+        """ "ask" where an answer follows, else the token's word in `Alphabet.words`; see `RecallTask.roles`."""
+        words = self.alphabet.words
+        return [
+            [role if role == "ask" else words[token] for role, token in zip(row, tokens, strict=True)]
+            for row, tokens in zip(super().roles(batch), batch.input_ids.tolist(), strict=True)
+        ]
+
     def with_length(self, length: int) -> Self:
         """The same task among more or fewer fillers; raises ValueError where `length` is too short."""
         return replace(self, length=length)

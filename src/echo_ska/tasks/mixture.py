@@ -18,6 +18,7 @@ from typing import Self
 import torch
 
 from echo_ska.tasks.base import IGNORED, RecallBatch, RecallTask, require_request
+from echo_ska.tasks.layout import AlphabetTask
 from echo_ska.tasks.system_prompt import SystemPrompt
 from echo_ska.tasks.tool_trace import ToolTrace
 
@@ -96,6 +97,14 @@ class RecallMixture(RecallTask):
                 batch = task.sample(len(rows), generator)
                 input_ids[rows], labels[rows] = batch.input_ids, batch.labels
         return RecallBatch(input_ids, labels)
+
+    def roles(self, batch: RecallBatch) -> list[list[str]]:
+        """As the tasks tell them, where all are of one alphabet; else "ask" and "." alone, see `RecallTask.roles`.
+
+        Which task a row is of is not stored: what a token is for follows from the token.
+        """
+        alphabets = {task.alphabet if isinstance(task, AlphabetTask) else None for task, _ in self.parts}
+        return super().roles(batch) if len(alphabets) > 1 or None in alphabets else self.parts[0][0].roles(batch)
 
     def with_length(self, length: int) -> Self:
         """The same tasks in `length` tokens each; raises ValueError where one does not fit."""

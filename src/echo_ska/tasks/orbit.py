@@ -98,6 +98,10 @@ class OrbitRecall(RecallTask):
         labels[:, cues + 1] = cycle.gather(1, (asked + self.steps) % self.states)
         return RecallBatch(input_ids, labels)
 
+    def roles(self, batch: RecallBatch) -> list[list[str]]:
+        """ "walk", then "ask" or "."; see `RecallTask.roles`."""
+        return [["walk"] * self.walk + row[self.walk :] for row in super().roles(batch)]
+
     def with_length(self, length: int) -> Self:
         """The same walk and questions, the gap chosen to make `length`; raises ValueError if too short."""
         require_integer("length", length, 1)

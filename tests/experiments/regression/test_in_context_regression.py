@@ -10,9 +10,12 @@ import math
 import pytest
 import torch
 from in_process import Silent, run_here
+from made_up import made_up
+from matplotlib.figure import Figure
 from rich.console import Console
 from sklearn.linear_model import Ridge
 
+from echo_ska.experiments.regression import figure as picture
 from echo_ska.experiments.regression import in_context_regression as experiment
 from echo_ska.experiments.regression import results as recorded_results
 from echo_ska.experiments.regression.model import ARMS, BY_HAND, model_by_hand
@@ -175,6 +178,28 @@ def test_it_resumes_and_shows_what_is_recorded(small, tmp_path):
     assert "diverged" not in console.file.getvalue()
     with pytest.raises(ValueError, match="seeds must be at least 1"):
         experiment.run(console, seeds=0, quick=True)
+
+
+def test_a_seed_that_diverged_is_not_left_out_of_the_picture():
+    sound = {"0": 1.0, "10": 0.1, "30": 0.01}
+
+    def record(distances, **figures):
+        measured = {step: {"ridge": {"1-24": value, "4": value}} for step, value in distances.items()}
+        return made_up("in-context-regression", {}, {"measured": measured} | figures)
+
+    diverged = record({"0": 4.0}, diverged=True)
+    others = [record(sound), record(sound)]
+    assert picture._over_seeds([diverged, *others], "1-24", "30") == (math.inf, 0.01, math.inf)
+    assert picture._over_seeds([diverged, *others], "4", None) == (math.inf, 0.01, math.inf)
+    assert picture._over_seeds([diverged], "4", None) == (math.inf,) * 3
+    assert picture._over_seeds(others, "4", None) == pytest.approx((0.01, 0.01, 0.01))
+
+    axes = Figure().subplots()
+    ends = picture._along(axes, {"SKA, power 0": [diverged, *others]})
+    (line,) = axes.lines
+    assert list(line.get_xdata()) == [4, 10, 30]
+    assert list(line.get_ydata()) == pytest.approx([4 ** (1 / 3), picture.HIGHEST, picture.HIGHEST])
+    assert ends == {"SKA, power 0": (30, picture.HIGHEST)}
 
 
 def test_a_divergence_is_recorded_and_never_the_best_rate(small):

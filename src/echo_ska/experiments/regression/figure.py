@@ -73,7 +73,8 @@ def draw(results: Results, path: Path) -> None:
 
 def _along(axes: Axes, results: Mapping[str, Sequence[RunRecord]]) -> dict[str, tuple[float, float]]:
     ends = {}
-    steps = list(next(iter(results.values()))[0].figures["measured"])
+    reached: list[list[str]] = [list(record.figures["measured"]) for records in results.values() for record in records]
+    steps = max(reached, key=len)  # one that diverged has fewer
     places = {step: max(int(step), 4) for step in steps}  # 0 has no logarithm: it stands apart, at the left
     for arm, records in results.items():
         ends[arm] = _line(axes, arm, list(places.values()), [_over_seeds(records, SEEN, step) for step in steps])
@@ -104,8 +105,9 @@ def _by_pairs(
 def _line(
     axes: Axes, arm: str, places: Sequence[int], values: Sequence[tuple[float, float, float]]
 ) -> tuple[float, float]:
-    """Through the means over seeds, a band over their range; returns its right end."""
-    means, lowest, highest = (list(column) for column in zip(*values, strict=True))
+    """Through the means over seeds, a band over their range; returns its right end. Infinity stands at `HIGHEST`."""
+    drawn = [[HIGHEST if math.isinf(value) else value for value in row] for row in values]
+    means, lowest, highest = (list(column) for column in zip(*drawn, strict=True))
     first = arm.startswith("SKA")
     axes.fill_between(places, lowest, highest, color=COLOURS[arm], alpha=0.13, linewidth=0)
     axes.plot(
@@ -116,10 +118,12 @@ def _line(
 
 
 def _over_seeds(records: Sequence[RunRecord], pairs: str, step: str | None) -> tuple[float, float, float]:
-    """(geometric mean, lowest, highest), as the axis is logarithmic."""
+    """(geometric mean, lowest, highest), as the axis is logarithmic; a seed that diverged makes mean and highest so."""
     values = [figure_of(record, "ridge", pairs, step) for record in records]
     finite = [value for value in values if math.isfinite(value)]
-    return (geometric_mean(finite), min(finite), max(finite)) if finite else (math.nan,) * 3
+    if len(finite) < len(values):
+        return math.inf, min(finite, default=math.inf), math.inf
+    return geometric_mean(finite), min(finite), max(finite)
 
 
 def _logarithmic(axes: Axes, label: str) -> None:
