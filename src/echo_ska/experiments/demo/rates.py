@@ -1,7 +1,5 @@
 """demo-rates: the demo's three models, and its SSM as published, at four learning rates each.
 
-The demo gives each model its best.
-
 Same task, steps and batches for all; one seed, which is none of the demo's, and other sequences than the demo asks.
 About two minutes a run on one core.
 """

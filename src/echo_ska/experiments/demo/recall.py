@@ -1,8 +1,8 @@
 """The demo's models and their task: who is compared, how each is trained, and how its recall is measured.
 
 Three models of one class and equal parameter counts, trained alike on multi-query recall in 64 tokens. They differ in
-the mixer of the middle layer, in their learning rate (each has its best), and in the feed-forward width, which makes
-up for the mixers' different sizes. No model is told which tokens matter. All three have the aids that SKA starts with:
+the mixer of the middle layer, in their learning rate (each has one that it does well at), and in the feed-forward
+width, which makes up for the mixers' different sizes. No model is told which tokens matter. All three have the aids that SKA starts with:
 a short convolution that delays the keys, queries that are tied to them. The SSM has them in all of its layers; in those
 of the other two Mamba-2 is as published.
 """
@@ -97,7 +97,8 @@ class RecallModel:
         return RecallData(TASK, self.batch_size, seed)
 
 
-# Each model's best of the four rates in demo-rates, by accuracy at the training length, then by training loss.
+# Rates of those in demo-rates: at theirs attention and SKA answer everything at the training's length there. The SSM
+# learns at none there, and has the one at which it learns from the demo's own seed.
 RECALL_MODELS = (
     RecallModel("ssm", ("mamba2", "mamba2", "mamba2"), learning_rate=3e-3, intermediate_size=128, aided=True),
     RecallModel("ssm+attention", ("mamba2", "full_attention", "mamba2"), learning_rate=3e-3, intermediate_size=144),
