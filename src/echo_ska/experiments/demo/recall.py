@@ -2,9 +2,9 @@
 
 Three models of one class and equal parameter counts, trained alike on multi-query recall in 64 tokens. They differ in
 the mixer of the middle layer, in their learning rate (each has one that it does well at), and in the feed-forward
-width, which makes up for the mixers' different sizes. No model is told which tokens matter. All three have the aids that SKA starts with:
-a short convolution that delays the keys, queries that are tied to them. The SSM has them in all of its layers; in those
-of the other two Mamba-2 is as published.
+width, which makes up for the mixers' different sizes. No model is told which tokens matter. All three have the aids
+that SKA starts with: a short convolution that delays the keys, queries that are tied to them. The SSM has them in all
+of its layers; in those of the other two Mamba-2 is as published.
 """
 
 from __future__ import annotations
