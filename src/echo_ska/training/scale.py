@@ -15,7 +15,7 @@ Of echo-1m with 8 x 256 tokens on one CPU thread, a step without logits took 1.0
 """
 
 SKIP_LOGITS_AT = 0.5
-"""Share of a batch's tokens that are scored up to which so is every loss: the head is spared the other tokens."""
+"""Of smaller vocabularies too, where at most this share of a batch's tokens is scored: the others cost nothing then."""
 
 
 @dataclass(frozen=True)
