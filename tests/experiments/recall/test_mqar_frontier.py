@@ -31,6 +31,7 @@ def counted(family: Family, size: int) -> int:
         ("mesa net", 5, 2 * (15 + 5 * 32)),
         ("based", 2, 2 * 33 * (1 + 2 + 3)),
         ("mamba-2", 5, 128 * 5),
+        ("sliding attention", 5, 2 * 5 * 2 * 32),  # keys and values, not the count of tokens
     ],
 )
 def test_states_are_counted_in_float32_over_both_layers_without_convolutions(name, size, numbers):

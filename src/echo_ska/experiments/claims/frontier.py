@@ -15,6 +15,8 @@ OURS = tuple(name for name, family in experiment.FAMILIES.items() if family.mixe
 PEERS = tuple(name for name in experiment.FAMILIES if name not in OURS)
 PLAIN, HEBBIAN = "ska, power 0", "linear attention"
 LEARNT = 20.0
+AHEAD = 1.0
+"""Points, of the mean over seeds; below it two models are level."""
 
 
 def gather(folder: Path) -> Evidence[Results]:
@@ -44,7 +46,23 @@ def _ahead(results: Results, ours: tuple[str, ...], peers: tuple[str, ...]) -> F
         return None
     found = leads(results, ours, peers)
     shown = ", ".join(f"{lead:+.1f} at {short_bytes(budget)}" for budget, lead in found.items())
-    return Finding(min(found.values()) > 0, f"points ahead: {shown}")
+    return Finding(min(found.values()) >= AHEAD, f"points ahead: {shown}")
+
+
+def _every_seed_ahead(results: Results) -> Finding | None:
+    """None as in `_ahead`."""
+    if _ahead(results, OURS, PEERS) is None:
+        return None
+    gaps = {}
+    for budget in experiment.BUDGETS:
+        ours, peers = (_seeds(results, best(results, of, budget)[0], budget) for of in (OURS, PEERS))
+        gaps[budget] = min(ours) - max(peers)
+    shown = ", ".join(f"{gap:+.1f} at {short_bytes(budget)}" for budget, gap in gaps.items())
+    return Finding(min(gaps.values()) > 0, f"worst seed minus best: {shown}")
+
+
+def _seeds(results: Results, family: str, budget: int) -> list[float]:
+    return [100 * experiment.mean_accuracy(record) for record in results[experiment.arm_name(family, budget)]]
 
 
 def _summary(results: Results) -> str:
@@ -67,10 +85,15 @@ CLAIM: Claim[Results] = Claim(
     gather=gather,
     criteria=(
         Criterion(
-            "SKA at power 0 is ahead of linear attention, the same model without the solve, at every budget",
+            f"SKA at power 0 is at least {AHEAD:g} point ahead of linear attention, the same model without the solve, "
+            "at every budget",
             lambda r: _ahead(r, (PLAIN,), (HEBBIAN,)),
         ),
-        Criterion("The best SKA is ahead of the best peer at every budget", lambda r: _ahead(r, OURS, PEERS)),
+        Criterion(
+            f"The best SKA is at least {AHEAD:g} point ahead of the best peer at every budget",
+            lambda r: _ahead(r, OURS, PEERS),
+        ),
+        Criterion("Its worst seed is above that peer's best one, at every budget", _every_seed_ahead),
     ),
     summary=_summary,
     tables=lambda r: [Table("Accuracy, %, mean over test cells (range of seeds), and every cell", experiment.rows(r))],
@@ -80,6 +103,9 @@ CLAIM: Claim[Results] = Claim(
         "The published protocol: vocabulary, lengths, pairs, width and above all training are reduced (3 million "
         "tokens a run for 778 million), so the published figures are not to be set beside ours.",
         "States above 16 kB.",
+        "Rates beyond the three tried, and rates for the hardest test cells: they are chosen at the lengths of "
+        "training, where most models answer 98 % or more, so that the choice is often within the noise or at an end.",
+        "One wide head of GLA, RWKV-7 and Based, which SKA, linear attention, the delta rules and MesaNet have.",
         "Bytes as they lie in memory: numbers are counted as 4 bytes, SKA's Gram matrix as a triangle, and its lag "
         "moment where it has a power; its sums are held in 8 bytes, whole, at any power.",
     ),

@@ -8,9 +8,10 @@ to 1,024), the pairs (up to 32 in training instead of 64, 128 in the test instea
 the training: 3 million tokens a run instead of 778 million. So the figures here compare models with one another, not
 with the published ones.
 
-Every model has the largest rank (or state size) that keeps its state within 4, 8 or 16 kB: float32, both layers, short
-convolutions' tails not counted (Zoology's rule), a symmetric matrix as a triangle, and of SKA what its power needs: no
-lag moment at power 0. Every arm is tried at the same three rates with half the steps, then three seeds at its best.
+Every model has the largest rank (or state size) that keeps its state within 4, 8 or 16 kB: float32, both layers, a
+symmetric matrix as a triangle, and of SKA what its power needs: no lag moment at power 0. Not counted are the tails of
+short convolutions (Zoology's rule), Mamba-3's last token, which stands in for one, and whole numbers. Every arm is
+tried at the same three rates with half the steps, then three seeds at its best.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from echo_ska.experiments.trials.changes import Change, mamba_aids, spread_decays
+from echo_ska.experiments.trials.changes import Change, gate_starts_low, mamba_aids, spread_decays
 from echo_ska.experiments.trials.comparison import Results, percent_range
 from echo_ska.experiments.trials.figures import label_lines, percent, save, short_bytes
 from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
@@ -113,6 +114,7 @@ FAMILIES = {
     "linear attention, one wide head": Family("linear_attention", "rank", "#666666", (("num_heads", 1),)),
     "delta net": Family("delta_net", "rank", "#E69F00"),
     "delta net, one wide head": Family("delta_net", "rank", "#A66F00", (("num_heads", 1),)),
+    "delta net, gate from 0.1": Family("delta_net", "rank", "#F2C76B", changes=(gate_starts_low,)),
     "gated delta net": Family("gated_delta_net", "rank", "#D55E00", changes=(spread_decays,)),
     "gated delta net, one wide head": Family(
         "gated_delta_net", "rank", "#8A3B00", (("num_heads", 1),), changes=(spread_decays,)
@@ -134,13 +136,18 @@ def counted_bytes(config: EchoConfig) -> int:
     return FLOAT * sum(_numbers(mixer) for mixer in build_on_meta(config).model.mixers)
 
 
+_NOT_COUNTED = ("convolution", "previous_")
+"""Tensors of a state that hold the last tokens, for a short convolution and for Mamba-3's rule of two points."""
+
+
 def _numbers(mixer: SequenceMixer) -> int:
     if isinstance(mixer, SpectralKoopmanAttention):
         rank, width = mixer.rank, mixer.head_dim
         lag = rank * rank + rank if mixer.power > 0 else 0  # with the previous key, its other half
         return mixer.num_heads * (rank * (rank + 1) // 2 + width * rank + lag)
     tensors = mixer.init_state(1, device="meta").tensors()
-    numbers = sum(tensor.numel() for name, tensor in tensors.items() if "convolution" not in name)
+    counted = {name: tensor for name, tensor in tensors.items() if not name.startswith(_NOT_COUNTED)}
+    numbers = sum(tensor.numel() for tensor in counted.values() if tensor.is_floating_point())
     if isinstance(mixer, MesaNet):  # its Gram matrix is symmetric, and stored whole
         heads, _, rank = tensors["memory"].shape[1:]
         numbers -= heads * (rank * (rank - 1) // 2)

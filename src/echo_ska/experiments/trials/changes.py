@@ -96,11 +96,19 @@ def gate_dropout(network: EchoForCausalLM) -> None:
         memory.gate_dropout = 0.2
 
 
-@torch.no_grad()
 def gate_starts_open(network: EchoForCausalLM) -> None:
     """Every token starts written at 0.9."""
+    _start_gates(network, 0.9)
+
+
+def gate_starts_low(network: EchoForCausalLM) -> None:
+    """Every token starts written at 0.1, which helps DeltaNet where a state is full."""
+    _start_gates(network, 0.1)
+
+
+def _start_gates(network: EchoForCausalLM, weight: float) -> None:
     for memory in memories(network):
-        nn.init.constant_(memory.gate_proj.bias, gate_score(0.9))
+        nn.init.constant_(memory.gate_proj.bias, gate_score(weight))
 
 
 def half_gated(network: EchoForCausalLM) -> None:
