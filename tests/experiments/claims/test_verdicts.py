@@ -105,7 +105,7 @@ def laid_out(below: float, dropped: float, first: float, attention: float) -> Wr
     def answer(arm: str, question: str) -> float:
         return 1.0 if question == memory_first.LONG_NEEDLES else found.get(arm, attention)
 
-    return lambda folder: write_trials(folder / "memory-first.jsonl", memory_first.trials(), 3, answer)
+    return lambda folder: write_trials(folder / "memory-first.jsonl", memory_first.trials(), memory_first.SEEDS, answer)
 
 
 def stored(two_bytes: float, one_byte: float, always: float = 0.0) -> Write:
@@ -165,7 +165,7 @@ def gated(far: dict[str, float], other: dict[str, float]) -> Write:
     def write(folder: Path) -> None:
         path = folder / "write-gate.jsonl"
         for trials, figures in ((write_gate.long_trials(), far), (write_gate.transfer_trials(), other)):
-            write_trials(path, trials, write_gate.SEEDS, lambda arm, _: figures.get(arm, 0.8))  # noqa: B023
+            write_trials(path, trials, write_gate.FIRST_SEED + write_gate.SEEDS, lambda arm, _: figures.get(arm, 0.8))  # noqa: B023
 
     return write
 
@@ -498,6 +498,7 @@ def look(right: float, wrong: float) -> Callable[[str, int], float]:
 CASES: list[tuple[str, Level, Write]] = [
     ("1", YES, compared(mqar_grid, arms(0.03, 0.5, 1.0))),
     ("1", PARTLY, compared(mqar_grid, arms(0.03, 0.5, 0.95))),
+    ("1", PARTLY, compared(mqar_grid, arms(0.03, 0.5, 1.0, aided=0.2))),
     ("1", NO, compared(mqar_grid, arms(0.03, 0.5, 0.8))),
     ("1", IN_PART, compared(mqar_grid, arms(0.03, 0.5, 1.0), seeds=1)),
     ("2", YES, compared(length_generalisation, arms(0.02, 0.05, 0.9))),

@@ -119,10 +119,10 @@ class Comparison:
 
 
 def run_seeds(
-    console: Console, trials: Sequence[TrainedRun], seeds: int, path: Path, device: str = "cpu"
+    console: Console, trials: Sequence[TrainedRun], seeds: int, path: Path, device: str = "cpu", *, first: int = 0
 ) -> dict[str, list[RunRecord]]:
-    """All seeds of every trial at its own rate, run where they are missing: by arm, the records by seed."""
-    runs = [trial.with_(seed=seed).recorded_run(device) for seed in range(seeds) for trial in trials]
+    """So many seeds from `first` on of every trial at its own rate, run where missing: by arm, the records by seed."""
+    runs = [trial.with_(seed=first + n).recorded_run(device) for n in range(seeds) for trial in trials]
     records = run_missing(console, trials[0].experiment, runs, path, _runner(device))
     return {trial.arm.name: records[place :: len(trials)] for place, trial in enumerate(trials)}
 
@@ -134,11 +134,11 @@ def _runner(device: str, at_once: int | None = None) -> Callable[..., object] | 
     return functools.partial(run_jobs, cores=at_once or places(device))
 
 
-def recorded_seeds(trial: TrainedRun, path: Path, most: int = 100) -> list[RunRecord]:
-    """The records of a trial's seeds 0, 1, ... up to the first that is missing."""
+def recorded_seeds(trial: TrainedRun, path: Path, most: int = 100, *, first: int = 0) -> list[RunRecord]:
+    """The records of a trial's seeds from `first` on, up to one that is missing."""
     records = records_named(trial.experiment, path)
     found: list[RunRecord] = []
-    while len(found) < most and (record := newest_of(trial.with_(seed=len(found)).recorded_run(), records)):
+    while len(found) < most and (record := newest_of(trial.with_(seed=first + len(found)).recorded_run(), records)):
         found.append(record)
     return found
 
