@@ -18,8 +18,8 @@ COLOURS = {"ska": "#0072B2", "softmax": "#D55E00", "linear": "#595959", "mamba2"
 """By what a row's name begins with: Okabe and Ito's blue, vermilion and green, and a grey; others are purple."""
 
 OTHERS = "#AA4499"
-MARKERS = ("o", "s", "^", "D", "v")
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)), (0, (8, 3)))
+MARKERS = ("o", "s", "^", "D", "v", "P")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)), (0, (8, 3)), (0, (3, 3)))
 
 
 def draw(record: RunRecord, path: Path) -> bool:

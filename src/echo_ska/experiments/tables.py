@@ -110,11 +110,11 @@ def regression(by_pairs: bool) -> str:
 
 
 def memory() -> str:
-    """State against the KV cache for the largest preset, measured while the table is made."""
+    """State against the KV cache for the largest preset in bfloat16, measured while the table is made."""
     from echo_ska.evaluation.memory import compare_with_control
     from echo_ska.evaluation.memory_plot import format_bytes
 
-    comparison = compare_with_control("echo-180m", lengths=[1 << 10, 1 << 13, 1 << 17, 1 << 20])
+    comparison = compare_with_control("echo-180m", lengths=[1 << 10, 1 << 13, 1 << 17, 1 << 20], dtype="bf16")
     rows = [["tokens", "echo-180m: SKA", "Mamba-2", "twin with attention: KV cache", "Mamba-2", "twin : Echo"]]
     for row, other, (tokens, ratio, _) in zip(
         comparison.model.rows, comparison.control.rows, comparison.ratios(), strict=True

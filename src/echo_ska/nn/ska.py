@@ -85,7 +85,7 @@ class SpectralKoopmanAttention(SequenceMixer):
         blended: mix the filtered read with the plain one by a weight a_t = sigmoid(<w, q_t> + b) per head. Pure
             powers look K steps ahead of the match, so without a blend they hurt where keys have no dynamics.
         initial_ridge: where the ridge starts, at least 5e-4; it is learnt per head (through softplus). Near 1 for
-            unit-norm keys: with one far below the Gram matrix's eigenvalues, recall fades with length.
+            unit-norm keys: with one far below the Gram matrix's eigenvalues, what a power reads fades with length.
         fixed_ridge: keep the ridge at its start.
         conv_kernel, key_delay: see `QueryKeyValue`.
         write_gate: weigh each stored pair (key, value) by a stretched sigmoid of the token, per head.

@@ -135,6 +135,9 @@ CLAIM: Claim[Results] = Claim(
     picture=_PICTURE,
     caveats=(
         "The paper's figures: 1.1M parameters on 7.4 MB of novels, byte by byte, are not 180M on 10B tokens.",
+        "Rates above the highest of the three tried, at which Mamba-3, Echo and the hybrid of two layers of attention "
+        "do best.",
+        "Echo with the Koopman MLP as it is now: it was trained with another gradient of its clamp (docs/language.md).",
         _BENCHMARKS,
     ),
 )

@@ -115,9 +115,10 @@ def _ratio(states: States, least: float) -> Finding | None:
 def _summary(states: States) -> str:
     said = []
     if states.presets:
-        largest = max(states.presets, key=lambda record: int(record.figures["model"]["parameters"]))
+        ratio = ratios(states)
+        largest = max(states.presets, key=lambda record: (record.figures["model"]["parameters"], -ratio[_name(record)]))
         said.append(
-            f"at {int(JUDGED):,} tokens the twin's KV cache is {ratios(states)[_name(largest)]:,.0f} times as large as "
+            f"at {int(JUDGED):,} tokens the twin's KV cache is {ratio[_name(largest)]:,.0f} times as large as "
             f"the state of the SKA layers of {_name(largest)}"
         )
     if states.demo is not None:

@@ -74,8 +74,9 @@ def _curves(axes: Axes, results: Results, part: str, contexts: list[int]) -> Non
         "training",
         (length, 0.98),
         xycoords=("data", "axes fraction"),
-        xytext=(4, 0),
+        xytext=(-4, 0),
         textcoords="offset points",
+        ha="right",
         va="top",
         fontsize=9,
     )

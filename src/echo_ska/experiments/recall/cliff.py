@@ -103,6 +103,7 @@ def draw(records: list[RunRecord], path: Path) -> None:
         label = f"width {width}: {parameters:,} parameters"
         axes.plot(RANKS, [fmean(v) for v in values], color=colour, marker="o", linewidth=2, label=label)
     axes.axhline(100 * TASK.chance, color="black", linewidth=1, linestyle=(0, (4, 3)))
+    axes.annotate("chance", (RANKS[0], 100 * TASK.chance), xytext=(0, 4), textcoords="offset points", fontsize=9)
     axes.set_xscale("log", base=2)
     axes.set_xticks(RANKS, [str(rank) for rank in RANKS])
     axes.minorticks_off()
@@ -110,6 +111,6 @@ def draw(records: list[RunRecord], path: Path) -> None:
     axes.set_ylim(0, 101)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.08))
     axes.set_title(f"Answers right, %, {TASK.pairs} pairs in {TASK.length} tokens", loc="left", fontsize=11)
     save(figure, path)

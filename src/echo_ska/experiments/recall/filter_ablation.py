@@ -176,6 +176,15 @@ def _draw_recall(axes: Axes, results: Results) -> None:
         axes.bar(at, [fmean(v) for v in values], 0.92 * width, color=_COLOURS[ridge, masked], label=label)
         axes.vlines(at, [min(v) for v in values], [max(v) for v in values], color="black", linewidth=1.2)
     axes.axhline(100 * RECALL.chance, color="#999999", linewidth=1)
+    axes.annotate(
+        "chance",
+        (1, 100 * RECALL.chance),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=9,
+    )
     axes.set_xticks(range(len(FILTERS)), list(FILTERS))
     axes.tick_params(axis="x", length=0)
     axes.set_ylim(0, 100)

@@ -81,7 +81,7 @@ class Family:
         mixer: the name in `layer_types`.
         grows: the field, a whole number.
         fields: the others.
-        colour: of its line.
+        colour: of its line; a shape of a mixer that is in another line too is dashed or dotted.
         changes: of the built network.
     """
 
@@ -90,6 +90,7 @@ class Family:
     colour: str
     fields: tuple[tuple[str, Any], ...] = ()
     changes: tuple[Change, ...] = ()
+    dashes: str = "-"
 
     def config(self, size: int) -> dict[str, Any]:
         """Fields of `EchoConfig` at a size."""
@@ -105,29 +106,29 @@ class Family:
         return {**fields, self.grows: size}
 
 
-_BLUE = "#0072B2"
+_ONE_WIDE = (("num_heads", 1),)
 FAMILIES = {
-    "ska, power 0": Family("ska", "rank", _BLUE, (("power", 0),)),
-    "ska, power 0, one wide head": Family("ska", "rank", "#00324F", (("power", 0), ("num_heads", 1))),
+    "ska, power 0": Family("ska", "rank", "#0072B2", (("power", 0),)),
+    "ska, power 0, one wide head": Family("ska", "rank", "#0072B2", (("power", 0), *_ONE_WIDE), dashes="--"),
     "ska, power 2 blended": Family("ska", "rank", "#56B4E9"),
-    "linear attention": Family("linear_attention", "rank", "#999999"),
-    "linear attention, one wide head": Family("linear_attention", "rank", "#666666", (("num_heads", 1),)),
+    "linear attention": Family("linear_attention", "rank", "#8A8A8A"),
+    "linear attention, one wide head": Family("linear_attention", "rank", "#8A8A8A", _ONE_WIDE, dashes="--"),
     "delta net": Family("delta_net", "rank", "#E69F00"),
-    "delta net, one wide head": Family("delta_net", "rank", "#A66F00", (("num_heads", 1),)),
-    "delta net, gate from 0.1": Family("delta_net", "rank", "#F2C76B", changes=(gate_starts_low,)),
+    "delta net, one wide head": Family("delta_net", "rank", "#E69F00", _ONE_WIDE, dashes="--"),
+    "delta net, gate from 0.1": Family("delta_net", "rank", "#E69F00", changes=(gate_starts_low,), dashes=":"),
     "gated delta net": Family("gated_delta_net", "rank", "#D55E00", changes=(spread_decays,)),
     "gated delta net, one wide head": Family(
-        "gated_delta_net", "rank", "#8A3B00", (("num_heads", 1),), changes=(spread_decays,)
+        "gated_delta_net", "rank", "#D55E00", _ONE_WIDE, (spread_decays,), dashes="--"
     ),
     "gla": Family("gla", "rank", "#CC79A7"),
     "rwkv-7": Family("rwkv7", "rank", "#8C564B"),
     "mesa net": Family("mesa_net", "rank", "#009E73", changes=(spread_decays,)),
-    "mesa net, one wide head": Family("mesa_net", "rank", "#00543D", (("num_heads", 1),), changes=(spread_decays,)),
-    "sliding attention": Family("sliding_attention", "sliding_window", "#1B9E77"),
-    "based": Family("based", "rank", "#B8A000"),
-    "mamba-2": Family("mamba2", "state_size", "#595959", changes=(mamba_aids,)),
-    "mamba-2, as published": Family("mamba2", "state_size", "#A6A6A6"),
-    "mamba-3": Family("mamba3", "state_size", "#7F7F00"),
+    "mesa net, one wide head": Family("mesa_net", "rank", "#009E73", _ONE_WIDE, (spread_decays,), dashes="--"),
+    "sliding attention": Family("sliding_attention", "sliding_window", "#7A5195"),
+    "based": Family("based", "rank", "#A39100"),
+    "mamba-2": Family("mamba2", "state_size", "#333333", changes=(mamba_aids,)),
+    "mamba-2, as published": Family("mamba2", "state_size", "#333333", dashes="--"),
+    "mamba-3": Family("mamba3", "state_size", "#B2182B"),
 }
 
 
@@ -249,7 +250,8 @@ def draw(results: Results, path: Path) -> None:
         line = [fmean(values) for values in means]
         axes.fill_between(at, [min(v) for v in means], [max(v) for v in means], color=settings.colour, alpha=0.12)
         weight = 2.6 if settings.mixer == "ska" else 1.4
-        axes.plot(at, line, color=settings.colour, linewidth=weight, marker="o", markersize=4)
+        look: dict[str, Any] = {"color": settings.colour, "linestyle": settings.dashes, "linewidth": weight}
+        axes.plot(at, line, marker="o", markersize=4, **look)
         ends[family], colours[family] = (at[-1], line[-1]), settings.colour
     if "softmax attention" in results:
         best = fmean(100 * mean_accuracy(record) for record in results["softmax attention"])

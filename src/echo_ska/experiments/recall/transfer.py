@@ -23,7 +23,7 @@ from rich.console import Console
 
 from echo_ska.experiments.trials import figures
 from echo_ska.experiments.trials.arms import ECHO, IN_PLACE_OF_SKA, million_arms, small_arms
-from echo_ska.experiments.trials.comparison import Results, percent_range, table_rows
+from echo_ska.experiments.trials.comparison import Results, percent_range, table_rows, with_count
 from echo_ska.experiments.trials.figures import save
 from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
 from echo_ska.experiments.trials.trial import Arm, Question, Trial
@@ -202,7 +202,7 @@ def draw_bars(
     for place, (arm, records) in enumerate(results.items()):
         at = [n + (place - (len(results) - 1) / 2) * width for n in range(len(names))]
         values = [[100 * record.figures["accuracy"][name] for record in records] for name in names]
-        axes.bar(at, [fmean(v) for v in values], 0.92 * width, color=colours[arm], label=arm)
+        axes.bar(at, [fmean(v) for v in values], 0.92 * width, color=colours[arm], label=with_count(arm, results))
         axes.vlines(at, [min(v) for v in values], [max(v) for v in values], color="black", linewidth=1.2)
         for x, figure_of_paper in zip(at, (published or {}).get(arm, ()), strict=False):
             axes.hlines(figure_of_paper, x - width / 2, x + width / 2, color="black", linewidth=1.2, linestyle=":")
@@ -215,7 +215,8 @@ def draw_bars(
     axes.set_ylim(0, 100)
     axes.spines[["top", "right"]].set_visible(False)
     named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    in_order = sorted(named, key=lambda label: label not in results)  # arms, then lines
+    arms = [with_count(arm, results) for arm in results]
+    in_order = sorted(named, key=lambda label: label not in arms)  # arms, then lines
     handles = [named[label] for label in in_order]
     axes.legend(handles, in_order, frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=9)
     axes.set_ylabel("answers right, %")

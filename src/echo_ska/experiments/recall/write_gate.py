@@ -21,7 +21,7 @@ from echo_ska.experiments.recall import transfer
 from echo_ska.experiments.trials.arms import small
 from echo_ska.experiments.trials.changes import Change, gate_starts_open, half_gated, no_gate, plain_sigmoid
 from echo_ska.experiments.trials.comparison import Results, cell, percent_range
-from echo_ska.experiments.trials.figures import percent, save
+from echo_ska.experiments.trials.figures import label_points, percent, save
 from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
 from echo_ska.experiments.trials.trial import Arm, Question, Trial, as_large_as
 from echo_ska.experiments.trials.tuning import mean_and_range, recorded_seeds, run_seeds
@@ -114,22 +114,25 @@ def rows(far: Results, other: Results) -> list[list[str]]:
 def draw(far: Results, other: Results, path: Path) -> None:
     """The longest sequences against the six tasks: a point an arm at its means, its seeds as small ones."""
     figure = Figure(figsize=(7.5, 5), layout="constrained")
-    axes = figure.subplots()
+    axes, points = figure.subplots(), {}
     for arm in (arm.name for arm in ARMS if arm.name in far and arm.name in other):
         x = [100 * value for value in six_tasks(other, arm)]
         y = [100 * record.figures["accuracy"][LONG] for record in far[arm]]
         colour = "#E69F00" if arm.startswith("DeltaNet") else "#56B4E9" if "dropout" in arm else "#0072B2"
         axes.plot(x[: len(y)], y[: len(x)], "o", color=colour, markersize=3, alpha=0.6)
         axes.plot(fmean(x), fmean(y), "o", color=colour, markersize=8)
-        axes.annotate(arm, (fmean(x), fmean(y)), xytext=(6, 5), textcoords="offset points", fontsize=8)
+        points[arm] = (fmean(x), fmean(y))
     if ATTENTION in other:
         best = 100 * fmean(six_tasks(other, ATTENTION))
         axes.axvline(best, color="black", linewidth=1, linestyle=(0, (4, 3)))
-        axes.annotate(ATTENTION, (best, 50), xytext=(4, 0), textcoords="offset points", rotation=90, fontsize=8)
+        above = axes.get_xaxis_transform()
+        axes.annotate(ATTENTION, (best, 1), xycoords=above, xytext=(0, 3), textcoords="offset points", ha="center")
     axes.set_ylim(-4, 106)
     axes.set_xlabel("mean of the six tasks of transfer, %")
     axes.set_ylabel(f"recall at {int(LONG):,} tokens after training on {RECALL.length}, %")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#E6E6E6", linewidth=0.8)
     axes.set_axisbelow(True)
+    figure.draw_without_rendering()  # settles the axes' place, which the labels need
+    label_points(axes, points)
     save(figure, path)

@@ -60,7 +60,8 @@ def draw(results: Results, path: Path) -> None:
         for axes in (along, by_pairs):
             axes.set_ylim(LOWEST, HIGHEST)
     figure.suptitle(
-        "Mean squared distance to the best ridge regression on the same pairs, in units of the variance of W x",
+        "Mean squared distance to the best ridge regression on the same pairs, in units of the variance of W x\n"
+        "(geometric means over seeds, bands over their range)",
         x=0.01,
         ha="left",
         fontsize=13,

@@ -33,8 +33,16 @@ def table_rows(results: Results, questions: Mapping[str, str], *, first: str = "
     """
     rows = [[first, *questions.values()]]
     for arm, records in results.items():
-        rows.append([arm, *(cell(records, question) for question in questions)])
+        rows.append([with_count(arm, results), *(cell(records, question) for question in questions)])
     return rows
+
+
+def with_count(arm: str, results: Results) -> str:
+    """An arm's name, and where others have more seeds, how many it has: "ssm (1 seed)"."""
+    count = len(results[arm])
+    if count == max(map(len, results.values())):
+        return arm
+    return f"{arm} ({count} seed{'s' if count > 1 else ''})"
 
 
 def converged(results: Results) -> dict[str, list[RunRecord]]:
@@ -76,7 +84,9 @@ def draw_by_length(results: Results, lengths: Mapping[str, int], path: Path, tit
         means, lowest, highest = ([100 * value for value in values] for values in zip(*ranges, strict=True))
         at = list(asked.values())
         axes.fill_between(at, lowest, highest, color=COLOURS[arm], alpha=0.15, linewidth=0)
-        axes.plot(at, means, color=COLOURS[arm], marker=MARKERS[arm], markersize=5, linewidth=2, clip_on=False)
+        axes.plot(
+            at, means, color=COLOURS[arm], marker=MARKERS[arm], markersize=5, linewidth=2, clip_on=False, label=arm
+        )
         ends[arm] = (at[-1], means[-1])
     length_axis(axes, list(lengths.values()))
     axes.set_xlim(min(lengths.values()), max(lengths.values()))
@@ -86,6 +96,9 @@ def draw_by_length(results: Results, lengths: Mapping[str, int], path: Path, tit
         "chance", (min(lengths.values()), 100 * chance), xytext=(4, 4), textcoords="offset points", fontsize=9
     )
     axes.set_title(title, loc="left", fontsize=11)
-    figure.draw_without_rendering()  # settles the axes' place, which the labels need
-    label_lines(axes, ends, COLOURS)
+    if len({end for end, _ in ends.values()}) > 1:  # a label behind a line that ends early would lie on the others
+        axes.legend(frameon=False, loc="center right")
+    else:
+        figure.draw_without_rendering()  # settles the axes' place, which the labels need
+        label_lines(axes, ends, COLOURS)
     save(figure, path)

@@ -31,7 +31,7 @@ def length_axis(axes: Axes, lengths: Sequence[int], label: str = "tokens in the 
 
 
 def label_lines(axes: Axes, ends: Mapping[str, tuple[float, float]], colours: Mapping[str, str]) -> None:
-    """Write each line's label behind its right end (x, y), moved up or down until no two touch.
+    """Write each line's label behind its right end (x, y), moved up or down until no two touch, beside the axes.
 
     Call it when the axes have their limits.
     """
@@ -45,6 +45,8 @@ def label_lines(axes: Axes, ends: Mapping[str, tuple[float, float]], colours: Ma
             if overlap > 1e-3:
                 heights[lower] -= overlap / 2
                 heights[lower + 1] += overlap / 2
+    box = axes.get_window_extent()
+    heights = _within(heights, box.y0 / dots_a_point, box.y1 / dots_a_point, height)
     for (position, name), wanted in zip(placed, heights, strict=True):
         offset = (8, wanted - position / dots_a_point)
         axes.annotate(
@@ -59,6 +61,56 @@ def label_lines(axes: Axes, ends: Mapping[str, tuple[float, float]], colours: Ma
             # Where another line goes on behind it; a halo would turn the text of an SVG into outlines.
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
         )
+
+
+def _within(heights: list[float], lowest: float, highest: float, apart: float) -> list[float]:
+    """Ascending heights moved between two bounds, or above the higher one where they find no room."""
+    found = list(heights)
+    for place in reversed(range(len(found))):
+        found[place] = min(found[place], highest - apart * (len(found) - 1 - place))
+    for place in range(len(found)):
+        found[place] = max(found[place], lowest + apart * place)
+    return found
+
+
+def label_points(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """Write each point's name beside it, at the first of several places that touches no point and no other name.
+
+    Call it when the axes have their limits.
+    """
+    dots = axes.figure.dpi / 72
+    centres = {name: axes.transData.transform(point) / dots for name, point in points.items()}
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in centres.values()]
+    box = axes.get_window_extent()
+    for name, (x, y) in centres.items():
+        width, height = 5.2 * len(name), 12.5  # of the text in points, at most
+        for ring in range(1, 40):
+            tried = [(side * 9.0, lift * 6.0 * ring) for lift in (0, 1, -1) for side in (1, -1)]
+            for right, up in tried if ring > 1 else [(side * 9.0, 0.0) for side in (1, -1)]:
+                left = x + right - (width if right < 0 else 0.0)
+                place = (left, y + up - height / 2, left + width, y + up + height / 2)
+                inside = place[0] > box.x0 / dots and place[2] < box.x1 / dots + 60
+                if inside and not any(_touch(place, other) for other in taken):
+                    break
+            else:
+                continue
+            break
+        taken.append(place)
+        axes.annotate(
+            name,
+            points[name],
+            xytext=(right, up),
+            textcoords="offset points",
+            ha="left" if right > 0 else "right",
+            va="center",
+            fontsize=8,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.6} if abs(up) > 12 else None,
+        )
+
+
+def _touch(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def percent_grid(axes: Axes, grid: Sequence[Sequence[float]], *, origin: Literal["upper", "lower"] = "upper") -> None:
