@@ -146,7 +146,7 @@ def raised(best: float, worst: float = 0.5) -> Write:
     """One change, and all others, where the start recalls 0.7 with seed 0 and 0.75 with the others."""
 
     def answer(arm: str, _: str) -> float:
-        return best if arm == "two heads" else worst
+        return best if arm == "one wide head" else worst
 
     def write(folder: Path) -> None:
         path, comparison = folder / "recall-per-byte.jsonl", recall_per_byte.comparison()
@@ -528,9 +528,9 @@ CASES: list[tuple[str, Level, Write]] = [
     ("aims", PARTLY, aimed(0.995, 0.99, 0.96)),
     ("aims", PARTLY, aimed(0.995, 0.9995, 0.96, control=0.97)),
     ("aims", NO, aimed(0.98, 0.9995, 0.96)),
-    ("recall-per-byte", YES, raised(0.8)),
-    ("recall-per-byte", PARTLY, raised(0.752)),
-    ("recall-per-byte", NO, raised(0.74)),
+    ("recall-per-byte", YES, raised(0.81)),
+    ("recall-per-byte", PARTLY, raised(0.78)),
+    ("recall-per-byte", NO, raised(0.752)),
     ("write-gate", YES, gated({"as in the recipe": 1.0, "dropout 0.2": 0.99, "none": 0.5}, {"as in the recipe": 0.7})),
     ("write-gate", PARTLY, gated({"as in the recipe": 1.0, "none": 0.5}, {"as in the recipe": 0.7})),
     ("write-gate", PARTLY, gated({"as in the recipe": 1.0, "dropout 0.2": 1.0, "none": 0.5}, {})),

@@ -11,7 +11,7 @@ from echo_ska.experiments.recall import mqar_frontier
 from echo_ska.experiments.recall import recall_per_byte as experiment
 from echo_ska.experiments.trials.comparison import Results
 
-MUCH = 2.0
+SOME, MUCH = 2.0, 5.0
 """Points."""
 
 
@@ -26,15 +26,9 @@ def gains(results: Results) -> dict[str, tuple[float, bool]]:
     return dict(sorted(found.items(), key=lambda item: -item[1][0]))
 
 
-def _much(results: Results) -> Finding:
-    clear = {name: points for name, (points, is_clear) in gains(results).items() if is_clear}
-    most = max(clear.values(), default=0.0)
-    return Finding(most >= MUCH, gain(most) if clear else "none")
-
-
-def _clear(results: Results) -> Finding:
-    clear = [f"{name} {gain(points)}" for name, (points, is_clear) in gains(results).items() if is_clear]
-    return Finding(bool(clear), "; ".join(clear) or "none")
+def _clear(results: Results, least: float) -> Finding:
+    clear = {name: points for name, (points, is_clear) in gains(results).items() if is_clear and points >= least}
+    return Finding(bool(clear), "; ".join(f"{name} {gain(points)}" for name, points in clear.items()) or "none")
 
 
 def _summary(results: Results) -> str:
@@ -57,8 +51,12 @@ CLAIM: Claim[Results] = Claim(
     commands=(f"echo-ska reproduce {experiment.NAME}",),
     gather=gather,
     criteria=(
-        Criterion("Some change lies above the start with all of its seeds above all of the start's", _clear),
-        Criterion(f"One of these raises the mean over seeds by at least {MUCH:g} points", _much),
+        Criterion(
+            f"Some change raises the mean over seeds by at least {SOME:g} points, all of its seeds above all of the "
+            "start's",
+            lambda r: _clear(r, SOME),
+        ),
+        Criterion(f"One of these raises it by at least {MUCH:g} points", lambda r: _clear(r, MUCH)),
     ),
     summary=_summary,
     tables=lambda r: [Table("Accuracy, %, mean over seeds (range), and every cell", experiment.rows(r))],
@@ -66,6 +64,7 @@ CLAIM: Claim[Results] = Claim(
     picture="A bar a change, its seeds as points, against the start; the largest gain on top.",
     caveats=(
         "Many changes are held against one start over three seeds: one of them may be ahead by chance.",
+        "States of just as many bytes: each has the largest rank that fits, so that some are smaller (the table says).",
         "One budget, one task, one width; bytes are counted as in mqar-frontier.",
     ),
 )

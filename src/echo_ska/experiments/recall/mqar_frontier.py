@@ -17,7 +17,7 @@ tried at the same three rates with half the steps, then three seeds at its best.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -156,12 +156,15 @@ def _numbers(mixer: SequenceMixer) -> int:
 
 
 @functools.cache
-def largest_within(family: Family, budget: int) -> int | None:
-    """The largest size of a family whose state is within so many bytes; None where even the smallest is not."""
+def largest_within(family: Family, budget: int, unneeded: Callable[[int], int] = lambda _: 0) -> int | None:
+    """The largest size of a family whose state is within so many bytes; None where even the smallest is not.
+
+    `unneeded` says how many of the counted bytes a change of the network makes needless, by size.
+    """
     best = None
     for size in range(1, budget):
         try:
-            found = counted_bytes(EchoConfig(vocab_size=VOCAB_SIZE, **family.config(size)))
+            found = counted_bytes(EchoConfig(vocab_size=VOCAB_SIZE, **family.config(size))) - unneeded(size)
         except ValueError:  # a size that the mixer does not take, such as an odd number of channels to rotate
             continue
         if found > budget:
