@@ -45,6 +45,7 @@ ONE_HEBBIAN = "one head of the two Hebbian"
 VARIANTS: dict[str, tuple[Fields, tuple[Change, ...]]] = {
     START: ({}, ()),
     "one wide head": ({"num_heads": 1}, ()),
+    "four heads": ({"num_heads": 4}, ()),
     "keys of one head of the two not delayed": ({}, (half_delay,)),
     ONE_HEBBIAN: ({}, (half_hebbian,)),
     "values twice as wide": ({"head_dim": mqar_frontier.WIDTH}, ()),
