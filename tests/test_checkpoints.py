@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 import echo_ska.models  # noqa: F401 (registers the class)
 from echo_ska.evaluation.sampling import sample_text
@@ -24,6 +24,10 @@ def test_it_is_below_five_megabytes_and_holds_nothing_pickled():
     assert sum(path.stat().st_size for path in files) < 5_000_000
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".md", ".jinja", ""}
     assert (FOLDER / "SHA256SUMS").exists()
+
+
+def test_its_tokenizer_loads_before_the_package_is_imported():
+    PreTrainedConfig.from_json_file(FOLDER / "config.json")  # what AutoTokenizer does first, with no Echo registered
 
 
 def test_it_reads_the_shipped_novel_as_well_as_its_record_says(model):

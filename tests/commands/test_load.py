@@ -63,8 +63,8 @@ def test_a_folder_that_this_package_exported_needs_none_of_its_code(model_folder
 @pytest.mark.parametrize(
     ("file", "fields", "words"),
     [
-        ("config.json", {"layer_types": 4}, "layer_types must be a list of names, one a layer, got 4"),
-        ("config.json", {"layer_types": [["mamba2"]] * 4}, "layer_types[0] is ['mamba2']: choose from mamba2"),
+        ("config.json", {"mixer_types": 4}, "layer_types must be a list of names, one a layer, got 4"),
+        ("config.json", {"mixer_types": [["mamba2"]] * 4}, "layer_types[0] is ['mamba2']: choose from mamba2"),
         ("config.json", {"feed_forward": ["x"]}, "feed_forward is ['x']: choose from swiglu"),
         ("config.json", {"dtype": "floaty"}, "dtype must be a floating-point type of torch"),
         ("config.json", {"rank": "8"}, "rank must be an integer >= 1, got '8'"),

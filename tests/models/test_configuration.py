@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 
 import pytest
 import torch
+from transformers import AutoConfig, PreTrainedConfig
 
 from echo_ska.memory.fingerprint import model_fingerprint
 from echo_ska.models import EchoConfig, EchoForCausalLM
@@ -26,6 +28,35 @@ def test_it_survives_saving(tmp_path):
     assert loaded.to_diff_dict() == config.to_diff_dict()
     assert loaded.layer_types == ["mamba2", "ska", "mamba2"]
     assert loaded.tie_word_embeddings is False
+
+
+def test_its_file_is_read_by_what_knows_no_echo(tmp_path):
+    """As transformers does before it knows whose the file is: for a tokenizer, and where the Trainer resumes."""
+    EchoConfig(ska_layers=[1], vocab_size=77).save_pretrained(tmp_path)
+    foreign = PreTrainedConfig.from_json_file(tmp_path / "config.json")
+    assert foreign.mixer_types == ["mamba2", "ska", "mamba2", "mamba2"]
+    assert "layer_types" not in json.loads((tmp_path / "config.json").read_text())
+
+
+def test_layer_types_go_by_two_names_in_files(tmp_path):
+    config = EchoConfig(num_hidden_layers=3, layer_types=["mamba2", "ska", "full_attention"])
+    described = config.to_dict()
+    assert "mixer_types" not in described  # records describe models by it
+    config.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    written = json.loads(path.read_text())
+    older = {name: value for name, value in written.items() if name != "mixer_types"}
+    spelled = [*config.layer_types[:2], "attention"]
+    for fields in (written, older | {"layer_types": spelled}, written | {"layer_types": spelled}):
+        path.write_text(json.dumps(fields))
+        for loader in (EchoConfig, AutoConfig):
+            assert loader.from_pretrained(tmp_path).to_diff_dict() == config.to_diff_dict()
+    assert EchoConfig.from_dict(described).to_dict() == described
+    other = ["mamba2"] * 3
+    assert EchoConfig.from_pretrained(tmp_path, mixer_types=other).layer_types == other
+    path.write_text(json.dumps(written | {"layer_types": other}))
+    with pytest.raises(ValueError, match="they are two names of one field, give one"):
+        EchoConfig.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +100,9 @@ def test_at_most_about_twenty_fields_of_its_own():
         ({"ska_layers": [-1]}, "ska_layers names layer -1"),
         ({"ska_layers": [1], "attention_layers": [1]}, "layer 1 is named twice"),
         ({"ska_layers": [1], "layer_types": ["mamba2"] * 4}, "not both"),
+        ({"ska_layers": [1], "mixer_types": ["mamba2"] * 4}, "not both"),
+        ({"layer_types": ["mamba2"] * 4, "mixer_types": ["gla"] * 4}, "two names of one field"),
+        ({"layer_types": 4, "mixer_types": ["gla"] * 4}, "layer_types must be a list of names, one a layer, got 4"),
         ({"layer_types": ["mamba2"] * 3}, "layer_types names 3 layers, num_hidden_layers is 4"),
         ({"layer_types": ["mamba2", "mamba1", "ska", "mamba2"]}, r"layer_types\[1\] is 'mamba1': choose from mamba2"),
         ({"layer_types": 4}, "layer_types must be a list of names, one a layer, got 4"),

@@ -104,6 +104,31 @@ def test_the_trainer_makes_the_loss_fall(model, checkpointing, tmp_path):
     assert torch.equal(loaded(ids(1, 9)).logits, model.eval()(ids(1, 9)).logits)
 
 
+def test_the_trainer_resumes(tmp_path):
+    data = [{"input_ids": row, "labels": row} for row in ids(16, 8)]
+
+    def trained(folder, steps, resume=False):
+        model = small_model("ssm+ska")
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=steps,
+            save_steps=1,
+            per_device_train_batch_size=4,
+            lr_scheduler_type="constant",
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        Trainer(model=model, args=arguments, train_dataset=data).train(resume_from_checkpoint=resume)
+        return model
+
+    whole = trained(tmp_path / "whole", 2)
+    trained(tmp_path / "parts", 1)
+    resumed = trained(tmp_path / "parts", 2, resume=True)
+    for (name, found), expected in zip(resumed.named_parameters(), whole.parameters(), strict=True):
+        assert torch.equal(found, expected), name
+
+
 def test_adapters_of_low_rank(model, tmp_path):
     peft = pytest.importorskip("peft", reason="PEFT is not installed: pip install peft")
     tokens, plain = ids(8, 30), copy.deepcopy(model)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +16,13 @@ from echo_ska.nn import registry
 
 _READ_BY_ONE_KIND = {"sliding_window": "sliding_attention"}
 """The kind of layer that alone reads a field."""
+
+_ON_DISK = "mixer_types"
+"""What `layer_types` is called in config.json.
+
+transformers reads that file as a plain `PreTrainedConfig` before it knows whose it is (`AutoTokenizer`, the Trainer on
+resuming), and that class refuses a `layer_types` of other kinds than its own models have.
+"""
 
 
 class EchoConfig(PreTrainedConfig):
@@ -27,6 +37,7 @@ class EchoConfig(PreTrainedConfig):
         num_hidden_layers: blocks, N.
         layer_types: the mixer of each layer, counted from 0: "mamba2", "ska", "ska-paper" or "full_attention"
             (Hugging Face's name; "attention" is read as it, as they do); or one of SKA's peers (docs/peers.md).
+            In config.json, and as an alias by keyword, it is called `mixer_types`.
         ska_layers, attention_layers: shorthand for `layer_types`: the layers (counted from 0) that hold SKA or
             softmax attention; all others hold Mamba-2.
         ska_at_ends: allow SKA in the first and the last layer.
@@ -57,7 +68,10 @@ class EchoConfig(PreTrainedConfig):
     """
 
     model_type = "echo_ska"
-    attribute_map = {"num_attention_heads": "num_heads"}  # noqa: RUF012 (what Hugging Face's tools ask for)
+    attribute_map = {  # noqa: RUF012 (other names of fields: what Hugging Face's tools ask for, and that in config.json)
+        "num_attention_heads": "num_heads",
+        _ON_DISK: "layer_types",
+    }
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (the Trainer adds a list to it)
 
     def __init__(
@@ -89,6 +103,7 @@ class EchoConfig(PreTrainedConfig):
         tie_word_embeddings: bool = False,
         **kwargs: Any,
     ) -> None:
+        layer_types = _by_either_name(layer_types, kwargs.pop(_ON_DISK, None))
         unknown = sorted(name for name in set(kwargs) - _inherited_names() if not name.startswith("_"))
         if unknown:
             raise ValueError(f"EchoConfig has no field {', '.join(unknown)}: see help(EchoConfig) for the names")
@@ -136,6 +151,20 @@ class EchoConfig(PreTrainedConfig):
         unread = {name for name, kind in _READ_BY_ONE_KIND.items() if kind not in self.layer_types}
         idle = {"gate_dropout": not self.gate_dropout, "mixer_dropout": not any(self.mixer_dropout or ())}
         return frozenset(unread | {name for name, asks_nothing in idle.items() if asks_nothing})
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
+        """Write config.json, where `layer_types` is called `mixer_types`; the constructor takes both names.
+
+        Args:
+            json_file_path: the file; `save_pretrained` names it.
+            use_diff: leave out what `PreTrainedConfig` has by default, as Hugging Face does.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        fields = json.loads(self.to_json_string(use_diff))
+        fields[_ON_DISK] = fields.pop("layer_types")
+        Path(json_file_path).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def validate(self) -> None:
         """Check all fields together (Hugging Face calls this on saving)."""
@@ -221,14 +250,29 @@ def _require_dtype(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a floating-point type of torch, such as 'float32', or None, got {value!r}")
 
 
+def _by_either_name(layer_types: list[str] | None, mixer_types: list[str] | None) -> list[str] | None:
+    """`layer_types`, or what config.json calls so; given twice, it must be the same."""
+    if layer_types is None or mixer_types is None:
+        return mixer_types if layer_types is None else layer_types
+    if _spelled(layer_types) != _spelled(mixer_types):
+        raise ValueError(
+            f"{_ON_DISK} is {mixer_types!r} and layer_types {layer_types!r}: they are two names of one field, give one"
+        )
+    return layer_types
+
+
+def _spelled(layer_types: list[str]) -> list[str]:
+    _require_list("layer_types", layer_types, "names, one a layer")
+    return ["full_attention" if name == "attention" else name for name in layer_types]
+
+
 def _layer_types(
     count: int, layer_types: list[str] | None, ska_layers: list[int] | None, attention_layers: list[int] | None
 ) -> list[str]:
     if layer_types is not None:
         if ska_layers is not None or attention_layers is not None:
             raise ValueError("give layer_types, or its shorthand ska_layers and attention_layers, not both")
-        _require_list("layer_types", layer_types, "names, one a layer")
-        return ["full_attention" if name == "attention" else name for name in layer_types]
+        return _spelled(layer_types)
     _require_whole("num_hidden_layers", count, least=1)
     names = ["mamba2"] * count
     shorthand = (("ska", "ska_layers", ska_layers), ("full_attention", "attention_layers", attention_layers))

@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import PreTrainedConfig
 
 from echo_ska.models import EchoConfig, EchoForCausalLM, byte_tokenizer
 from echo_ska.models.export import export_model
@@ -109,5 +110,6 @@ def test_what_the_folder_holds(tmp_path):
     assert json.loads((tmp_path / "m" / "config.json").read_text())["auto_map"]["AutoConfig"].startswith(
         "modeling_echo."
     )
+    PreTrainedConfig.from_json_file(tmp_path / "m" / "config.json")  # as the Trainer reads it where it resumes
     again = EchoForCausalLM.from_pretrained(tmp_path / "m")  # the package reads it too
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
