@@ -129,6 +129,17 @@ def test_the_trainer_resumes(tmp_path):
         assert torch.equal(found, expected), name
 
 
+def test_label_smoothing_shifts_the_labels(tmp_path):
+    model, tokens = small_model("ssm+ska"), ids(2, 12)
+    arguments = TrainingArguments(output_dir=tmp_path, label_smoothing_factor=0.1, report_to=[], use_cpu=True)
+    trainer = Trainer(model=model, args=arguments)
+    with torch.no_grad():
+        found = trainer.compute_loss(model, {"input_ids": tokens, "labels": tokens})
+        logits = model(tokens).logits[:, :-1].flatten(0, 1)
+    expected = nn.functional.cross_entropy(logits, tokens[:, 1:].flatten(), label_smoothing=0.1)
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_adapters_of_low_rank(model, tmp_path):
     peft = pytest.importorskip("peft", reason="PEFT is not installed: pip install peft")
     tokens, plain = ids(8, 30), copy.deepcopy(model)
@@ -151,6 +162,31 @@ def test_adapters_of_low_rank(model, tmp_path):
         expected = adapted(input_ids=tokens).logits
         assert torch.equal(peft.PeftModel.from_pretrained(plain, tmp_path).eval()(input_ids=tokens).logits, expected)
         assert error(adapted.merge_and_unload()(tokens).logits, expected) < 1e-5
+
+
+def test_adapted_rows_of_the_embedding_are_scaled_as_the_others():
+    """PEFT multiplies them by the layer's `embed_scale`, and by nothing where it finds none."""
+    embedding = small_model("ssm").get_input_embeddings()
+    tokens = ids(2, 5)
+    scaled = nn.functional.embedding(tokens, embedding.weight) * embedding.embed_scale
+    assert torch.equal(embedding(tokens), scaled)
+    assert embedding.embed_scale.numel() == 1
+
+
+@pytest.mark.parametrize("settings", [{"target_modules": ["embed_tokens"]}, {"trainable_token_indices": [1, 2, 3]}])
+def test_adapters_of_the_embedding(settings):
+    peft = pytest.importorskip("peft", reason="PEFT is not installed: pip install peft")
+    model, tokens = small_model("ssm+ska"), ids(2, 20)
+    with torch.no_grad():
+        plain = model(tokens).logits
+        adapted = peft.get_peft_model(model, peft.LoraConfig(**({"target_modules": ["o_proj"]} | settings))).eval()
+        assert error(adapted(tokens).logits, plain) < 1e-5  # a fresh adapter changes nothing
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name or "delta" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        changed = adapted(tokens).logits
+        assert error(changed, plain) > 1e-3
+        assert error(adapted.merge_and_unload()(tokens).logits, changed) < 1e-5
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from echo_ska.models.cache_echo import EchoCache
 from echo_ska.models.configuration_echo import EchoConfig
+from echo_ska.models.embedding import ScaledEmbedding
 from echo_ska.models.eval_mode import in_eval_mode
 from echo_ska.models.loss import EchoCausalLMOutput, is_plain_head, loss_without_logits
 from echo_ska.models.padding import joined, padding_boundaries, scatter
@@ -27,21 +29,6 @@ from echo_ska.nn.registry import FEED_FORWARDS, MIXERS
 
 # The last projection of every mixer and feed-forward layer: what is added to the residual stream.
 RESIDUAL_PROJECTIONS = ("o_proj", "out_proj", "down_proj", "readout_proj")
-
-
-class ScaledEmbedding(nn.Embedding):
-    """An embedding whose rows are multiplied by sqrt(d) on the way in.
-
-    Its weights start with standard deviation 1 / sqrt(d), so the residual stream starts with tokens of unit size
-    whatever the width, and what the first mixers add does not drown which token it was.
-    """
-
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=self.embedding_dim**-0.5)
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """[B, T] int64 -> [B, T, d]."""
-        return super().forward(input_ids) * self.embedding_dim**0.5
 
 
 class EchoBlock(GradientCheckpointingLayer, Block):
@@ -499,3 +486,7 @@ class EchoForCausalLM(EchoPreTrainedModel, GenerationMixin):
     def can_skip_logits(self) -> bool:
         """Whether the head is what `skip_logits` takes: plain, linear and without a bias."""
         return is_plain_head(self.lm_head)
+
+
+# The Trainer shifts the labels for its label smoothing where it finds the class's name here, and else does not.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[EchoConfig.model_type] = EchoForCausalLM.__name__
