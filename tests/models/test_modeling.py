@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DataCollatorWithFlattening
 
 from echo_ska.models import EchoCache, EchoConfig, EchoForCausalLM, EchoModel
 
@@ -304,6 +304,43 @@ def test_restarting_positions_without_boundaries_are_refused():
         model(ids(1, 5), position_ids=torch.tensor([[0, 0, 1, 2, 3]]))  # the first sequence has one token
     model(ids(1, 5), position_ids=positions, cu_seqlens=torch.tensor([0, 3, 5]))
     model(ids(1, 5), position_ids=torch.arange(5)[None])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"return_flash_attn_kwargs": True},
+        {"return_flash_attn_kwargs": True, "return_position_ids": False},
+        {"return_seq_idx": True},
+        {"return_seq_idx": True, "return_position_ids": False, "return_flash_attn_kwargs": True},
+    ],
+    ids=lambda settings: ", ".join(settings),
+)
+def test_boundaries_by_hugging_faces_names(settings):
+    model = tiny(ska_layers=[1]).eval()
+    parts = ids(1, 20).split([7, 1, 12], dim=1)
+    batch = DataCollatorWithFlattening(**settings)([{"input_ids": part[0]} for part in parts])
+    with torch.no_grad():
+        found = model(**batch)
+        expected = torch.cat([model(part).logits for part in parts], dim=1)
+        alone = torch.stack([model(part, labels=part).loss for part in parts if part.shape[1] > 1])
+    assert torch.allclose(found.logits, expected, atol=1e-5)
+    assert torch.allclose(found.loss, (alone * torch.tensor([6.0, 11.0])).sum() / 17, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "given", "message"),
+    [
+        (1, {"cu_seqlens": [0, 3, 5], "cu_seq_lens_q": [0, 2, 5]}, "cu_seqlens and cu_seq_lens_q divide the row"),
+        (1, {"cu_seq_lens_q": [0, 3, 5], "seq_idx": [[0, 0, 1, 1, 1]]}, "cu_seq_lens_q and seq_idx divide the row"),
+        (1, {"seq_idx": [0, 0, 1, 1, 1]}, r"seq_idx must be \[1, 5\].* got \[5\]"),
+        (2, {"seq_idx": [[0, 0, 1, 1, 1]] * 2}, r"seq_idx must be \[1, 5\].* concatenate the rows along time"),
+        (2, {"cu_seq_lens_q": [0, 3, 5]}, "packed batch of 1 row, got 2"),
+    ],
+)
+def test_boundaries_that_do_not_fit(rows, given, message):
+    with pytest.raises(ValueError, match=message):
+        tiny()(ids(rows, 5), **{name: torch.tensor(boundaries) for name, boundaries in given.items()})
 
 
 def test_a_model_with_the_paper_layer_runs_without_a_cache():

@@ -343,6 +343,36 @@ def test_drafts_are_judged_on_a_cache_of_ones_own(model, given, seen):
     assert torch.equal(model.generate(follow, past_key_values=cache, **settings), model.generate(follow, **settings))
 
 
+@pytest.mark.parametrize("given", ["all tokens", "the new tokens"])
+@pytest.mark.parametrize("new", [1, 3])
+def test_drafts_are_judged_where_what_was_read_was_padded(model, given, new):
+    if given == "the new tokens" and Version(transformers.__version__) < Version("5.23"):
+        pytest.skip("transformers before 5.23 cuts the attention mask of a draft to the tokens given")
+    prompt = ids(1, 3).repeat(1, 5)
+    mask = torch.ones_like(prompt)
+    mask[:, :2] = 0
+    seen = prompt.shape[1] - new
+    cache = model.prefill(prompt[:, :seen], attention_mask=mask[:, :seen]).past_key_values
+    settings = {"max_new_tokens": 8, "do_sample": False}
+    expected = model.generate(prompt, attention_mask=mask, **settings)[:, -8:]
+    inputs = prompt if given == "all tokens" else prompt[:, seen:]
+    found = model.generate(inputs, attention_mask=mask, past_key_values=cache, prompt_lookup_num_tokens=4, **settings)
+    assert torch.equal(found[:, -8:], expected)
+
+
+@pytest.mark.skipif(Version(transformers.__version__) < Version("5.23"), reason="it takes no new tokens alone there")
+def test_drafts_on_padding_among_new_tokens_alone_are_refused():
+    model, prompt = small_model("ssm+ska"), ids(1, 12)
+    mask = torch.ones_like(prompt)
+    mask[:, 6] = 0
+    cache = model.prefill(prompt[:, :5]).past_key_values
+    with pytest.raises(ValueError, match="padding among new tokens cannot be told where drafts are judged"):
+        model.generate(
+            prompt[:, 5:], attention_mask=mask, past_key_values=cache, prompt_lookup_num_tokens=4, max_new_tokens=4
+        )
+    assert cache.get_seq_length() == 5
+
+
 def test_sampled_drafts_stay_in_the_vocabulary(model):
     torch.manual_seed(0)
     found = model.generate(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin
+from transformers import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -17,9 +17,10 @@ from echo_ska.models.cache_echo import EchoCache
 from echo_ska.models.configuration_echo import EchoConfig
 from echo_ska.models.embedding import ScaledEmbedding
 from echo_ska.models.eval_mode import in_eval_mode
+from echo_ska.models.generation import CachedGeneration
 from echo_ska.models.loss import EchoCausalLMOutput, is_plain_head, loss_without_logits
-from echo_ska.models.padding import joined, padding_boundaries, scatter
-from echo_ska.models.rollback import RECENT_TOKENS, Rollback
+from echo_ska.models.padding import joined, packed_boundaries, padding_boundaries, scatter
+from echo_ska.models.rollback import Rollback
 from echo_ska.models.sealed_weights import SealedWeights
 from echo_ska.models.segments import SEGMENT_LENGTH, read_in_segments
 from echo_ska.nn import Block, SequenceMixer
@@ -126,6 +127,8 @@ class EchoModel(EchoPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         cu_seqlens: Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        seq_idx: Tensor | None = None,
         position_ids: Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
@@ -141,8 +144,9 @@ class EchoModel(EchoPreTrainedModel):
             use_cache: whether to return the states; the default is yes in evaluation (unless the configuration or a
                 layer without a state says no) and no in training.
             cu_seqlens: [N + 1] boundaries of sequences packed into one row; each starts from an empty state.
+            cu_seq_lens_q, seq_idx: the same by the names of Hugging Face's collators; seq_idx [1, T] numbers them.
             position_ids: not needed, since states know their positions; refused where they restart inside a row that
-                `cu_seqlens` does not divide. Other keywords that Hugging Face's tools pass are not used.
+                nothing divides. Other keywords that Hugging Face's tools pass are not used.
 
         Returns:
             `last_hidden_state` [B, T, d] and `past_key_values` (an `EchoCache` or None).
@@ -158,6 +162,7 @@ class EchoModel(EchoPreTrainedModel):
             asked = getattr(self.config, "use_cache", None)
             use_cache = self.has_state and not self.training and asked is not False
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        cu_seqlens = packed_boundaries(cu_seqlens, cu_seq_lens_q, seq_idx, hidden_states)
         cache = past_key_values
         if cache is None and use_cache:
             cache = EchoCache(self.config)
@@ -184,7 +189,10 @@ class EchoModel(EchoPreTrainedModel):
             cu_seqlens, columns = padded
             hidden_states = hidden_states[columns].unsqueeze(0)
         elif cu_seqlens is None and position_ids is not None and bool((position_ids.diff(dim=-1) <= 0).any()):
-            raise ValueError("position_ids restart inside a row: give the boundaries of packed sequences as cu_seqlens")
+            raise ValueError(
+                "position_ids restart inside a row: give the boundaries of packed sequences as cu_seqlens, or take "
+                "DataCollatorWithFlattening(return_flash_attn_kwargs=True)"
+            )
 
         kept: list[Tensor] = []
 
@@ -283,7 +291,7 @@ class EchoModel(EchoPreTrainedModel):
         return hidden_states
 
 
-class EchoForCausalLM(EchoPreTrainedModel, GenerationMixin):
+class EchoForCausalLM(EchoPreTrainedModel, CachedGeneration, GenerationMixin):
     """Echo with a language-model head.
 
     Which mixer stands in which layer is the configuration's choice: the pure Mamba-2 model, the Mamba-2 + attention
@@ -309,6 +317,8 @@ class EchoForCausalLM(EchoPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         cu_seqlens: Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        seq_idx: Tensor | None = None,
         position_ids: Tensor | None = None,
         return_dict: bool | None = None,
         skip_logits: bool = False,
@@ -345,6 +355,8 @@ class EchoForCausalLM(EchoPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
             cu_seqlens=cu_seqlens,
+            cu_seq_lens_q=cu_seq_lens_q,
+            seq_idx=seq_idx,
             return_dict=True,
         )
         loss = logits = correct = scored = None
@@ -411,67 +423,6 @@ class EchoForCausalLM(EchoPreTrainedModel, GenerationMixin):
         with in_eval_mode(self):
             ((_, output),) = collections.deque(segments, maxlen=1)
         return output
-
-    def _prepare_cache_for_generation(
-        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> None:
-        """Hand `generate` an empty cache of ours, which reading a prompt in chunks starts from.
-
-        Where drafts are to be judged or written, it records what it reads, so that they can be taken back.
-
-        Raises:
-            ValueError: new tokens go on from a cache without an attention mask as long as the dialogue, by which
-                Hugging Face tells them from all tokens.
-        """
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        if not generation_config.use_cache or not self.has_state:
-            return
-        cache = model_kwargs.get("past_key_values")
-        if cache is None:
-            cache = model_kwargs["past_key_values"] = EchoCache(self.config)
-        mask = model_kwargs.get("attention_mask")
-        # A mask of ones is dropped before, but for its length.
-        length = getattr(generation_config, "_mask_length", None) if mask is None else mask.shape[1]
-        if length is not None and 0 < length <= (cached := cache.get_seq_length()):
-            raise ValueError(
-                f"past_key_values has read {cached} tokens, but attention_mask (or input_ids) stands for no more than "
-                f"{length}: give all tokens, or the new ones and an attention_mask of [batch, {cached} + new]"
-            )
-        draft = generation_config.prompt_lookup_num_tokens
-        if generation_config.is_assistant:
-            draft = generation_config.max_new_tokens or RECENT_TOKENS
-        if draft and isinstance(cache, EchoCache):
-            cache.activate_past_recording(max(RECENT_TOKENS, int(draft)))
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        next_sequence_length: int | None = None,
-        past_key_values: EchoCache | None = None,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        is_first_iteration: bool | None = False,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """As in any model; but where drafts are judged, what a given cache has read is not read a second time.
-
-        Hugging Face's assisted decoding begins with all tokens, whatever `past_key_values` it was given.
-        """
-        cached = 0 if past_key_values is None else past_key_values.get_seq_length()
-        positions = kwargs.get("position_ids")  # of the whole dialogue, also where input_ids are the new tokens alone
-        if is_first_iteration and next_sequence_length is None and positions is not None:
-            whole = positions.shape[-1] == input_ids.shape[1] and int(positions[..., 0].max()) == 0
-            if whole and 0 < cached < input_ids.shape[1]:
-                next_sequence_length = input_ids.shape[1] - cached
-        return super().prepare_inputs_for_generation(
-            input_ids,
-            next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            is_first_iteration=is_first_iteration,
-            **kwargs,
-        )
 
     def state_bytes(self, length: int) -> int:
         """Bytes of one sequence's compact states after `length` tokens, all layers together, as they are stored."""

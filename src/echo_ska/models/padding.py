@@ -1,6 +1,8 @@
-"""Padded batches [B, T, d] and the packed rows [1, tokens, d] that the blocks read in their place."""
+"""Padded batches [B, T, d] and the packed rows [1, tokens, d] that the blocks read in their place, or are given."""
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from torch import Tensor
@@ -26,6 +28,36 @@ def padding_boundaries(
         return None
     lengths = real.sum(dim=1)
     return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]), real
+
+
+def packed_boundaries(
+    cu_seqlens: Tensor | None, cu_seq_lens_q: Tensor | None, seq_idx: Tensor | None, hidden_states: Tensor
+) -> Tensor | None:
+    """The boundaries [N + 1] of packed sequences, or None where none are given.
+
+    Args:
+        cu_seqlens: they themselves, and `cu_seq_lens_q` by Hugging Face's name for them.
+        seq_idx: [1, T], the number of its sequence for each token: a sequence begins wherever it changes.
+        hidden_states: [1, T, d], which they divide.
+
+    Raises:
+        ValueError: `seq_idx` has another shape, or what is given twice differs.
+    """
+    given = {"cu_seqlens": cu_seqlens, "cu_seq_lens_q": cu_seq_lens_q}
+    if seq_idx is not None:
+        batch, time = hidden_states.shape[:2]
+        if batch != 1 or seq_idx.shape != (1, time):
+            raise ValueError(
+                f"seq_idx must be [1, {time}], the number of its sequence for every token of one packed row, got "
+                f"{list(seq_idx.shape)} for {batch} rows of {time}: concatenate the rows along time"
+            )
+        begins = seq_idx[0].diff().nonzero().flatten() + 1
+        given["seq_idx"] = torch.cat([begins.new_zeros(1), begins, begins.new_full((1,), time)])
+    found = [(name, boundaries) for name, boundaries in given.items() if boundaries is not None]
+    for (name, one), (other, another) in itertools.pairwise(found):
+        if one.tolist() != another.tolist():
+            raise ValueError(f"{name} and {other} divide the row differently: give one of them")
+    return found[0][1] if found else None
 
 
 def joined(early: Tensor, late: Tensor) -> Tensor:
