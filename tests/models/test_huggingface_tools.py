@@ -189,6 +189,20 @@ def test_adapters_of_the_embedding(settings):
         assert error(adapted.merge_and_unload()(tokens).logits, changed) < 1e-5
 
 
+def test_tuned_norms(model):
+    peft = pytest.importorskip("peft", reason="PEFT is not installed: pip install peft")
+    tokens = ids(1, 20)
+    with torch.no_grad():
+        plain = model(tokens).logits
+        tuned = peft.get_peft_model(model, peft.LNTuningConfig(target_modules=["norm"], task_type="CAUSAL_LM")).eval()
+        assert error(tuned(input_ids=tokens).logits, plain) < 1e-5
+    tuned(input_ids=tokens, labels=tokens).loss.backward()
+    gradients = [parameter.grad for parameter in tuned.parameters() if parameter.requires_grad]
+    assert gradients
+    assert all(gradient is not None and bool(gradient.any()) for gradient in gradients)
+    assert_generates_as_without_a_cache(tuned, tokens)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_linear_layers_in_eight_bits(model, tmp_path):
     pytest.importorskip("torchao", reason="torchao is not installed: pip install torchao")

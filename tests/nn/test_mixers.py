@@ -91,6 +91,31 @@ def test_step_by_step_equals_the_whole(mixer):
     assert torch.allclose(torch.cat(outputs, dim=1), mixer(hidden)[0], atol=1e-9)
 
 
+class Wrapped(torch.nn.Module):
+    """As PEFT puts a layer of its own around one that it tunes."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.base_layer = layer
+
+    def forward(self, vectors):
+        return 2 * self.base_layer(vectors)
+
+
+def test_a_norm_that_a_tool_has_wrapped_is_called(mixer):
+    hidden = torch.randn(2, 9, 32, dtype=torch.float64)
+    wrapped = copy.deepcopy(mixer)
+    for name, layer in mixer.named_children():
+        if isinstance(layer, torch.nn.RMSNorm):
+            layer.weight.data.mul_(2)
+            setattr(wrapped, name, Wrapped(getattr(wrapped, name)))
+    expected, state = mixer(hidden[:, :8], output_state=True)
+    found, other = wrapped(hidden[:, :8], output_state=True)
+    assert torch.allclose(found, expected, atol=1e-12)
+    token = mixer.step(hidden[:, 8:], state)[0]
+    assert torch.allclose(wrapped.step(hidden[:, 8:], other)[0], token, atol=1e-12)
+
+
 def test_a_later_token_changes_no_earlier_output(mixer):
     hidden = torch.randn(2, 40, 32, dtype=torch.float64)
     before, _ = mixer(hidden)

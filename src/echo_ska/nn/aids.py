@@ -84,6 +84,11 @@ def gate_score(weight: float, stretch: float = GATE_STRETCH) -> float:
     return math.log(gate / (1 - gate))
 
 
-def head_norm(read: Tensor, norm: nn.RMSNorm | None) -> Tensor:
+def head_norm(read: Tensor, norm: nn.Module | None) -> Tensor:
     """What each head has read, [..., H, P], normalised in the norm's dtype if there is one."""
-    return read if norm is None else norm(read.to(norm.weight.dtype))
+    return read if norm is None else norm(read.to(norm_weight(norm).dtype))
+
+
+def norm_weight(norm: nn.Module) -> Tensor:
+    """The weight of a norm, which lies deeper where a tool such as PEFT has wrapped it."""
+    return norm.weight if isinstance(norm, nn.RMSNorm) else next(norm.parameters())

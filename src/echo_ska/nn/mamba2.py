@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echo_ska.algebra.record import TensorRecord
+from echo_ska.nn.aids import norm_weight
 from echo_ska.nn.convolution import ShortConvolution
 from echo_ska.nn.fla import kernel_for
 from echo_ska.nn.initialization import start_as, start_steps
@@ -186,6 +187,8 @@ class Mamba2(SequenceMixer):
 
     def _gated_norm(self, y: Tensor, z: Tensor) -> Tensor:
         y = y * F.silu(z.to(y.dtype))
+        if type(self.norm) is not nn.RMSNorm:  # a tool has put its own there
+            return self.norm(y.to(norm_weight(self.norm).dtype)).to(y.dtype)
         power = torch.linalg.vector_norm(y, dim=-1, keepdim=True).square() / self.inner_size
         return y * torch.rsqrt(power + self.norm.eps) * self.norm.weight.to(y.dtype)
 

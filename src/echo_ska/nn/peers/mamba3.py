@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from echo_ska.algebra import accumulator_dtype
-from echo_ska.nn.aids import precise
+from echo_ska.nn.aids import norm_weight, precise
 from echo_ska.nn.initialization import start_steps
 from echo_ska.nn.mixer import MixerState, SequenceMixer
 from echo_ska.nn.packing import pad_packed, sequence_lengths, unpad
@@ -292,7 +292,9 @@ def trapezoid_chunk(memory: Tensor, C: Tensor, B: Tensor, x: Tensor, weights: Te
 
 
 def _normalised(vectors: Tensor, norm: nn.RMSNorm) -> Tensor:
-    """The RMSNorm in the vectors' own dtype, which may be finer than its weight's."""
+    """The RMSNorm in the vectors' own dtype, which may be finer than its weight's; what a tool put there, as it is."""
+    if type(norm) is not nn.RMSNorm:
+        return norm(vectors.to(norm_weight(norm).dtype)).to(vectors.dtype)
     return F.rms_norm(vectors, norm.normalized_shape, norm.weight.to(vectors.dtype), norm.eps)
 
 
