@@ -246,6 +246,10 @@ def test_half_precision_keeps_steering_parameters_in_float32(tmp_path):
     assert loaded.model.layers[1].mixer.raw_ridge.dtype is torch.float32
     assert loaded.lm_head.weight.dtype is torch.bfloat16
     assert loaded(ids(1, 20)).logits.isfinite().all()
+    made = AutoModelForCausalLM.from_config(model.config, dtype=torch.bfloat16)
+    dtypes = {name: parameter.dtype for name, parameter in loaded.named_parameters()}
+    assert {name: parameter.dtype for name, parameter in made.named_parameters()} == dtypes
+    assert made(ids(1, 20)).logits.isfinite().all()
     published = tiny(layer_types=["mamba2", "ska-paper", "mamba2"])
     published.save_pretrained(tmp_path / "paper")
     loaded = EchoForCausalLM.from_pretrained(tmp_path / "paper", dtype=torch.bfloat16)
@@ -359,6 +363,31 @@ def test_reentrant_gradient_checkpointing_runs():
     model.enable_input_require_grads()
     model(ids(2, 9), labels=ids(2, 9)).loss.backward()
     assert model.model.layers[0].mixer.in_proj.weight.grad is not None
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_blocks_lose_no_gradient_of_a_state(reentrant):
+    """What is written in one call and read in the next reaches the loss through the cache alone."""
+    model, tokens = tiny(ska_layers=[1]).train(), ids(1, 16)
+
+    def loss():
+        cache = EchoCache(model.config)
+        output = [model(part, labels=part, past_key_values=cache, use_cache=True) for part in tokens.split(8, dim=1)]
+        return output[0].loss + output[1].loss
+
+    loss().backward()
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    if reentrant:
+        with pytest.raises(ValueError, match="reentrant gradient checkpointing passes no gradient through past_key"):
+            loss()
+        with torch.no_grad():
+            assert loss().isfinite()
+        return
+    loss().backward()
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter.grad, expected[name], atol=1e-5), name
 
 
 def test_use_cache_of_the_configuration_is_honoured():

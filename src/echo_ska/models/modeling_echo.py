@@ -38,6 +38,13 @@ class EchoBlock(GradientCheckpointingLayer, Block):
     That is Hugging Face's layer for it: hooks on the block are called once, not again when it is computed anew.
     """
 
+    @property
+    def loses_gradients_of_states(self) -> bool:
+        """Whether the next call would be checkpointed in the reentrant way, which follows tensor arguments alone."""
+        if not (self.gradient_checkpointing and self.training and torch.is_grad_enabled()):
+            return False
+        return bool(getattr(self._gradient_checkpointing_func, "keywords", {}).get("use_reentrant", True))
+
 
 class EchoPreTrainedModel(SealedWeights):
     """What the Echo models share: their configuration and how parameters start."""
@@ -68,6 +75,15 @@ class EchoPreTrainedModel(SealedWeights):
         super().post_init()
         own = {name.rpartition(".")[2] for name, _ in self.named_parameters()}
         self._keep_in_fp32_modules_strict = own.intersection(self._keep_in_fp32_modules_strict)
+
+    @classmethod
+    def _from_config(cls, config: EchoConfig, **settings: Any) -> Any:
+        """Hugging Face's `from_config`; what `from_pretrained` keeps in float32 is so here too."""
+        model = super()._from_config(config, **settings)
+        for name, parameter in model.named_parameters():
+            if name.rpartition(".")[2] in KEPT_IN_FLOAT32 and parameter.dtype.itemsize < 4:
+                parameter.data = parameter.data.float()
+        return model
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -152,7 +168,7 @@ class EchoModel(EchoPreTrainedModel):
             `last_hidden_state` [B, T, d] and `past_key_values` (an `EchoCache` or None).
 
         Raises:
-            ValueError: inputs that do not fit together.
+            ValueError: inputs that do not fit together, or a cache under reentrant gradient checkpointing.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -226,6 +242,13 @@ class EchoModel(EchoPreTrainedModel):
         output_state: bool,
     ) -> Tensor:
         """Any number of tokens through all blocks, whose new states the cache then stores."""
+        if cache is not None and any(
+            isinstance(block, EchoBlock) and block.loses_gradients_of_states for block in self.layers
+        ):
+            raise ValueError(
+                "reentrant gradient checkpointing passes no gradient through past_key_values: enable it with "
+                'gradient_checkpointing_kwargs={"use_reentrant": False}, or train without a cache'
+            )
         states = []
         for index, block in enumerate(self.layers):
             keep(hidden_states)
