@@ -233,7 +233,7 @@ def test_extra_state_is_part_of_it_or_refused():
     assert found[0] == model_fingerprint(tiny())
     assert len(set(found)) == 5
     model.extra.extra = object()
-    with pytest.raises(ValueError, match="extra._extra_state holds a object, which cannot be told from another"):
+    with pytest.raises(ValueError, match=r"extra\._extra_state holds a object, which cannot be told from another"):
         model_fingerprint(model)
 
 
