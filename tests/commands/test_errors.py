@@ -1,11 +1,14 @@
 """What is an error to be told in one sentence, and who prints it where several processes run one command."""
 
+import os
+
 import pytest
 import torch
 import typer
 from typer.testing import CliRunner
 
-from echo_ska.commands.errors import OneSentenceErrors
+from echo_ska.commands import files
+from echo_ska.commands.errors import OneSentenceErrors, sentence
 from echo_ska.models import EchoForCausalLM
 from echo_ska.training.processes import shared
 
@@ -87,3 +90,38 @@ def test_the_first_and_the_only_process_speak_plainly(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert said(shared(ValueError("this"))) == said(ValueError("this")) == "This.\n"
+
+
+def test_a_name_at_the_start_keeps_its_spelling():
+    error = ValueError("nope does not exist")
+    assert sentence(error) == "Nope does not exist."
+    assert sentence(error, ["generate", "nope"]) == sentence(error, ["--model=nope"]) == "nope does not exist."
+
+
+def test_a_text_that_is_not_there_is_named_as_it_was_given(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ("train", "--model", "echo-1m", "--text", "nope", "--output", "new")
+    assert run(*command).stderr == "nope does not exist.\n"
+
+
+def test_places_to_write_in_are_checked_before_any_work(tmp_path, monkeypatch):
+    new = tmp_path / "folder" / "new"
+    for check in (files.require_folder, files.require_new_folder, files.require_absent):
+        check(new, "--output")
+    with pytest.raises(ValueError, match=r"--output and --json both name .*new: name two\."):
+        files.require_apart(new, tmp_path / "folder" / ".." / "folder" / "new")
+    files.require_apart(new, None)
+    files.require_apart(new, tmp_path / "figures.json")
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path and allowed(path, mode))
+    for check in (files.require_folder, files.require_new_folder, files.require_absent):
+        with pytest.raises(ValueError, match=f"--output {new} cannot be written: no permission to write in {tmp_path}"):
+            check(new, "--output")
+    with pytest.raises(ValueError, match="no permission to write in"):
+        files.require_new_folder(tmp_path, "--output")
+
+
+def test_output_and_json_of_one_name_are_refused(refused, tmp_path):
+    same = tmp_path / "same"
+    refused("--output and --json both name", "context", "read", tmp_path, tmp_path, "-o", same, "--json", same)
+    refused("--output and --json both name", "train", "--text", tmp_path, "--output", same, "--json", same)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -113,3 +115,20 @@ def test_weights_of_another_model_are_refused(refused, model_folder, tmp_path):
     config["feed_forward"] = "koopman-gated"
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
     refused("is missing", "generate", tmp_path / "m", "--prompt", "x")
+
+
+def test_a_closed_standard_output_is_no_error(model_folder, tmp_path):
+    code = (
+        "import sys; sys.stdout = None\n"  # as Python has it after `>&-`
+        "from pathlib import Path\n"
+        "from echo_ska.commands import generate as command\n"
+        "request = command.GenerateRequest(Path(sys.argv[1]), 'x', None, None, 3, 0.0, None, 0, 'cpu')\n"
+        "command.generate(request, Path(sys.argv[2]))"
+    )
+    figures = tmp_path / "f.json"
+    subprocess.run([sys.executable, "-c", code, str(model_folder), str(figures)], check=True, capture_output=True)
+    assert json.loads(figures.read_text())["tokens_written"] <= 3
+
+
+def test_a_seed_out_of_range_is_refused_before_the_prompt_is_read(refused, model_folder):
+    refused("Seed must be at least", "generate", model_folder, "--prompt", "x", "--seed", "99999999999999999999")

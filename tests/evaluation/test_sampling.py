@@ -121,3 +121,14 @@ def test_text_cannot_command_the_terminal(model):
 def test_what_is_refused(model, prompt, settings, message):
     with pytest.raises(ValueError, match=message):
         sample(model, prompt, **({"new_tokens": 3} | settings))
+
+
+@pytest.mark.parametrize("seed", [-(2**63) - 1, 2**64, 99999999999999999999])
+def test_a_seed_that_no_generator_takes_is_refused_before_anything_is_read(seed):
+    with pytest.raises(ValueError, match=f"seed must be at least .* and below .*, got {seed}"):
+        sample(None, PROMPT, 1, seed=seed)
+
+
+@pytest.mark.parametrize("seed", [-(2**63), 2**64 - 1])
+def test_the_outermost_seeds_are_taken(model, seed):
+    assert len(sample(model, PROMPT, 1, seed=seed)) <= 1

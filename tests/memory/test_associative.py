@@ -482,3 +482,10 @@ def test_the_representation_names_settings_and_count():
         "AssociativeMemory(rank=5, head_dim=3, num_heads=None, batch_size=None, ridge=0.5, power=0, gain=1.0, "
         "blend=None, count=6)"
     )
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_is_no_place_for_a_memory(tmp_path, overwrite):
+    with pytest.raises(IsADirectoryError, match=r"is a folder: name a file$"):
+        AssociativeMemory(2, 2).save(tmp_path, overwrite=overwrite)
+    assert list(tmp_path.iterdir()) == []

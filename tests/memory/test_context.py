@@ -14,6 +14,7 @@ import pytest
 import torch
 from context_models import KINDS, VOCAB, continuation, ids, tiny
 from safetensors.torch import load_file
+from transformers import GenerationConfig
 
 from echo_ska import sealed
 from echo_ska.memory import ContextState, encoding
@@ -131,6 +132,10 @@ def test_beams_and_samples(model):
         ({"attention_mask": torch.ones(1, 2)}, "takes no attention_mask"),
         ({"max_length": 9}, "takes no max_length: .* give max_new_tokens"),
         ({"use_cache": False}, "takes no use_cache=False"),
+        (
+            {"generation_config": GenerationConfig(max_length=9)},
+            "takes no generation_config with max_length: .* give max",
+        ),
     ],
 )
 def test_generate_refuses_what_contradicts_the_context(saved, settings, message):
@@ -396,3 +401,11 @@ def test_nothing_is_overwritten_and_nothing_left_half(saved, tmp_path):
     with pytest.raises(OSError, match="could not be written: Not a directory"):
         state.save(tmp_path / "file" / "state")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_context_can_be_pickled(saved):
+    model, folder = saved[0], saved[1]
+    state = ContextState.load(folder)
+    again = pickle.loads(pickle.dumps(state))
+    assert repr(again) == repr(state)
+    assert torch.equal(again.logits(model), state.logits(model))

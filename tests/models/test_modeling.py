@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DataCollatorWithFlattening
+from transformers import AutoModelForCausalLM, DataCollatorWithFlattening, PreTrainedModel
 
 from echo_ska.models import EchoCache, EchoConfig, EchoForCausalLM, EchoModel
 
@@ -163,6 +167,51 @@ def test_damaged_weights_are_refused(tmp_path):
     EchoForCausalLM.from_pretrained(tmp_path)
     (tmp_path / "SHA256SUMS").unlink()  # as folders of other tools have none
     EchoForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("upload_works", [True, False])
+def test_sums_are_uploaded_with_the_weights_they_are_of(tmp_path, monkeypatch, upload_works):
+    uploaded = {}
+
+    def upload(self, folder, repo_id, files_timestamps, **settings):
+        for path in map(Path, sorted(os.listdir(folder))):
+            whole = (folder / path).read_bytes()
+            if path.name not in files_timestamps or uploaded.get(path.name) != whole:
+                uploaded[path.name] = whole
+        if not upload_works:
+            raise ConnectionError("no network")
+
+    hub = SimpleNamespace(create_repo=lambda *arguments, **settings: SimpleNamespace(repo_id="somebody/model"))
+    card = SimpleNamespace(save=lambda path: Path(path).write_text("card"))
+    monkeypatch.setattr("transformers.modeling_utils.hf_api", lambda *arguments, **settings: hub)
+    monkeypatch.setattr("transformers.modeling_utils.create_and_tag_model_card", lambda *arguments, **settings: card)
+    monkeypatch.setattr(PreTrainedModel, "_upload_modified_files", upload)
+    model = tiny()
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
+    with contextlib.nullcontext() if upload_works else pytest.raises(ConnectionError):
+        model.save_pretrained(folder, push_to_hub=True)
+    (tmp_path / "remote").mkdir()
+    for name, whole in uploaded.items():
+        (tmp_path / "remote" / name).write_bytes(whole)
+    assert "SHA256SUMS" in uploaded
+    for place in (folder, tmp_path / "remote"):
+        assert torch.equal(EchoForCausalLM.from_pretrained(place).lm_head.weight, model.lm_head.weight)
+
+
+def test_a_saving_that_ends_early_leaves_no_sums_of_other_weights(tmp_path, monkeypatch):
+    model = tiny()
+    model.save_pretrained(tmp_path)
+
+    def fail(*arguments, **settings):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        model.save_pretrained(tmp_path)
+    assert not (tmp_path / "SHA256SUMS").exists()
 
 
 def test_weights_in_several_files_are_held_to_their_sums(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -380,3 +381,30 @@ def test_sampled_drafts_stay_in_the_vocabulary(model):
     )
     assert found.shape == (1, 54)
     assert int(found.max()) < VOCABULARY
+
+
+def test_a_cache_is_pickled_without_what_crop_needs():
+    model = small_model("ssm+ska")
+    for cache in (EchoCache(model.config), recording(model)):
+        read(model, cache, ids(1, 12), ids(1, 3))
+        again = pickle.loads(pickle.dumps(cache))
+        assert torch.equal(read(model, again, ids(1, 5)), read(model, copy.deepcopy(cache), ids(1, 5)))
+    with pytest.raises(ValueError, match="goes back too far"):
+        pickle.loads(pickle.dumps(cache)).crop(-2)
+    fork = copy.deepcopy(cache)  # which keeps the record
+    fork.crop(-2)
+    assert fork.get_seq_length() == 13
+
+
+@pytest.mark.parametrize("new", [EchoCache, lambda config: recording(small_model("ssm+ska"))])
+def test_a_cache_with_gradients_is_forked(new):
+    model = small_model("ssm+ska")
+    cache = new(model.config)
+    model(ids(1, 7), past_key_values=cache, use_cache=True)
+    fork = copy.deepcopy(cache)
+    gradients = []
+    for each in (cache, fork):
+        loss = model(ids(1, 4), past_key_values=each, use_cache=True).logits.square().sum()
+        gradients.append(torch.autograd.grad(loss, model.model.embed_tokens.weight, retain_graph=True)[0])
+    assert torch.equal(*gradients)
+    assert gradients[0].abs().sum() > 0

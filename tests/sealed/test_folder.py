@@ -101,3 +101,18 @@ def test_a_description_alone_is_replaced_at_once_or_not_at_all(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (tmp_path / "thing.json").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["thing.json"]
+
+
+def test_nobody_is_told_to_delete_what_is_not_ours(folder, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "novel.txt").write_text("years of work")
+    for path in (other, other / "novel.txt"):
+        with pytest.raises(ValueError, match=r"is no saved thing \(it has no thing.json\): name the folder") as caught:
+            sealed.read_sealed_folder(path, "thing", 3)
+        assert "delete it" not in str(caught.value)
+    (folder / "thing.json").rename(other / "thing.json")
+    with pytest.raises(ValueError, match=r"is damaged \(state.safetensors is missing\): make it anew elsewhere$"):
+        sealed.read_sealed_folder(other, "thing", 3)
+    with pytest.raises(ValueError, match=r"is damaged \(thing.json is missing\): delete it and make it anew$"):
+        sealed.read_sealed_folder(folder, "thing", 3)

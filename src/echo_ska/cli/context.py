@@ -31,10 +31,11 @@ def context_read(
 
     **Example:** `echo-ska context read runs/books/model novel.txt -o novel.state`
     """
-    from echo_ska.commands.files import require_absent, require_writable
+    from echo_ska.commands.files import require_absent, require_apart, require_writable
 
     require_writable(json_file, "--json")
     require_absent(output, "--output")
+    require_apart(output, json_file)
     from echo_ska.commands.context import read_context
 
     read_context(model, file, output, device, json_file, console())

@@ -54,10 +54,11 @@ def data_prepare(
 
     `echo-ska data prepare hub:HuggingFaceFW/fineweb-edu:sample-10BT --tokenizer tokenizers/web -o corpora/web`
     """
-    from echo_ska.commands.files import require_folder, require_writable
+    from echo_ska.commands.files import require_apart, require_folder, require_writable
 
     require_writable(json_file, "--json")
     require_folder(output, "--output")
+    require_apart(output, json_file)
     from echo_ska.commands.data import PrepareRequest, prepare_data
 
     request = PrepareRequest(sources, output, tokenizer, field, held_out, shard_tokens, max_tokens)

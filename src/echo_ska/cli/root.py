@@ -64,10 +64,11 @@ def demo(
 
     **Example:** `echo-ska demo --json demo.json`
     """
-    from echo_ska.commands.files import require_folder, require_writable
+    from echo_ska.commands.files import require_apart, require_folder, require_writable
 
     require_writable(json_file, "--json")
     require_folder(output, "--output")
+    require_apart(output, json_file)
     from echo_ska.commands.run import start_demo
 
     start_demo(output, json_file, console())
@@ -106,10 +107,11 @@ def memory(
 
     **Examples:** `echo-ska memory` · `echo-ska memory echo-1m echo-180m --plot memory.png --json memory.json`
     """
-    from echo_ska.commands.files import require_writable
+    from echo_ska.commands.files import require_apart, require_writable
 
     require_writable(json_file, "--json")
     require_writable(plot, "--plot", suffix=".png")
+    require_apart(plot, json_file, "--plot")
     from echo_ska.commands.show import show_memory
 
     show_memory(presets or ["echo-180m"], dtype, plot, json_file, console())
@@ -183,10 +185,11 @@ def bench(
 
     **Examples:** `echo-ska bench --quick` · `echo-ska bench --lengths 512,2048 --routes ska,softmax --parts training`
     """
-    from echo_ska.commands.files import require_folder, require_writable
+    from echo_ska.commands.files import require_apart, require_folder, require_writable
 
     require_writable(json_file, "--json")
     require_folder(output, "--output")
+    require_apart(output, json_file)
     from echo_ska.commands.bench import BenchRequest, start_bench
 
     request = BenchRequest(lengths, routes, parts, threads, rounds, decode_tokens, device, quick)

@@ -127,10 +127,11 @@ def train(
 
     `torchrun --nproc-per-node 8 -m echo_ska train --text books/ --strategy fsdp --output runs/books` (docs/training.md)
     """
-    from echo_ska.commands.files import require_folder, require_writable
+    from echo_ska.commands.files import require_apart, require_folder, require_writable
 
     require_writable(json_file, "--json")
     require_folder(output, "--output")
+    require_apart(output, json_file)
     from echo_ska.commands.goals import TrainRequest
     from echo_ska.commands.train import train_command
     from echo_ska.training import ScaleConfig

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -29,6 +30,7 @@ class OneSentenceErrors(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
+        given = tuple(ctx.args)
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
@@ -38,7 +40,7 @@ class OneSentenceErrors(TyperGroup):
         except EXPECTED as error:
             if os.environ.get("ECHO_SKA_DEBUG") == "1":
                 raise
-            _say(sentence(error), "red", error)
+            _say(sentence(error, given), "red", error)
             raise typer.Exit(1) from None
         except RuntimeError as error:
             if not is_out_of_memory(error) or os.environ.get("ECHO_SKA_DEBUG") == "1":
@@ -62,15 +64,22 @@ def memory_asked_for(error: RuntimeError) -> str:
     return "" if found is None else f" ({found.group(1)} were asked for at once)"
 
 
-def sentence(error: BaseException) -> str:
-    """The error's message in one line: with a capital, a full stop, and no error number."""
+def sentence(error: BaseException, given: Sequence[str] = ()) -> str:
+    """The error's message in one line: with a capital, a full stop, and no error number.
+
+    Args:
+        error: whose message it is.
+        given: the words of the command line; one at the start of the message keeps its spelling.
+    """
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     else:
         text = " ".join(str(error).split()) or type(error).__name__
-    # A path or an option at the start keeps its spelling.
+    # A path or an option at the start keeps its spelling, and so does a name that looks like any word.
     first = text.split()[0]
-    if first.isalpha():
+    if first.isalpha() and first not in {
+        word for argument in given for word in (argument, argument.rpartition("=")[2])
+    }:
         text = text[0].upper() + text[1:]
     return text if text.endswith((".", "!", "?")) else text + "."
 

@@ -24,13 +24,15 @@ def require_writable(path: Path | None, option: str, suffix: str | None = None) 
 
 
 def require_folder(path: Path | None, option: str) -> None:
-    """Raise ValueError, naming the option, if `path` or a part of it is a file (None, and new folders, are fine)."""
+    """Raise ValueError, naming the option, unless `path` is a folder to write in, or can be made (None is fine)."""
     if path is None:
         return
     for part in (path, *path.parents):
         if part.exists():
             if not part.is_dir():
                 raise ValueError(f"{option} {path} cannot be a folder: {part} is a file.")
+            if not os.access(part, os.W_OK | os.X_OK):
+                raise ValueError(f"{option} {path} cannot be written: no permission to write in {part}.")
             return
 
 
@@ -46,6 +48,12 @@ def require_new_folder(path: Path, option: str) -> None:
 
 def require_absent(path: Path, option: str) -> None:
     """Raise ValueError, naming the option, if anything stands at `path` or it cannot be made there."""
-    require_folder(path, option)
     if os.path.lexists(path):
         raise ValueError(f"{option} {path} exists: name a new folder, nothing is overwritten.")
+    require_folder(path, option)
+
+
+def require_apart(path: Path | None, json_file: Path | None, option: str = "--output") -> None:
+    """Raise ValueError if `--json` names what `option` names: one would take the other's place (None is fine)."""
+    if path is not None and json_file is not None and os.path.abspath(path) == os.path.abspath(json_file):
+        raise ValueError(f"{option} and --json both name {path}: name two.")

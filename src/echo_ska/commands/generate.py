@@ -48,7 +48,7 @@ def generate(request: GenerateRequest, json_file: Path | None) -> None:
     Raises:
         ValueError: a folder, file, prompt or setting is not as it must be; nothing was written.
     """
-    check_sampling(request.max_new_tokens, request.temperature, request.top_k)
+    check_sampling(request.max_new_tokens, request.temperature, request.top_k, seed=request.seed)
     require_model_folder(request.model)
     if request.context is not None and request.state is not None:
         raise ValueError("Give --context or --state, not both: `echo-ska context read` made the state of a context.")
@@ -144,7 +144,8 @@ def _put(text: str) -> None:
     """Text that a terminal cannot be commanded by, at once."""
     if text:
         typer.echo(printable(text), nl=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is where standard output was closed before the start
+            sys.stdout.flush()
 
 
 def _table(figures: dict) -> Table:

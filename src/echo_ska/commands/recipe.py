@@ -48,6 +48,8 @@ def show_recipe(name: str, utilisation: float, tokenizer: str, json_file: Path |
         ValueError: no recipe has that name, or the utilisation is not in (0, 1].
     """
     recipe = find_recipe(name)
+    if not 0 < utilisation <= 1:
+        raise ValueError(f"--utilisation must be above 0 and at most 1, got {utilisation}.")
     cost = cost_of(recipe)
     hours = {gpu: cost.hours(peak, utilisation) for gpu, peak in PEAKS.items()}
     training = recipe.training

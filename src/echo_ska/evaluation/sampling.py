@@ -105,7 +105,7 @@ def write_on(
     Raises:
         ValueError: for a setting out of range, when the first token is asked for.
     """
-    check_sampling(new_tokens, temperature, top_k, top_p)
+    check_sampling(new_tokens, temperature, top_k, top_p, seed)
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     token: int | None = None
@@ -156,7 +156,7 @@ def sample(
     Raises:
         ValueError: for an empty prompt or a setting out of range.
     """
-    check_sampling(new_tokens, temperature, top_k)
+    check_sampling(new_tokens, temperature, top_k, seed=seed)
     drawn = write_on(
         model,
         read_on(model, [prompt]),
@@ -169,7 +169,9 @@ def sample(
     return torch.tensor(list(drawn), dtype=torch.int64)
 
 
-def check_sampling(new_tokens: int, temperature: float, top_k: int | None, top_p: float | None = None) -> None:
+def check_sampling(
+    new_tokens: int, temperature: float, top_k: int | None, top_p: float | None = None, seed: int = 0
+) -> None:
     """Raise a ValueError for a setting of `write_on` that is out of range."""
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature must be a number of at least 0, got {temperature}")
@@ -179,6 +181,8 @@ def check_sampling(new_tokens: int, temperature: float, top_k: int | None, top_p
         raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
     if new_tokens < 0:
         raise ValueError(f"new_tokens must be at least 0, got {new_tokens}")
+    if not -(2**63) <= seed < 2**64:  # what torch's generators take
+        raise ValueError(f"seed must be at least -2**63 and below 2**64, got {seed}")
 
 
 def sample_text(

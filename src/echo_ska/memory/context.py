@@ -178,6 +178,8 @@ class ContextState:
         for name, reason in _NOT_TAKEN.items():
             if settings.get(name) is not None:
                 raise ValueError(f"generate from a context takes no {name}: {reason}")
+            if getattr(settings.get("generation_config"), name, None) is not None:
+                raise ValueError(f"generate from a context takes no generation_config with {name}: {reason}")
         if settings.get("use_cache") is False:
             raise ValueError("generate from a context takes no use_cache=False: the context is the cache")
         cache = self._cache_for(model)

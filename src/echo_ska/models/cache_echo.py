@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -104,8 +105,8 @@ class EchoCache(Cache):
     """All states of an Echo model between two calls: pass it as `past_key_values`.
 
     A model changes it: calls with several tokens replace the states, calls with one token a row (without gradients)
-    update their tensors in place. `copy.deepcopy(cache)` forks it; rows are selected, repeated and reordered into
-    memory of their own.
+    update their tensors in place. `copy.deepcopy(cache)` forks it; pickled, it leaves behind what `crop` needs. Rows
+    are selected, repeated and reordered into memory of their own.
 
     Tokens can be taken back (`crop`) if that was asked for before they were read, by `activate_past_recording`;
     `generate` asks for it where it decodes with drafts. A cache that nobody asked keeps nothing but its states.
@@ -121,6 +122,16 @@ class EchoCache(Cache):
         self.shape = state_shape(config)
         self._interrupted = False
         self._rollback = Rollback()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EchoCache:
+        """A fork in memory of its own; gradients flow through its states as through these."""
+        held = [tensor for layer in self.layers if layer.state is not None for tensor in layer.state.tensors().values()]
+        for tensor in (*held, *self._rollback.tensors()):
+            if not tensor.is_leaf and id(tensor) not in memo:  # torch copies no tensor with a history
+                memo[id(tensor)] = tensor.clone()
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
     @property
     def can_step(self) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +54,23 @@ class Rollback:
         self._anchors: list[Point] = []
         self._cropped: Point | None = None
         self._read: list[tuple[int, Tensor, Tensor | None]] = []  # first token, inputs [B, T, d], real tokens [B, T]
-        self._model: Callable[[], nn.Module | None] = lambda: None
+        self._model: Callable[[], nn.Module | None] | None = None  # a weak reference
+
+    def __getstate__(self) -> dict[str, Any]:
+        """To be pickled: the record belongs to a model that lives here, and stays."""
+        return vars(type(self)(self.recent))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Rollback:
+        """With the record, of the same model."""
+        copied = memo[id(self)] = type(self)(self.recent)
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+    def tensors(self) -> Iterator[Tensor]:
+        """The tensors of all that is kept."""
+        for point in self._points:
+            for state in point.states:
+                yield from () if state is None else state.tensors().values()
 
     def too_long(self, tokens: int, new_tokens: int) -> int:
         """How many tokens of a call have to be read by a call of their own, so that the inputs of the rest suffice.
@@ -84,7 +102,7 @@ class Rollback:
 
     def between(self, begin: int, end: int) -> tuple[nn.Module, Tensor, Tensor | None]:
         """The model, its inputs [B, end - begin, d] of these tokens, and which of them are real (None: all)."""
-        model = self._model()
+        model = None if self._model is None else self._model()
         if model is None:
             raise ValueError("the model that read into this cache is gone, and with it what crop needs to read again")
         pieces, masks, padded = [], [], False

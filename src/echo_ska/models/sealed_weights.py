@@ -20,13 +20,23 @@ class SealedWeights(PreTrainedModel):
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **settings: Any
     ) -> Any:
-        """As Hugging Face's, with the checksums of the weights beside them, in SHA256SUMS."""
+        """As Hugging Face's, with the checksums of the weights beside them, in SHA256SUMS.
+
+        The checksums of what was there before are deleted first: if the saving ends early, none are there that the
+        weights would not match.
+        """
+        sums = Path(save_directory, SUMS)
+        if is_main_process and sums.is_file():
+            sums.unlink()
         result = super().save_pretrained(save_directory, is_main_process, **settings)
-        if is_main_process:
-            folder = Path(save_directory)
-            sealed = [path.name for kind in SEALED_FILES for path in folder.glob(kind)]
-            write_sums(folder, sorted(sealed))
+        if is_main_process and not sums.exists():
+            _seal(sums.parent)
         return result
+
+    def _upload_modified_files(self, working_dir: str | os.PathLike[str], *arguments: Any, **settings: Any) -> Any:
+        """As Hugging Face's: it is what `save_pretrained(push_to_hub=True)` ends with. The checksums go along."""
+        _seal(Path(working_dir))
+        return super()._upload_modified_files(working_dir, *arguments, **settings)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *arguments: Any, **settings: Any) -> Any:
@@ -38,6 +48,11 @@ class SealedWeights(PreTrainedModel):
         if isinstance(pretrained_model_name_or_path, str | os.PathLike):
             _require_whole(Path(pretrained_model_name_or_path, settings.get("subfolder") or ""))
         return super().from_pretrained(pretrained_model_name_or_path, *arguments, **settings)
+
+
+def _seal(folder: Path) -> None:
+    """Write the checksums of a saved model's weights."""
+    write_sums(folder, sorted(path.name for kind in SEALED_FILES for path in folder.glob(kind)))
 
 
 def _require_whole(folder: Path) -> None:

@@ -48,9 +48,11 @@ def write_sealed_file(
 
     Raises:
         FileExistsError: there is such a file, and `overwrite` is False.
-        OSError: it cannot be written (no such folder, a full disk); what was there before is untouched.
+        OSError: it cannot be written (it is a folder, no such folder, a full disk); what was there before is untouched.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists: choose another name, or pass overwrite=True to replace it")
     if not path.parent.is_dir():

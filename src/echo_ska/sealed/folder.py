@@ -102,6 +102,10 @@ def read_description(folder: str | Path, kind: str, format: int) -> dict[str, An
     try:
         written = (folder / f"{kind}.json").read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
+        if _names(folder) != {TENSORS}:
+            raise ValueError(
+                f"{folder} is no saved {kind} (it has no {kind}.json): name the folder that was saved as one"
+            ) from error
         raise _damaged(folder, kind, f"{kind}.json is missing") from error
     try:
         description = json.loads(written.decode("ascii"))
@@ -182,7 +186,19 @@ def _spelled(value: Mapping[str, Any]) -> bytes:
 
 
 def _damaged(folder: Path, kind: str, what: str) -> ValueError:
-    return ValueError(f"the {kind} {folder} is damaged ({what}): delete it and make it anew")
+    """The error; it advises to delete a folder only where nothing else is in it."""
+    ours = _names(folder) <= {TENSORS, f"{kind}.json"}
+    return ValueError(
+        f"the {kind} {folder} is damaged ({what}): {'delete it and make it anew' if ours else 'make it anew elsewhere'}"
+    )
+
+
+def _names(folder: Path) -> set[str]:
+    """What is in a folder; nothing is in one that is none, or is gone by now."""
+    try:
+        return set(os.listdir(folder))
+    except OSError:
+        return set()
 
 
 def _number(error: OSError | SafetensorError) -> int | None:

@@ -187,7 +187,9 @@ class Engine:
     def _read(self, prompt: Prompt, check: Callable[..., None]) -> tuple[Reading, int]:
         """The prompt's state, ready to write on from, and how many of its tokens the store knew.
 
-        A prompt is cut at the same places whether the store knows its beginning or not: so the answer is the same.
+        A prompt is cut at the same places whether the store knows its beginning or not: where what it knows ends at one
+        of them, and was cut likewise, the state is the same to the bit. Where it ends elsewhere (the turn before, say),
+        the rest is read in other pieces, and the state is the same up to rounding.
         """
         state, cached = self._find(prompt.ids)
         known = cached
