@@ -463,4 +463,4 @@ class EchoForCausalLM(EchoPreTrainedModel, CachedGeneration, GenerationMixin):
 
 
 # The Trainer shifts the labels for its label smoothing where it finds the class's name here, and else does not.
-MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[EchoConfig.model_type] = EchoForCausalLM.__name__
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.update({EchoConfig.model_type: EchoForCausalLM.__name__})
