@@ -386,3 +386,43 @@ def test_a_state_of_another_layer_or_batch_is_refused(mixer):
         _, foreign = other(hidden, output_state=True)
         with pytest.raises(ValueError, match="state is of another layer"):
             mixer(hidden, foreign)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_call_of_no_tokens_or_no_rows_goes_on_from_a_state(name):
+    mixer = MIXERS[name]()
+    hidden = torch.randn(2, 5, 32)
+    _, state = mixer(hidden[:, :4], output_state=True)
+    mixed, state = mixer(hidden[:, 4:4], state, output_state=True)
+    assert mixed.shape == (2, 0, 32)
+    torch.testing.assert_close(mixer(hidden[:, 4:], state)[0], mixer(hidden)[0][:, 4:], rtol=1e-4, atol=1e-5)
+    _, state = mixer(hidden[:0], output_state=True)
+    assert mixer(hidden[:0], state)[0].shape == (0, 5, 32)
+
+
+@pytest.mark.parametrize("name", ["attention", "attention-plain", "sliding", "linear", "ska"])
+def test_packed_sequences_go_on_under_autocast_from_states_of_full_precision(name):
+    mixer = MIXERS[name]()
+    hidden, cuts = torch.randn(1, 8, 32), torch.tensor([0, 3, 8])
+    _, state = mixer(hidden, cu_seqlens=cuts, output_state=True)
+    expected, _ = mixer(hidden[:, :4], state, cu_seqlens=torch.tensor([0, 1, 4]))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed, _ = mixer(hidden[:, :4], state, cu_seqlens=torch.tensor([0, 1, 4]))
+    torch.testing.assert_close(mixed.float(), expected, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SpectralKoopmanAttention(32, num_heads=2, rank=8, conv_kernel=1),
+        lambda: SoftmaxAttention(32, num_heads=2, conv_kernel=1),
+    ],
+)
+def test_taps_that_are_too_few_for_the_delay_are_named(make):
+    with pytest.raises(ValueError, match="conv_kernel must be above key_delay, which is 1, got 1"):
+        make()
+
+
+def test_a_convolution_without_taps_is_refused():
+    with pytest.raises(ValueError, match="kernel_size must be at least 1, got 0"):
+        Mamba2(64, conv_kernel=0)

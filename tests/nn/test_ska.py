@@ -108,6 +108,15 @@ def test_a_layer_that_sees_the_future_has_no_state():
         mixer(torch.randn(1, 5, 32), output_state=True)
 
 
+def test_a_ridge_at_the_floor_runs_in_half_precision():
+    mixer = layer().bfloat16()
+    with torch.no_grad():
+        mixer.raw_ridge.fill_(-9.0)
+    assert mixer.ridge.dtype == torch.float32
+    mixed, _ = mixer(torch.randn(1, 8, mixer.o_proj.out_features, dtype=torch.bfloat16))
+    assert mixed.isfinite().all()
+
+
 def test_a_ridge_below_the_floor_reads_as_the_floor_and_still_learns():
     mixer = layer()
     with torch.no_grad():

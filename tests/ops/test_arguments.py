@@ -109,6 +109,18 @@ def test_a_failed_factorisation_names_the_batch_row_and_head_of_the_call(backend
         set_value_checks(True)
 
 
+@pytest.mark.parametrize("backend", ["recurrent", "chunked"])
+def test_a_failed_factorisation_names_the_packed_sequence(backend):
+    key = with_value(torch.randn(1, 12, 3, 4), (0, 9, 1, 0), float("nan"))
+    inputs = {"query": torch.randn(1, 12, 3, 4), "key": key, "value": torch.randn(1, 12, 3, 5)}
+    set_value_checks(False)
+    try:
+        with pytest.raises(ArithmeticError, match="at batch row 2, head 1"):
+            call(**inputs, cu_seqlens=torch.tensor([0, 4, 8, 12]), backend=backend)
+    finally:
+        set_value_checks(True)
+
+
 def test_the_value_checks_can_be_switched_off():
     assert set_value_checks(False) is True
     try:

@@ -18,6 +18,7 @@ def read(
     gain: Tensor | float = 1.0,
     scale: Tensor | float = 1.0,
     blend: Tensor | None = None,
+    batch_rows: Tensor | None = None,
 ) -> Tensor:
     """y = scale * C L^-T f(A) L^-1 q for every query of every head.
 
@@ -29,6 +30,7 @@ def read(
         gain: factor of the operator, scalar or [H, 1, 1].
         scale: factor of the output, scalar or [H, 1, 1].
         blend: [B, H, m] in [0, 1], or None for the pure power filter.
+        batch_rows: [B], what an error calls each row where that is not its place.
 
     Returns:
         [B, H, m, P].
@@ -38,7 +40,7 @@ def read(
 
     Source: Sridhar & Johansen, arXiv 2605.06997; docs/method.md section 1.
     """
-    factor = RidgeFactor.of(statistics.gram, ridge).require_success()
+    factor = RidgeFactor.of(statistics.gram, ridge).require_success(batch_rows)
     whitened = factor.whiten(query)
     if power > 0:
         operator = KoopmanOperator.of(factor, statistics.lag_moment)

@@ -179,7 +179,7 @@ class SoftmaxAttention(RotaryAttention):
         )
         mask = None
         if state is not None:
-            longest = int((past + new).max())
+            longest = int((past + new).max()) if len(new) else 0
             key = _append(state.key, past, key, positions, longest)
             value = _append(state.value, past, value, positions, longest)
         if state is not None and (query.shape[1] > 1 or bool((past != past[:1]).any())):
@@ -204,7 +204,7 @@ class SoftmaxAttention(RotaryAttention):
         """Make room for one token more in `state`."""
         capacity = state.key.shape[1]
         # Without spare room, the longest row is the only one that can be full.
-        if capacity == 0 or int(state.lengths.max()) >= capacity:
+        if capacity == 0 or bool((state.lengths >= capacity).any()):
             room = max(capacity // GROWTH, LEAST_ROOM)
             state.key = F.pad(state.key, (0, 0, 0, 0, 0, room))
             state.value = F.pad(state.value, (0, 0, 0, 0, 0, room))
@@ -243,6 +243,8 @@ def _append(cached: Tensor, past: Tensor, fresh: Tensor, positions: Tensor, leng
     """`fresh` [N, T, H, D] written behind the first past[n] rows of `cached` [N, L, H, D]; cut at `length`."""
     if bool((past == cached.shape[1]).all()):
         return torch.cat([cached, fresh], dim=1)
+    if positions.numel() == 0:
+        return cached[:, :length]
     room = F.pad(cached, (0, 0, 0, 0, 0, int(positions.max()) + 1 - cached.shape[1]))
     rows = torch.arange(len(past), device=cached.device)[:, None].expand_as(positions)
-    return room.index_put((rows, positions), fresh)[:, :length]
+    return room.index_put((rows, positions), fresh.to(cached.dtype))[:, :length]

@@ -27,17 +27,24 @@ class ShortConvolution(nn.Module):
             1 / sqrt(kernel_size).
 
     Raises:
-        ValueError: `delay` does not fit into the kernel.
+        ValueError: there is no tap, or `delay` does not fit into the kernel.
     """
 
     def __init__(
         self, channels: int, kernel_size: int = 4, bias: bool = False, delay: int | Sequence[int] | None = 0
     ) -> None:
         super().__init__()
+        if kernel_size < 1:
+            raise ValueError(f"kernel_size must be at least 1, got {kernel_size}")
         delays = [delay] * channels if isinstance(delay, int) else delay
         if delays is not None and (len(delays) != channels or not all(0 <= d < kernel_size for d in delays)):
+            given = (
+                delay
+                if isinstance(delay, int)
+                else f"{len(delays)} of {min(delays, default=0)} to {max(delays, default=0)}"
+            )
             raise ValueError(
-                f"delay must be a number in [0, kernel_size) = [0, {kernel_size}) or {channels} of them, not {delay}"
+                f"delay must be a number in [0, kernel_size) = [0, {kernel_size}) or {channels} of them, not {given}"
             )
         self.channels = channels
         self.kernel_size = kernel_size

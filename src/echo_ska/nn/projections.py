@@ -60,6 +60,11 @@ class QueryKeyValue(nn.Module):
         self.v_proj = nn.Linear(hidden_size, self.widths[2], bias=False)
         self.convolution = None
         if conv_kernel is not None:
+            if not 0 <= key_delay < conv_kernel:
+                raise ValueError(
+                    f"conv_kernel must be above key_delay, which is {key_delay}, got {conv_kernel}: give more taps, or "
+                    "None for no convolution and no delay"
+                )
             delays = [0] * self.widths[0] + [key_delay] * self.widths[1] + [0] * self.widths[2]
             self.convolution = ShortConvolution(sum(self.widths), conv_kernel, delay=delays)
         self.reset_parameters()

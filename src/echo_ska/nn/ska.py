@@ -207,11 +207,11 @@ class SpectralKoopmanAttention(SequenceMixer):
 
     @property
     def ridge(self) -> Tensor:
-        """The ridge of each head, [H], no less than float32 can honour (docs/numerics.md).
+        """The ridge of each head, [H], float32 or finer, no less than float32 can honour (docs/numerics.md).
 
         At that floor it has the gradient of the ridge below, so that a head that has sunk there can rise again.
         """
-        ridge = F.softplus(self.raw_ridge)
+        ridge = F.softplus(precise(self.raw_ridge))
         floored = ridge.clamp_min(RIDGE_FLOOR)
         return floored.detach() + (ridge - ridge.detach()) if ridge.requires_grad else floored
 

@@ -22,14 +22,14 @@ def recurrent_attention(arguments: Arguments) -> tuple[Tensor, RecurrentState]:
     if arguments.cu_seqlens is None:
         return _run(arguments, start)
     runs = [
-        _run(arguments.tokens(begin, end), start.select_rows(torch.tensor([row])))
+        _run(arguments.tokens(begin, end), start.select_rows(torch.tensor([row])), torch.tensor([row]))
         for row, (begin, end) in enumerate(itertools.pairwise(arguments.cu_seqlens))
     ]
     return torch.cat([output for output, _ in runs], dim=1), concatenate([state for _, state in runs])
 
 
-def _run(arguments: Arguments, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
-    """One dense batch [B, T, ...] from `state`."""
+def _run(arguments: Arguments, state: RecurrentState, sequences: Tensor | None = None) -> tuple[Tensor, RecurrentState]:
+    """One dense batch [B, T, ...] from `state`; `sequences` [B] are its rows' numbers, for errors."""
     statistics, frozen, position = state.statistics, state.frozen_statistics, state.position
     batch, time, heads, _ = arguments.query.shape
     outputs = [statistics.gram.new_zeros(batch, 0, heads, arguments.value.shape[-1])]
@@ -38,13 +38,13 @@ def _run(arguments: Arguments, state: RecurrentState) -> tuple[Tensor, Recurrent
         tokens = arguments.tokens(begin, begin + step)
         statistics = statistics + SufficientStatistics.from_tokens(tokens.key, tokens.value, tokens.write_weight)
         position = position + step
-        outputs.append(_read(statistics if frozen is None else frozen, tokens))
+        outputs.append(_read(statistics if frozen is None else frozen, tokens, sequences))
         if frozen is not None and arguments.refresh_interval is not None:
             frozen = choose_rows(position % arguments.refresh_interval == 0, statistics, frozen)
     return torch.cat(outputs, dim=1), RecurrentState(statistics, frozen, position)
 
 
-def _read(statistics: SufficientStatistics, tokens: Arguments) -> Tensor:
+def _read(statistics: SufficientStatistics, tokens: Arguments, sequences: Tensor | None) -> Tensor:
     dtype = statistics.gram.dtype
     output = read(
         statistics,
@@ -54,5 +54,6 @@ def _read(statistics: SufficientStatistics, tokens: Arguments) -> Tensor:
         gain=tokens.gain[:, None, None],
         scale=tokens.scale[:, None, None],
         blend=None if tokens.blend is None else tokens.blend.transpose(1, 2).to(dtype),
+        batch_rows=sequences,
     )
     return output.transpose(1, 2)  # [B, T, H, P]
