@@ -46,6 +46,8 @@ BUDGETS = (4096, 8192, 16_384)
 STEPS, TUNING_STEPS = 1500, 750
 RATES = (2e-3, 6e-3, 2e-2)
 SEEDS = 3
+CLOSE = 70
+"""%: where the right half of the picture begins."""
 FLOAT = 4
 """Bytes of a number as it is counted, whatever it is stored in: SKA's sums are float64, its peers' memories float32."""
 
@@ -240,10 +242,10 @@ def rows(results: Results) -> list[list[str]]:
 
 
 def draw(results: Results, path: Path) -> None:
-    """Mean accuracy against bytes of state: a line a family, a band over its seeds."""
-    figure = Figure(figsize=(9, 5.2), layout="constrained")
-    axes = figure.subplots()
-    ends, colours = {}, {}
+    """Mean accuracy against bytes of state: a line a family, a band over seeds; all, and the best of them larger."""
+    figure = Figure(figsize=(12.5, 5.2), layout="constrained")
+    whole, close = figure.subplots(1, 2, width_ratios=(2, 3))
+    ends = {}
     for family, settings in FAMILIES.items():
         found = [records for budget in BUDGETS if (records := results.get(arm_name(family, budget)))]
         if not found:
@@ -251,24 +253,32 @@ def draw(results: Results, path: Path) -> None:
         at = [state_bytes(records[0]) for records in found]
         means = [[100 * mean_accuracy(record) for record in records] for records in found]
         line = [fmean(values) for values in means]
-        axes.fill_between(at, [min(v) for v in means], [max(v) for v in means], color=settings.colour, alpha=0.12)
         weight = 2.6 if settings.mixer == "ska" else 1.4
         look: dict[str, Any] = {"color": settings.colour, "linestyle": settings.dashes, "linewidth": weight}
-        axes.plot(at, line, marker="o", markersize=4, **look)
-        ends[family], colours[family] = (at[-1], line[-1]), settings.colour
-    if "softmax attention" in results:
-        best = fmean(100 * mean_accuracy(record) for record in results["softmax attention"])
-        axes.axhline(best, color="black", linewidth=1, linestyle=(0, (4, 3)))
-        note = f"softmax attention, {short_bytes(state_bytes(results['softmax attention'][0]))} at the longest"
-        axes.annotate(note, (BUDGETS[0], best), xytext=(0, 4), textcoords="offset points", fontsize=9)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(BUDGETS, [short_bytes(budget) for budget in BUDGETS])
-    axes.minorticks_off()
-    axes.set_xlabel("state, both layers: 4 bytes a number, short convolutions not counted")
-    axes.set_ylim(0, 102)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
-    axes.set_title("Zoology's MQAR, reduced: mean accuracy over the test cells, %", loc="left", fontsize=11)
-    figure.draw_without_rendering()  # settles the axes' place, which the labels need
-    label_lines(axes, ends, colours)
+        for axes in (whole, close):
+            axes.fill_between(at, [min(v) for v in means], [max(v) for v in means], color=settings.colour, alpha=0.12)
+            axes.plot(at, line, marker="o", markersize=4, **look)
+        ends[family] = (BUDGETS[-1], line[-1])
+    softmax = results.get("softmax attention")
+    best = fmean(100 * mean_accuracy(record) for record in softmax) if softmax else 100.0
+    if softmax:
+        note = f"softmax attention, {short_bytes(state_bytes(softmax[0]))} at the longest"
+        for axes in (whole, close):
+            axes.axhline(best, color="black", linewidth=1, linestyle=(0, (4, 3)))
+        close.annotate(note, (BUDGETS[0], best), xytext=(0, 4), textcoords="offset points", fontsize=9)
+    for axes in (whole, close):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(BUDGETS, [short_bytes(budget) for budget in BUDGETS])
+        axes.minorticks_off()
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
+    whole.set_ylim(0, 102)
+    close.set_ylim(CLOSE, best + 2)
+    figure.supxlabel("state, both layers: 4 bytes a number, short convolutions not counted", fontsize=10)
+    whole.set_title("Zoology's MQAR, reduced: mean over the test cells, %", loc="left", fontsize=11)
+    close.set_title(f"from {CLOSE} % on", loc="left", fontsize=11)
+    figure.draw_without_rendering()  # settles the axes' places, which the labels need
+    colours = {family: settings.colour for family, settings in FAMILIES.items()}
+    label_lines(whole, {family: end for family, end in ends.items() if end[1] < CLOSE + 10}, colours)
+    label_lines(close, {family: end for family, end in ends.items() if end[1] >= CLOSE + 10}, colours)
     save(figure, path)
