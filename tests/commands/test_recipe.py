@@ -92,7 +92,9 @@ def test_train_takes_from_a_recipe_what_is_not_given(name):
 
 def test_what_cannot_be_is_one_sentence(refused):
     refused("no recipe 'nope': choose from echo-novel", "recipe", "show", "nope")
-    refused("utilisation in (0, 1]", "recipe", "show", "echo-50m", "--utilisation", "30")
+    refused(
+        "--utilisation must be above 0 and at most 1, got 30.0", "recipe", "show", "echo-50m", "--utilisation", "30"
+    )
 
 
 @pytest.mark.parametrize("utilisation", ["0", "1.5", "nan"])

@@ -19,7 +19,7 @@ from transformers import GenerationConfig
 from echo_ska import sealed
 from echo_ska.memory import ContextState, encoding
 from echo_ska.memory.token_ids import EMPTY_HASH, prefix_hashes
-from echo_ska.models import EchoCache, preset
+from echo_ska.models import EchoCache, EchoForCausalLM, preset
 from echo_ska.nn.registry import MIXERS
 from echo_ska.sealed import folder as sealed_folder
 
@@ -148,8 +148,9 @@ def test_saved_and_loaded_in_a_new_process_it_goes_on_with_the_same_bits(tmp_pat
     for kind, fields in KINDS.items():
         for tokens in (1, 2, 41):
             folder = tmp_path / f"{kind}-{tokens}"
-            model = tiny(**fields)
-            model.save_pretrained(folder / "model")
+            tiny(**fields).save_pretrained(folder / "model")
+            # On some processors the last bits of a product depend on where the weights lie: in both processes as here.
+            model = EchoForCausalLM.from_pretrained(folder / "model").eval()
             state = ContextState.read(model, ids(tokens), segment_length=16)
             expected[folder] = continuation(model, state)
             state.save(folder / "state")
