@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from echo_ska.experiments.trials.changes import Change, gate_starts_low, mamba_aids, spread_decays
-from echo_ska.experiments.trials.comparison import Results, percent_range
+from echo_ska.experiments.trials.comparison import Results, percent_range, with_count
 from echo_ska.experiments.trials.figures import label_lines, percent, save, short_bytes
 from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
 from echo_ska.experiments.trials.trial import Arm, Question, Trial, config_of
@@ -237,7 +237,9 @@ def rows(results: Results) -> list[list[str]]:
         means = [mean_accuracy(record) for record in records]
         cells = [percent(fmean(r.figures["accuracy"][question.name] for r in records)) for question in QUESTIONS]
         rate = f"{records[0].figures['learning_rate']:g}"
-        table.append([name, short_bytes(state_bytes(records[0])), rate, percent_range(means), *cells])
+        table.append(
+            [with_count(name, results), short_bytes(state_bytes(records[0])), rate, percent_range(means), *cells]
+        )
     return table
 
 
