@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from echo_ska.algebra import RidgeFactor, SufficientStatistics, concatenate
-from echo_ska.ops import RecurrentState, decoding_state, spectral_koopman_attention
+from echo_ska.ops import RecurrentState, decoding, decoding_state, spectral_koopman_attention
 from echo_ska.ops.decoding import DecodingState, advance, decode_step
 from echo_ska.ops.readout import folded_readout, folded_readouts
 
@@ -158,6 +158,21 @@ def test_a_fork_goes_its_own_way(fork, interval):
     expected = decode(state, cut(tokens, 17, 40), settings)
     assert all(torch.equal(before[name], tensor) for name, tensor in other.tensors().items())
     assert torch.equal(decode(other, cut(tokens, 17, 40), settings), expected)
+
+
+@intervals
+@pytest.mark.parametrize("native", [True, False], ids=["native", "torch"])
+def test_the_memory_of_a_state_may_move_between_steps(native, interval, monkeypatch):
+    if not native:
+        monkeypatch.setattr(decoding, "can_step", lambda moments: False)
+    tokens, settings = make_tokens(12), make_settings(2, interval)
+    state, expected = (start(empty(interval), settings) for _ in range(2))
+    before = decode(state, cut(tokens, 0, 7), settings)
+    for tensor in state.tensors().values():
+        tensor.data = tensor.clone()
+    after = decode(state, cut(tokens, 7, 12), settings)
+    assert torch.equal(torch.cat([before, after], dim=1), decode(expected, tokens, settings))
+    assert_states_equal(state, expected, tolerance=0.0)
 
 
 def test_the_inverse_follows_the_gram_matrix():

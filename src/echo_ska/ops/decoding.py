@@ -184,21 +184,23 @@ def _filtered(
 
 def _step_of(state: DecodingState) -> Step:
     """Described once a state, because that takes as long as the step itself."""
-    if state._step is None or not _same(state._step[0], _tensors_of(state)):
-        state._step = _tensors_of(state), describe(state)
+    places = _places_of(state)
+    if state._step is None or state._step[0] != places:
+        state._step = places, describe(state)
     step: Step = state._step[1]
     return step
 
 
-def _tensors_of(state: DecodingState) -> tuple[Tensor | None, ...]:
+def _tensors_of(state: DecodingState) -> tuple[Tensor, ...]:
     """What a step or the views of a state look into."""
-    readouts = None if state.frozen is None else state.frozen.readouts
-    return state.moments, state.inverse, state.previous_key, state.count, state.position, readouts
+    tensors = state.moments, state.inverse, state.previous_key, state.count, state.position
+    return tensors if state.frozen is None else (*tensors, state.frozen.readouts)
 
 
-def _same(these: tuple[Tensor | None, ...], those: tuple[Tensor | None, ...]) -> bool:
-    """Whether they are the same tensors, not equal ones."""
-    return [*map(id, these)] == [*map(id, those)]
+def _places_of(state: DecodingState) -> list[int]:
+    """Which tensors those are and where their memory lies: a tensor's memory may move while the tensor stays."""
+    tensors = _tensors_of(state)
+    return [*map(id, tensors), *map(Tensor.data_ptr, tensors)]
 
 
 def _views_of(state: DecodingState) -> _Views:
@@ -217,7 +219,8 @@ class _Views:
         rows, heads, height, rank = state.moments.shape
         matrices, head_dim = rows * heads, height - 2 * rank
         frozen = state.frozen
-        self._sources = _tensors_of(state)
+        self._sources = _tensors_of(state)  # kept alive, so that no other tensor gets their identity
+        self._places = None if torch.compiler.is_compiling() else _places_of(state)
         self.moments = state.moments.view(matrices, height, rank)
         self.inverse = state.inverse.view(matrices, rank, rank)
         _, self.lag_transposed, value_moment = blocks(self.moments)
@@ -241,8 +244,8 @@ class _Views:
         self.one = state.moments.new_ones(1, 1, 1)
 
     def look_into(self, state: DecodingState) -> bool:
-        """Whether these are still the tensors of that state."""
-        return _same(self._sources, _tensors_of(state))
+        """Whether these are still the tensors of that state, and lie where they lay."""
+        return self._places == _places_of(state)
 
 
 def _check_token(
