@@ -149,6 +149,25 @@ def test_a_state_frozen_at_another_interval_is_refused():
         call(refresh_interval=3, initial_state=state)
 
 
+@pytest.mark.parametrize("backend", ["recurrent", "chunked", "auto"])
+@pytest.mark.parametrize("interval", [None, 4])
+def test_the_default_device_does_not_matter(backend, interval):
+    tokens = {name: torch.randn(1, 9, 3, 4, requires_grad=True) for name in ("query", "key", "value")}
+    bounds = torch.tensor([0, 7, 9])
+
+    def outputs_and_gradient():
+        output, state = call(
+            **tokens,
+            **{"refresh_interval": interval, "cu_seqlens": bounds, "backend": backend, "output_final_state": True},
+        )
+        return output, *torch.autograd.grad(output.sum() + state.statistics.gram.sum(), tokens["key"])
+
+    expected = outputs_and_gradient()
+    with torch.device("meta"):
+        found = outputs_and_gradient()
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
 def test_a_batch_of_no_rows_gives_none():
     empty = {"query": torch.randn(0, 9, 3, 4), "key": torch.randn(0, 9, 3, 4), "value": torch.randn(0, 9, 3, 5)}
     output, state = call(**empty, output_final_state=True)

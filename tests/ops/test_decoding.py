@@ -255,6 +255,25 @@ def test_tokens_that_do_not_fit_are_refused(change, message):
         decode_step(start(empty(None), make_settings()), **tokens)
 
 
+@pytest.mark.parametrize("name", ["query", "key", "value", "write_weight", "blend"])
+def test_tokens_on_another_device_than_the_state_are_refused(name):
+    settings = make_settings()
+    tokens = {given: tensor[:, 0] for given, tensor in make_tokens(1).items()}
+    tokens[name] = tokens[name].to("meta")
+    with pytest.raises(ValueError, match=f"{name} is on meta and the state on cpu: move them to one device"):
+        decode_step(start(empty(None), settings), **tokens, **settings)
+
+
+@intervals
+def test_the_default_device_does_not_matter(interval):
+    tokens, settings = make_tokens(12), make_settings(2, interval)
+    expected = decode(start(empty(interval), settings), tokens, settings)
+    state = start(empty(interval), settings)
+    with torch.device("meta"):
+        found = decode(state, tokens, settings)
+    assert torch.equal(found, expected)
+
+
 def test_a_state_folded_for_another_power_is_refused():
     token = {name: tensor[:, 0] for name, tensor in make_tokens(1).items()}
     state = start(empty(5), make_settings(2, 5))

@@ -36,7 +36,7 @@ def chunked_attention(
     plain, filtered = coefficients(arguments, compute)
     # An empty state's frozen statistics are its statistics: then tokens need no lead.
     frozen = None if arguments.initial_state is None else start.frozen_statistics
-    bounds = None if arguments.cu_seqlens is None else torch.tensor(arguments.cu_seqlens)
+    bounds = None if arguments.cu_seqlens is None else torch.tensor(arguments.cu_seqlens, device="cpu")
     output, sums = parallel_read(
         arguments.query,
         arguments.key,

@@ -49,7 +49,7 @@ def decode_step(
 
     Raises:
         RuntimeError: a gradient would be needed, or the call is being compiled (compile `advance` instead).
-        ValueError: a shape does not fit the state, or the state was made for another reading.
+        ValueError: a shape or device does not fit the state, or the state was made for another reading.
         ArithmeticError: see `DecodingState.prepare`.
 
     Source: docs/method.md, section 3.
@@ -265,6 +265,11 @@ def _check_token(
     for tensor in per_token:
         if tensor is not None and tensor.shape != (rows, heads):
             raise ValueError(f"write_weight and blend must be {[rows, heads]} for this state, got {list(tensor.shape)}")
+    device = state.moments.device
+    names = ("query", "key", "value", "write_weight", "blend")
+    for name, tensor in zip(names, (query, key, value, *per_token), strict=True):
+        if tensor is not None and tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device} and the state on {device}: move them to one device")
     if torch.is_grad_enabled():
         inputs = (query, key, value, *per_token, *per_call)
         if any(isinstance(given, Tensor) and given.requires_grad for given in inputs):

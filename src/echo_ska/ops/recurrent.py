@@ -22,7 +22,7 @@ def recurrent_attention(arguments: Arguments) -> tuple[Tensor, RecurrentState]:
     if arguments.cu_seqlens is None:
         return _run(arguments, start)
     runs = [
-        _run(arguments.tokens(begin, end), start.select_rows(torch.tensor([row])))
+        _run(arguments.tokens(begin, end), start.select_rows(torch.tensor([row], device="cpu")))
         for row, (begin, end) in enumerate(itertools.pairwise(arguments.cu_seqlens))
     ]
     return torch.cat([output for output, _ in runs], dim=1), concatenate([state for _, state in runs])
