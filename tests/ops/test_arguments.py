@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from echo_ska.ops import set_value_checks, spectral_koopman_attention
+from echo_ska.ops import DecodingState, set_value_checks, spectral_koopman_attention
 from echo_ska.ops.native.build import why_unavailable
 
 
@@ -89,6 +89,32 @@ def test_a_state_of_another_model_is_refused():
         call(initial_state={})
 
 
+@pytest.mark.parametrize("frozen", [False, True], ids=["sums", "frozen"])
+@pytest.mark.parametrize(
+    ("field", "change", "message"),
+    [
+        ("gram", lambda t: t[..., :3], r"gram must be \[2, 3, 4, 4\], got \[2, 3, 4, 3\]"),
+        ("lag_moment", lambda t: t[:1], r"lag_moment must be \[2, 3, 4, 4\], got \[1, 3, 4, 4\]"),
+        ("value_moment", lambda t: t[0], r"value_moment must be .*, got \[3, 5, 4\]"),
+        ("first_key", lambda t: t[..., :3], r"first_key must be \[2, 3, 4\], got \[2, 3, 3\]"),
+        ("previous_key", lambda t: t.to("meta"), "previous_key is on meta and the rest of the state on cpu"),
+        ("previous_key", lambda t: t.long(), "previous_key must be a floating-point tensor, got torch.int64"),
+        ("count", lambda t: t.int(), "count must be torch.int64, got torch.int32"),
+        ("count", lambda t: t[:1], r"count must be \[2\], got \[1\]"),
+        ("position", lambda t: t[:1], r"position must be \[2\], got \[1\]"),
+        ("position", lambda t: 9, "position must be a torch tensor, got int"),
+    ],
+)
+def test_a_state_whose_fields_do_not_fit_each_other_is_refused(field, change, message, frozen):
+    _, state = call(output_final_state=True, refresh_interval=4)
+    owner = state if field == "position" else state.frozen_statistics if frozen else state.statistics
+    setattr(owner, field, change(getattr(owner, field)))
+    with pytest.raises(ValueError, match=message):
+        call(initial_state=state, refresh_interval=4)
+    with pytest.raises(ValueError, match=message):
+        DecodingState.of(state, 1.0, power=2, refresh_interval=4)
+
+
 def test_large_finite_values_pass_the_cheap_check():
     """Their float32 sum overflows; the exact search finds nothing wrong."""
     output, _ = call(value=torch.full((2, 9, 3, 5), 3e38, dtype=torch.float64))
@@ -158,7 +184,10 @@ def test_the_default_device_does_not_matter(backend, interval):
     def outputs_and_gradient():
         output, state = call(
             **tokens,
-            **{"refresh_interval": interval, "cu_seqlens": bounds, "backend": backend, "output_final_state": True},
+            refresh_interval=interval,
+            cu_seqlens=bounds,
+            backend=backend,
+            output_final_state=True,
         )
         return output, *torch.autograd.grad(output.sum() + state.statistics.gram.sum(), tokens["key"])
 
