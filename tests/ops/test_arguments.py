@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from echo_ska.ops import DecodingState, set_value_checks, spectral_koopman_attention
+from echo_ska.ops import DecodingState, decode_step, set_value_checks, spectral_koopman_attention
 from echo_ska.ops.native.build import why_unavailable
+
+WIDTHS = {"query": 4, "key": 4, "value": 5}
 
 
 def call(**changes):
@@ -113,6 +115,36 @@ def test_a_state_whose_fields_do_not_fit_each_other_is_refused(field, change, me
         call(initial_state=state, refresh_interval=4)
     with pytest.raises(ValueError, match=message):
         DecodingState.of(state, 1.0, power=2, refresh_interval=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("interval", [None, 3, 4])
+def test_a_state_of_lower_precision_is_read_alike_by_every_route(dtype, interval):
+    settings = {"ridge": 1.0, "refresh_interval": interval, "output_final_state": True}
+    _, state = call(**settings)
+    lowered = state.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
+    raised = lowered.map(lambda t: t.double() if t.is_floating_point() else t)
+    for tensor in lowered.tensors().values():
+        tensor.requires_grad_(tensor.is_floating_point())
+    tokens = {name: torch.randn(2, 5, 3, width, dtype=torch.float64) for name, width in WIDTHS.items()}
+    expected, last = call(**tokens, **settings, initial_state=raised, backend="recurrent")
+    leaves = [lowered.statistics.gram, (lowered.frozen_statistics or lowered.statistics).value_moment]
+    gradients = []
+    for backend in ("recurrent", "chunked", "auto"):
+        output, final = call(**tokens, **settings, initial_state=lowered, backend=backend)
+        torch.testing.assert_close(output, expected)
+        for name, tensor in final.tensors().items():
+            torch.testing.assert_close(tensor, last.tensors()[name])
+        gradients.append(torch.autograd.grad(output.sum() + final.statistics.gram.square().sum(), leaves))
+        assert [gradient.dtype for gradient in gradients[-1]] == [dtype, dtype]
+        torch.testing.assert_close(gradients[-1][1], gradients[0][1])
+    decoding = DecodingState.of(lowered, 1.0, power=2, refresh_interval=interval)
+    with torch.no_grad():
+        steps = [
+            decode_step(decoding, **{name: t[:, i] for name, t in tokens.items()}, ridge=1.0, refresh_interval=interval)
+            for i in range(5)
+        ]
+    torch.testing.assert_close(torch.stack(steps, dim=1), expected)
 
 
 def test_large_finite_values_pass_the_cheap_check():

@@ -148,6 +148,7 @@ def check_arguments(
     )
     if initial_state is not None:
         _check_state(initial_state, arguments)
+        arguments = dataclasses.replace(arguments, initial_state=initial_state.accumulating())
     if _checks_enabled and not torch.compiler.is_compiling():
         _check_values(arguments)
     return arguments

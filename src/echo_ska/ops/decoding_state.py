@@ -99,6 +99,7 @@ class DecodingState(TensorRecord):
             ArithmeticError: a Gram matrix plus the ridge is not positive definite; names batch row and head.
         """
         check_fields(state, "state")
+        state = state.accumulating()
         if (state.frozen_statistics is None) != (refresh_interval is None):
             made, used = ("without", "with") if state.frozen_statistics is None else ("with", "without")
             raise ValueError(f"the state was made {made} a refresh_interval and is to be read {used} one: use the same")

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from echo_ska.algebra import SufficientStatistics, TensorRecord
+from echo_ska.algebra import SufficientStatistics, TensorRecord, accumulator_dtype
 
 
 @dataclasses.dataclass
@@ -31,6 +31,14 @@ class RecurrentState(TensorRecord):
             return False
         last = self.position.clamp_min(0) // refresh_interval * refresh_interval
         return not bool((self.frozen_statistics.count != last).any())
+
+    def accumulating(self) -> RecurrentState:
+        """The state with its sums and keys in `accumulator_dtype`, as every route takes it; gradients pass."""
+        sums, frozen = self.statistics, self.frozen_statistics
+        summed = _accumulating(sums)
+        if frozen is not None:  # what is one before is one after
+            frozen = summed if frozen is sums else _accumulating(frozen)
+        return RecurrentState(summed, frozen, self.position)
 
 
 def check_fields(state: RecurrentState, name: str) -> None:
@@ -77,6 +85,18 @@ def _check_field(name: str, field: Tensor, shape: tuple[int, ...], device: torch
         raise ValueError(f"{name} must be a floating-point tensor, got {field.dtype}")
     if field.device != device:
         raise ValueError(f"{name} is on {field.device} and the rest of the state on {device}: move them to one device")
+
+
+def _accumulating(statistics: SufficientStatistics) -> SufficientStatistics:
+    dtype = accumulator_dtype(statistics.gram.device)
+    return dataclasses.replace(
+        statistics,
+        gram=statistics.gram.to(dtype),
+        lag_moment=statistics.lag_moment.to(dtype),
+        value_moment=statistics.value_moment.to(dtype),
+        first_key=statistics.first_key.to(dtype),
+        previous_key=statistics.previous_key.to(dtype),
+    )
 
 
 def choose_rows(rows: Tensor, then: SufficientStatistics, otherwise: SufficientStatistics) -> SufficientStatistics:
