@@ -227,6 +227,31 @@ def test_a_failed_factorisation_names_batch_row_and_head():
         DecodingState.of(RecurrentState(statistics, None, statistics.count), 0.5)
 
 
+def test_a_backward_pass_through_a_state_that_has_changed_since_is_refused():
+    tokens, settings = make_tokens(1), make_settings()
+    for field in ("moments", "inverse", "previous_key"):
+        state = start(empty(None), settings)
+        weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+        loss = (weight * getattr(state, field)).sum()
+        with torch.no_grad():
+            decode(state, tokens, settings)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+def test_a_state_of_inference_mode_is_changed_only_there():
+    tokens, settings = make_tokens(2), make_settings()
+    expected = decode(start(empty(None), settings), tokens, settings)
+    with torch.inference_mode():
+        state = start(empty(None), settings)
+        first = decode(state, cut(tokens, 0, 1), settings)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="inference mode"):
+        decode(state, cut(tokens, 1, 2), settings)
+    with torch.no_grad():
+        second = decode(state.clone(), cut(tokens, 1, 2), settings)
+    assert torch.equal(torch.cat([first, second], dim=1), expected)
+
+
 def test_a_gradient_is_refused():
     tokens, settings = make_tokens(1), make_settings()
     token = {name: tensor[:, 0] for name, tensor in tokens.items()}

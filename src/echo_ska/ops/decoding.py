@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from echo_ska.ops.decoding_state import DecodingState, blocks
 from echo_ska.ops.native.build import Step
@@ -48,7 +49,8 @@ def decode_step(
         [N, H, P] in the dtype of `value`.
 
     Raises:
-        RuntimeError: a gradient would be needed, or the call is being compiled (compile `advance` instead).
+        RuntimeError: a gradient would be needed, the state was made in inference mode and this is outside of it, or
+            the call is being compiled (compile `advance` instead).
         ValueError: a shape or device does not fit the state, or the state was made for another reading.
         ArithmeticError: see `DecodingState.prepare`.
 
@@ -88,7 +90,9 @@ def advance(
             return advance(state, query, key, value, write_weight, power=power, blend=blend, gain=gain, scale=scale)
     if not torch.compiler.is_compiling() and can_step(state.moments):
         _begin(state, key, write_weight)
-        return native_step(_step_of(state), query, key, value, write_weight, blend, gain, scale, power)
+        output = native_step(_step_of(state), query, key, value, write_weight, blend, gain, scale, power)
+        _tell_autograd(state)
+        return output
     if not torch.compiler.is_compiling() and state.frozen is None and can_decode(state.moments):
         _begin(state, key, write_weight)
         return _triton_step(state, query, key, value, write_weight, blend, gain, scale, power)
@@ -151,12 +155,22 @@ def _triton_step(
         *(moments, state.inverse, state.previous_key, query, key, value, write_weight),
         *(plain, filtered.expand(key.shape[:2]), power),
     )
+    _tell_autograd(state)
     state.count.add_(1)
     state.position.add_(1)
     return output
 
 
+def _tell_autograd(state: DecodingState) -> None:
+    """Kernels have changed the state: a backward pass that has saved one of its tensors must not go on."""
+    increment_version((state.moments, state.inverse, state.previous_key, state.count, state.position))
+
+
 def _begin(state: DecodingState, key: Tensor, write_weight: Tensor | None) -> None:
+    if state.moments.is_inference() and not torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "the state was made in inference mode and is changed outside of it: clone() it outside first"
+        )
     if not state._all_begun:
         key = key.to(state.first_key.dtype)
         _keep_first(state, key if write_weight is None else key * write_weight.to(key.dtype).sqrt().unsqueeze(-1))
