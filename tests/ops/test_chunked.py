@@ -82,3 +82,27 @@ def test_an_exported_program_takes_other_lengths():
     )
     longer = [torch.cat([tensor, tensor], dim=1).detach() for tensor in tensors]
     torch.testing.assert_close(exported.module()(*longer), op(*longer)[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("prefix", [8, 9])
+@pytest.mark.parametrize("reading", [{}, {"causal": False}, {"refresh_interval": 4}], ids=str)
+def test_the_gradient_of_an_initial_state_is_the_recurrent_one(reading, prefix):
+    def tokens(time):
+        return [torch.randn(2, time, 2, width, dtype=torch.float64) for width in (4, 4, 3)]
+
+    settings = {"ridge": 0.7, "output_final_state": True, **reading}
+    _, state = spectral_koopman_attention(*tokens(prefix), **settings)
+    following = tokens(7)
+    # One matrix for the outputs and one, not symmetric, for the last Gram matrix.
+    weights = [torch.randn(2, 7, 2, 3, dtype=torch.float64), torch.randn(2, 2, 4, 4, dtype=torch.float64)]
+    gradients = []
+    for backend in ("recurrent", "chunked"):
+        initial = state.clone()
+        leaves = {name: tensor for name, tensor in initial.tensors().items() if tensor.is_floating_point()}
+        for leaf in leaves.values():
+            leaf.requires_grad_()
+        output, last = spectral_koopman_attention(*following, **settings, initial_state=initial, backend=backend)
+        found = (output * weights[0]).sum() + (last.statistics.gram * weights[1]).sum()
+        gradients.append(torch.autograd.grad(found, list(leaves.values()), allow_unused=True, materialize_grads=True))
+    for name, recurrent, chunked in zip(leaves, *gradients, strict=True):
+        torch.testing.assert_close(chunked, recurrent, msg=lambda message, name=name: f"{name}: {message}")
