@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from echo_ska.ops import spectral_koopman_attention
+from echo_ska.ops import chunked, spectral_koopman_attention
 
 READINGS = {
     "exact": {},
@@ -104,5 +104,26 @@ def test_the_gradient_of_an_initial_state_is_the_recurrent_one(reading, prefix):
         output, last = spectral_koopman_attention(*following, **settings, initial_state=initial, backend=backend)
         found = (output * weights[0]).sum() + (last.statistics.gram * weights[1]).sum()
         gradients.append(torch.autograd.grad(found, list(leaves.values()), allow_unused=True, materialize_grads=True))
-    for name, recurrent, chunked in zip(leaves, *gradients, strict=True):
-        torch.testing.assert_close(chunked, recurrent, msg=lambda message, name=name: f"{name}: {message}")
+    for name, expected, parallel in zip(leaves, *gradients, strict=True):
+        torch.testing.assert_close(parallel, expected, msg=lambda message, name=name: f"{name}: {message}")
+
+
+def test_the_last_state_of_packed_sequences_takes_no_more_tokens_than_they_have(monkeypatch):
+    gathered = []
+    original = chunked._weighted_tokens
+
+    def recorded(arguments, rows, places):
+        gathered.append(tuple(places.shape))
+        return original(arguments, rows, places)
+
+    monkeypatch.setattr(chunked, "_weighted_tokens", recorded)
+    inputs = [torch.randn(1, 40, 2, width, dtype=torch.float64) for width in (4, 4, 3)]
+    bounds = torch.arange(0, 41, 4)
+    settings = {"ridge": 1.0, "cu_seqlens": bounds, "output_final_state": True}
+    for interval, most in ((64, 5), (3, 2)):  # all of 4 tokens; the last one of 4
+        gathered.clear()
+        _, expected = spectral_koopman_attention(*inputs, **settings, refresh_interval=interval, backend="recurrent")
+        _, found = spectral_koopman_attention(*inputs, **settings, refresh_interval=interval, backend="chunked")
+        assert gathered[-1] == (10, most)
+        for name, tensor in expected.tensors().items():
+            torch.testing.assert_close(found.tensors()[name], tensor, msg=name)
