@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from echo_ska.ops import set_value_checks, spectral_koopman_attention
+from echo_ska.ops import DecodingState, decode_step, set_value_checks, spectral_koopman_attention
 from echo_ska.ops.native.build import why_unavailable
+
+WIDTHS = {"query": 4, "key": 4, "value": 5}
 
 
 def call(**changes):
@@ -89,6 +91,62 @@ def test_a_state_of_another_model_is_refused():
         call(initial_state={})
 
 
+@pytest.mark.parametrize("frozen", [False, True], ids=["sums", "frozen"])
+@pytest.mark.parametrize(
+    ("field", "change", "message"),
+    [
+        ("gram", lambda t: t[..., :3], r"gram must be \[2, 3, 4, 4\], got \[2, 3, 4, 3\]"),
+        ("lag_moment", lambda t: t[:1], r"lag_moment must be \[2, 3, 4, 4\], got \[1, 3, 4, 4\]"),
+        ("value_moment", lambda t: t[0], r"value_moment must be .*, got \[3, 5, 4\]"),
+        ("first_key", lambda t: t[..., :3], r"first_key must be \[2, 3, 4\], got \[2, 3, 3\]"),
+        ("previous_key", lambda t: t.to("meta"), "previous_key is on meta and the rest of the state on cpu"),
+        ("previous_key", lambda t: t.long(), "previous_key must be a floating-point tensor, got torch.int64"),
+        ("count", lambda t: t.int(), "count must be torch.int64, got torch.int32"),
+        ("count", lambda t: t[:1], r"count must be \[2\], got \[1\]"),
+        ("position", lambda t: t[:1], r"position must be \[2\], got \[1\]"),
+        ("position", lambda t: 9, "position must be a torch tensor, got int"),
+    ],
+)
+def test_a_state_whose_fields_do_not_fit_each_other_is_refused(field, change, message, frozen):
+    _, state = call(output_final_state=True, refresh_interval=4)
+    owner = state if field == "position" else state.frozen_statistics if frozen else state.statistics
+    setattr(owner, field, change(getattr(owner, field)))
+    with pytest.raises(ValueError, match=message):
+        call(initial_state=state, refresh_interval=4)
+    with pytest.raises(ValueError, match=message):
+        DecodingState.of(state, 1.0, power=2, refresh_interval=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("interval", [None, 3, 4])
+def test_a_state_of_lower_precision_is_read_alike_by_every_route(dtype, interval):
+    settings = {"ridge": 1.0, "refresh_interval": interval, "output_final_state": True}
+    _, state = call(**settings)
+    lowered = state.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
+    raised = lowered.map(lambda t: t.double() if t.is_floating_point() else t)
+    for tensor in lowered.tensors().values():
+        tensor.requires_grad_(tensor.is_floating_point())
+    tokens = {name: torch.randn(2, 5, 3, width, dtype=torch.float64) for name, width in WIDTHS.items()}
+    expected, last = call(**tokens, **settings, initial_state=raised, backend="recurrent")
+    leaves = [lowered.statistics.gram, (lowered.frozen_statistics or lowered.statistics).value_moment]
+    gradients = []
+    for backend in ("recurrent", "chunked", "auto"):
+        output, final = call(**tokens, **settings, initial_state=lowered, backend=backend)
+        torch.testing.assert_close(output, expected)
+        for name, tensor in final.tensors().items():
+            torch.testing.assert_close(tensor, last.tensors()[name])
+        gradients.append(torch.autograd.grad(output.sum() + final.statistics.gram.square().sum(), leaves))
+        assert [gradient.dtype for gradient in gradients[-1]] == [dtype, dtype]
+        torch.testing.assert_close(gradients[-1][1], gradients[0][1])
+    decoding = DecodingState.of(lowered, 1.0, power=2, refresh_interval=interval)
+    with torch.no_grad():
+        steps = [
+            decode_step(decoding, **{name: t[:, i] for name, t in tokens.items()}, ridge=1.0, refresh_interval=interval)
+            for i in range(5)
+        ]
+    torch.testing.assert_close(torch.stack(steps, dim=1), expected)
+
+
 def test_large_finite_values_pass_the_cheap_check():
     """Their float32 sum overflows; the exact search finds nothing wrong."""
     output, _ = call(value=torch.full((2, 9, 3, 5), 3e38, dtype=torch.float64))
@@ -159,6 +217,28 @@ def test_a_state_frozen_at_another_interval_is_refused():
     call(refresh_interval=4, initial_state=state)
     with pytest.raises(ValueError, match="frozen at another refresh_interval than 3: use the same"):
         call(refresh_interval=3, initial_state=state)
+
+
+@pytest.mark.parametrize("backend", ["recurrent", "chunked", "auto"])
+@pytest.mark.parametrize("interval", [None, 4])
+def test_the_default_device_does_not_matter(backend, interval):
+    tokens = {name: torch.randn(1, 9, 3, 4, requires_grad=True) for name in ("query", "key", "value")}
+    bounds = torch.tensor([0, 7, 9])
+
+    def outputs_and_gradient():
+        output, state = call(
+            **tokens,
+            refresh_interval=interval,
+            cu_seqlens=bounds,
+            backend=backend,
+            output_final_state=True,
+        )
+        return output, *torch.autograd.grad(output.sum() + state.statistics.gram.sum(), tokens["key"])
+
+    expected = outputs_and_gradient()
+    with torch.device("meta"):
+        found = outputs_and_gradient()
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
 def test_a_batch_of_no_rows_gives_none():

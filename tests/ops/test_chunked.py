@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from echo_ska.ops import spectral_koopman_attention
+from echo_ska.ops import chunked, spectral_koopman_attention
 
 READINGS = {
     "exact": {},
@@ -82,3 +82,48 @@ def test_an_exported_program_takes_other_lengths():
     )
     longer = [torch.cat([tensor, tensor], dim=1).detach() for tensor in tensors]
     torch.testing.assert_close(exported.module()(*longer), op(*longer)[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("prefix", [8, 9])
+@pytest.mark.parametrize("reading", [{}, {"causal": False}, {"refresh_interval": 4}], ids=str)
+def test_the_gradient_of_an_initial_state_is_the_recurrent_one(reading, prefix):
+    def tokens(time):
+        return [torch.randn(2, time, 2, width, dtype=torch.float64) for width in (4, 4, 3)]
+
+    settings = {"ridge": 0.7, "output_final_state": True, **reading}
+    _, state = spectral_koopman_attention(*tokens(prefix), **settings)
+    following = tokens(7)
+    # One matrix for the outputs and one, not symmetric, for the last Gram matrix.
+    weights = [torch.randn(2, 7, 2, 3, dtype=torch.float64), torch.randn(2, 2, 4, 4, dtype=torch.float64)]
+    gradients = []
+    for backend in ("recurrent", "chunked"):
+        initial = state.clone()
+        leaves = {name: tensor for name, tensor in initial.tensors().items() if tensor.is_floating_point()}
+        for leaf in leaves.values():
+            leaf.requires_grad_()
+        output, last = spectral_koopman_attention(*following, **settings, initial_state=initial, backend=backend)
+        found = (output * weights[0]).sum() + (last.statistics.gram * weights[1]).sum()
+        gradients.append(torch.autograd.grad(found, list(leaves.values()), allow_unused=True, materialize_grads=True))
+    for name, expected, parallel in zip(leaves, *gradients, strict=True):
+        torch.testing.assert_close(parallel, expected, msg=lambda message, name=name: f"{name}: {message}")
+
+
+def test_the_last_state_of_packed_sequences_takes_no_more_tokens_than_they_have(monkeypatch):
+    gathered = []
+    original = chunked._weighted_tokens
+
+    def recorded(arguments, rows, places):
+        gathered.append(tuple(places.shape))
+        return original(arguments, rows, places)
+
+    monkeypatch.setattr(chunked, "_weighted_tokens", recorded)
+    inputs = [torch.randn(1, 40, 2, width, dtype=torch.float64) for width in (4, 4, 3)]
+    bounds = torch.arange(0, 41, 4)
+    settings = {"ridge": 1.0, "cu_seqlens": bounds, "output_final_state": True}
+    for interval, most in ((64, 5), (3, 2)):  # all of 4 tokens; the last one of 4
+        gathered.clear()
+        _, expected = spectral_koopman_attention(*inputs, **settings, refresh_interval=interval, backend="recurrent")
+        _, found = spectral_koopman_attention(*inputs, **settings, refresh_interval=interval, backend="chunked")
+        assert gathered[-1] == (10, most)
+        for name, tensor in expected.tensors().items():
+            torch.testing.assert_close(found.tensors()[name], tensor, msg=name)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from echo_ska.algebra import RidgeFactor, SufficientStatistics, concatenate
-from echo_ska.ops import RecurrentState, decoding_state, spectral_koopman_attention
+from echo_ska.ops import RecurrentState, decoding, decoding_state, spectral_koopman_attention
 from echo_ska.ops.decoding import DecodingState, advance, decode_step
 from echo_ska.ops.readout import folded_readout, folded_readouts
 
@@ -160,6 +160,21 @@ def test_a_fork_goes_its_own_way(fork, interval):
     assert torch.equal(decode(other, cut(tokens, 17, 40), settings), expected)
 
 
+@intervals
+@pytest.mark.parametrize("native", [True, False], ids=["native", "torch"])
+def test_the_memory_of_a_state_may_move_between_steps(native, interval, monkeypatch):
+    if not native:
+        monkeypatch.setattr(decoding, "can_step", lambda moments: False)
+    tokens, settings = make_tokens(12), make_settings(2, interval)
+    state, expected = (start(empty(interval), settings) for _ in range(2))
+    before = decode(state, cut(tokens, 0, 7), settings)
+    for tensor in state.tensors().values():
+        tensor.data = tensor.clone()
+    after = decode(state, cut(tokens, 7, 12), settings)
+    assert torch.equal(torch.cat([before, after], dim=1), decode(expected, tokens, settings))
+    assert_states_equal(state, expected, tolerance=0.0)
+
+
 def test_the_inverse_follows_the_gram_matrix():
     tokens, settings = make_tokens(50, rank=16), make_settings()
     state = start(empty(None, rank=16), settings)
@@ -212,6 +227,31 @@ def test_a_failed_factorisation_names_batch_row_and_head():
         DecodingState.of(RecurrentState(statistics, None, statistics.count), 0.5)
 
 
+def test_a_backward_pass_through_a_state_that_has_changed_since_is_refused():
+    tokens, settings = make_tokens(1), make_settings()
+    for field in ("moments", "inverse", "previous_key"):
+        state = start(empty(None), settings)
+        weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+        loss = (weight * getattr(state, field)).sum()
+        with torch.no_grad():
+            decode(state, tokens, settings)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+def test_a_state_of_inference_mode_is_changed_only_there():
+    tokens, settings = make_tokens(2), make_settings()
+    expected = decode(start(empty(None), settings), tokens, settings)
+    with torch.inference_mode():
+        state = start(empty(None), settings)
+        first = decode(state, cut(tokens, 0, 1), settings)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="inference mode"):
+        decode(state, cut(tokens, 1, 2), settings)
+    with torch.no_grad():
+        second = decode(state.clone(), cut(tokens, 1, 2), settings)
+    assert torch.equal(torch.cat([first, second], dim=1), expected)
+
+
 def test_a_gradient_is_refused():
     tokens, settings = make_tokens(1), make_settings()
     token = {name: tensor[:, 0] for name, tensor in tokens.items()}
@@ -238,6 +278,25 @@ def test_tokens_that_do_not_fit_are_refused(change, message):
     tokens = {name: tensor[:, 0] for name, tensor in make_tokens(1).items()} | make_settings() | change
     with pytest.raises(ValueError, match=message):
         decode_step(start(empty(None), make_settings()), **tokens)
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value", "write_weight", "blend"])
+def test_tokens_on_another_device_than_the_state_are_refused(name):
+    settings = make_settings()
+    tokens = {given: tensor[:, 0] for given, tensor in make_tokens(1).items()}
+    tokens[name] = tokens[name].to("meta")
+    with pytest.raises(ValueError, match=f"{name} is on meta and the state on cpu: move them to one device"):
+        decode_step(start(empty(None), settings), **tokens, **settings)
+
+
+@intervals
+def test_the_default_device_does_not_matter(interval):
+    tokens, settings = make_tokens(12), make_settings(2, interval)
+    expected = decode(start(empty(interval), settings), tokens, settings)
+    state = start(empty(interval), settings)
+    with torch.device("meta"):
+        found = decode(state, tokens, settings)
+    assert torch.equal(found, expected)
 
 
 def test_a_state_folded_for_another_power_is_refused():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from echo_ska.algebra import SufficientStatistics, accumulator_dtype
-from echo_ska.ops.state import RecurrentState
+from echo_ska.ops.state import RecurrentState, check_fields
 
 RIDGE_FLOOR = 5e-4
 """The least ridge for inputs below float64 and keys of about unit norm: half of the published 1e-3. Below it, gradients
@@ -148,6 +148,7 @@ def check_arguments(
     )
     if initial_state is not None:
         _check_state(initial_state, arguments)
+        arguments = dataclasses.replace(arguments, initial_state=initial_state.accumulating())
     if _checks_enabled and not torch.compiler.is_compiling():
         _check_values(arguments)
     return arguments
@@ -186,8 +187,7 @@ def check_boundaries(cu_seqlens: Tensor, batch: int, time: int) -> list[int]:
 
 
 def _check_state(state: RecurrentState, arguments: Arguments) -> None:
-    if not isinstance(state, RecurrentState):
-        raise ValueError(f"initial_state must be a RecurrentState, got {type(state).__name__}")
+    check_fields(state, "initial_state")
     _, _, heads, rank = arguments.query.shape
     expected = (arguments.num_sequences, heads, arguments.value.shape[-1], rank)
     found = tuple(state.statistics.value_moment.shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -36,7 +38,7 @@ def chunked_attention(
     plain, filtered = coefficients(arguments, compute)
     # An empty state's frozen statistics are its statistics: then tokens need no lead.
     frozen = None if arguments.initial_state is None else start.frozen_statistics
-    bounds = None if arguments.cu_seqlens is None else torch.tensor(arguments.cu_seqlens)
+    bounds = None if arguments.cu_seqlens is None else torch.tensor(arguments.cu_seqlens, device="cpu")
     output, sums = parallel_read(
         arguments.query,
         arguments.key,
@@ -87,9 +89,7 @@ def _without_tail(
     arguments: Arguments, final: SufficientStatistics, rows: Tensor, ends: Tensor, tail: Tensor
 ) -> SufficientStatistics:
     """`final` without the last tail[n] < refresh_interval tokens of sequence n, which ends before token ends[n]."""
-    time, dtype = arguments.query.shape[1], final.gram.dtype
-    assert arguments.refresh_interval is not None
-    width = min(arguments.refresh_interval - 1, time - 1)
+    dtype, width = final.gram.dtype, _widest_tail(arguments, tail)
     back = torch.arange(width + 1, device=ends.device)
     places = (ends[:, None] - 1 - back).clamp(min=0)  # the last token first
     key, value = (tensor.to(dtype).transpose(1, 2) for tensor in _weighted_tokens(arguments, rows[:, None], places))
@@ -104,6 +104,17 @@ def _without_tail(
         previous_key=key.gather(2, last).squeeze(2),
         count=final.count - tail,
     )
+
+
+def _widest_tail(arguments: Arguments, tail: Tensor) -> int:
+    """No fewer than the tokens of any tail; a captured graph, which must not ask for values, takes what always is."""
+    assert arguments.refresh_interval is not None
+    width = min(arguments.refresh_interval - 1, arguments.query.shape[1] - 1)
+    if torch.compiler.is_compiling() or type(tail) is not Tensor or tail.numel() == 0:
+        return width
+    if arguments.cu_seqlens is not None:
+        width = min(width, max(end - begin for begin, end in itertools.pairwise(arguments.cu_seqlens)))
+    return min(width, int(tail.max()))
 
 
 def _weighted_tokens(arguments: Arguments, rows: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:

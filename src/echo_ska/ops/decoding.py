@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from echo_ska.ops.decoding_state import DecodingState, blocks
 from echo_ska.ops.native.build import Step
@@ -48,8 +49,9 @@ def decode_step(
         [N, H, P] in the dtype of `value`.
 
     Raises:
-        RuntimeError: a gradient would be needed, or the call is being compiled (compile `advance` instead).
-        ValueError: a shape does not fit the state, or the state was made for another reading.
+        RuntimeError: a gradient would be needed, the state was made in inference mode and this is outside of it, or
+            the call is being compiled (compile `advance` instead).
+        ValueError: a shape or device does not fit the state, or the state was made for another reading.
         ArithmeticError: see `DecodingState.prepare`.
 
     Source: docs/method.md, section 3.
@@ -88,7 +90,9 @@ def advance(
             return advance(state, query, key, value, write_weight, power=power, blend=blend, gain=gain, scale=scale)
     if not torch.compiler.is_compiling() and can_step(state.moments):
         _begin(state, key, write_weight)
-        return native_step(_step_of(state), query, key, value, write_weight, blend, gain, scale, power)
+        output = native_step(_step_of(state), query, key, value, write_weight, blend, gain, scale, power)
+        _tell_autograd(state)
+        return output
     if not torch.compiler.is_compiling() and state.frozen is None and can_decode(state.moments):
         _begin(state, key, write_weight)
         return _triton_step(state, query, key, value, write_weight, blend, gain, scale, power)
@@ -151,12 +155,22 @@ def _triton_step(
         *(moments, state.inverse, state.previous_key, query, key, value, write_weight),
         *(plain, filtered.expand(key.shape[:2]), power),
     )
+    _tell_autograd(state)
     state.count.add_(1)
     state.position.add_(1)
     return output
 
 
+def _tell_autograd(state: DecodingState) -> None:
+    """Kernels have changed the state: a backward pass that has saved one of its tensors must not go on."""
+    increment_version((state.moments, state.inverse, state.previous_key, state.count, state.position))
+
+
 def _begin(state: DecodingState, key: Tensor, write_weight: Tensor | None) -> None:
+    if state.moments.is_inference() and not torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "the state was made in inference mode and is changed outside of it: clone() it outside first"
+        )
     if not state._all_begun:
         key = key.to(state.first_key.dtype)
         _keep_first(state, key if write_weight is None else key * write_weight.to(key.dtype).sqrt().unsqueeze(-1))
@@ -184,21 +198,23 @@ def _filtered(
 
 def _step_of(state: DecodingState) -> Step:
     """Described once a state, because that takes as long as the step itself."""
-    if state._step is None or not _same(state._step[0], _tensors_of(state)):
-        state._step = _tensors_of(state), describe(state)
+    places = _places_of(state)
+    if state._step is None or state._step[0] != places:
+        state._step = places, describe(state)
     step: Step = state._step[1]
     return step
 
 
-def _tensors_of(state: DecodingState) -> tuple[Tensor | None, ...]:
+def _tensors_of(state: DecodingState) -> tuple[Tensor, ...]:
     """What a step or the views of a state look into."""
-    readouts = None if state.frozen is None else state.frozen.readouts
-    return state.moments, state.inverse, state.previous_key, state.count, state.position, readouts
+    tensors = state.moments, state.inverse, state.previous_key, state.count, state.position
+    return tensors if state.frozen is None else (*tensors, state.frozen.readouts)
 
 
-def _same(these: tuple[Tensor | None, ...], those: tuple[Tensor | None, ...]) -> bool:
-    """Whether they are the same tensors, not equal ones."""
-    return [*map(id, these)] == [*map(id, those)]
+def _places_of(state: DecodingState) -> list[int]:
+    """Which tensors those are and where their memory lies: a tensor's memory may move while the tensor stays."""
+    tensors = _tensors_of(state)
+    return [*map(id, tensors), *map(Tensor.data_ptr, tensors)]
 
 
 def _views_of(state: DecodingState) -> _Views:
@@ -217,7 +233,8 @@ class _Views:
         rows, heads, height, rank = state.moments.shape
         matrices, head_dim = rows * heads, height - 2 * rank
         frozen = state.frozen
-        self._sources = _tensors_of(state)
+        self._sources = _tensors_of(state)  # kept alive, so that no other tensor gets their identity
+        self._places = None if torch.compiler.is_compiling() else _places_of(state)
         self.moments = state.moments.view(matrices, height, rank)
         self.inverse = state.inverse.view(matrices, rank, rank)
         _, self.lag_transposed, value_moment = blocks(self.moments)
@@ -241,8 +258,8 @@ class _Views:
         self.one = state.moments.new_ones(1, 1, 1)
 
     def look_into(self, state: DecodingState) -> bool:
-        """Whether these are still the tensors of that state."""
-        return _same(self._sources, _tensors_of(state))
+        """Whether these are still the tensors of that state, and lie where they lay."""
+        return self._places == _places_of(state)
 
 
 def _check_token(
@@ -262,6 +279,11 @@ def _check_token(
     for tensor in per_token:
         if tensor is not None and tensor.shape != (rows, heads):
             raise ValueError(f"write_weight and blend must be {[rows, heads]} for this state, got {list(tensor.shape)}")
+    device = state.moments.device
+    names = ("query", "key", "value", "write_weight", "blend")
+    for name, tensor in zip(names, (query, key, value, *per_token), strict=True):
+        if tensor is not None and tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device} and the state on {device}: move them to one device")
     if torch.is_grad_enabled():
         inputs = (query, key, value, *per_token, *per_call)
         if any(isinstance(given, Tensor) and given.requires_grad for given in inputs):

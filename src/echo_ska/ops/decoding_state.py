@@ -11,7 +11,7 @@ from torch import Tensor
 
 from echo_ska.algebra import SufficientStatistics, TensorRecord
 from echo_ska.ops.readout import fold, inverse_of
-from echo_ska.ops.state import RecurrentState, choose_rows
+from echo_ska.ops.state import RecurrentState, check_fields, choose_rows
 
 REINVERT_EVERY = {torch.float64: 1024, torch.float32: 64}
 """Tokens after which the inverse is computed anew from the Gram matrix, by dtype (benchmarks/decoding_accuracy.py).
@@ -95,9 +95,11 @@ class DecodingState(TensorRecord):
             power, refresh_interval: needed where `state` has frozen statistics.
 
         Raises:
-            ValueError: `refresh_interval` or `power` does not fit the state.
+            ValueError: `refresh_interval` or `power` does not fit the state, or its fields do not fit each other.
             ArithmeticError: a Gram matrix plus the ridge is not positive definite; names batch row and head.
         """
+        check_fields(state, "state")
+        state = state.accumulating()
         if (state.frozen_statistics is None) != (refresh_interval is None):
             made, used = ("without", "with") if state.frozen_statistics is None else ("with", "without")
             raise ValueError(f"the state was made {made} a refresh_interval and is to be read {used} one: use the same")
@@ -114,7 +116,7 @@ class DecodingState(TensorRecord):
                 readouts=fold(inverse, old.lag_moment, old.value_moment, power),
                 moments=_stack(old),
                 first_key=old.first_key.clone(),
-                previous_key=old.previous_key.clone(),
+                previous_key=old.previous_key.clone(memory_format=torch.contiguous_format),
                 count=old.count.clone(),
                 power=power,
                 refresh_interval=refresh_interval,
@@ -123,7 +125,7 @@ class DecodingState(TensorRecord):
             moments=_stack(statistics),
             inverse=inverse_of(statistics.gram, ridge).contiguous(),
             first_key=statistics.first_key.clone(),
-            previous_key=statistics.previous_key.clone(),
+            previous_key=statistics.previous_key.clone(memory_format=torch.contiguous_format),
             count=statistics.count.clone(),
             position=state.position.clone(),
             frozen=frozen,

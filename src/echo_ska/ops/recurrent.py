@@ -22,8 +22,12 @@ def recurrent_attention(arguments: Arguments) -> tuple[Tensor, RecurrentState]:
     if arguments.cu_seqlens is None:
         return _run(arguments, start)
     runs = [
-        _run(arguments.tokens(begin, end), start.select_rows(torch.tensor([row])), torch.tensor([row]))
-        for row, (begin, end) in enumerate(itertools.pairwise(arguments.cu_seqlens))
+        _run(arguments.tokens(begin, end), start.select_rows(row), row)
+        for row, (begin, end) in zip(
+            torch.arange(len(arguments.cu_seqlens) - 1, device="cpu").split(1),
+            itertools.pairwise(arguments.cu_seqlens),
+            strict=True,
+        )
     ]
     return torch.cat([output for output, _ in runs], dim=1), concatenate([state for _, state in runs])
 

@@ -62,7 +62,7 @@ def native_attention(
     initial = start.statistics
     compute = torch.float64 if arguments.value.dtype == torch.float64 else torch.float32
     plain, filtered = coefficients(arguments, compute)
-    bounds = torch.tensor(sequence_bounds(arguments))
+    bounds = torch.tensor(sequence_bounds(arguments), device="cpu")
     inputs = (arguments.query, arguments.key, arguments.value, arguments.write_weight, plain, filtered)
     tokens = [None if tensor is None else tensor.to(compute).contiguous() for tensor in inputs]
     per_head = [arguments.ridge, initial.gram, initial.lag_moment, initial.value_moment, initial.previous_key]

@@ -77,7 +77,7 @@ def _read(
     results = _results(query, value, gram, lag_moment, value_moment, power, interval, keep_rows, keep_anchors)
     output, *after_and_frozen, rows, anchors, last_upper = results
     _expect_large(output, rows, anchors)
-    info = torch.zeros(gram.shape[:2], dtype=torch.int32)
+    info = torch.zeros(gram.shape[:2], dtype=torch.int32, device=gram.device)
     _point_to_inputs(call, query, key, value, write_weight, plain, filtered, ridge)
     call.point(gram=gram, lag_moment=lag_moment, value_moment=value_moment, previous_key=previous_key)
     call.point(output=output, rows=rows, anchors=anchors, last_upper=last_upper, info=info)
@@ -306,7 +306,8 @@ def _describe(query: Tensor, value: Tensor, power: int, interval: int, bounds: T
         longest_segment=longest,
         most_windows=MOST_WINDOWS if interval else SEGMENT_LENGTH // CHUNK_SIZE,
     )
-    call.point(bounds=bounds, segments=torch.tensor(segments or [0]), segment_first=torch.tensor(first))
+    call.point(bounds=bounds, segments=torch.tensor(segments or [0], device="cpu"))
+    call.point(segment_first=torch.tensor(first, device="cpu"))
     return call
 
 

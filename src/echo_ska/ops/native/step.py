@@ -59,9 +59,9 @@ def native_step(
     query, key, value_read = _laid_out(query, dtype), _laid_out(key, dtype), _laid_out(value, dtype)
     write_weight = None if write_weight is None else _laid_out(write_weight, dtype)
     blend = None if blend is None else _laid_out(blend, dtype)
-    gains = _laid_out(gain.expand(step.heads), dtype) if isinstance(gain, Tensor) else None
-    scales = _laid_out(scale.expand(step.heads), dtype) if isinstance(scale, Tensor) else None
-    output = torch.empty(value.shape, dtype=dtype)
+    gains = _laid_out(gain.cpu().expand(step.heads), dtype) if isinstance(gain, Tensor) else None
+    scales = _laid_out(scale.cpu().expand(step.heads), dtype) if isinstance(scale, Tensor) else None
+    output = torch.empty(value.shape, dtype=dtype, device=value.device)
     step.is_double, step.power = dtype == torch.float64, power
     step.query, step.key, step.value = query.data_ptr(), key.data_ptr(), value_read.data_ptr()
     step.write_weight = None if write_weight is None else write_weight.data_ptr()

@@ -44,7 +44,7 @@ def _scratch(need: int) -> int:
     memory: Tensor | None = getattr(_own, "memory", None)
     if memory is None or memory.numel() < need + 64:
         # Zeros, because padded lanes are computed with, if never used, and denormal garbage would be slow.
-        memory = _own.memory = torch.zeros(need + 64, dtype=torch.uint8)
+        memory = _own.memory = torch.zeros(need + 64, dtype=torch.uint8, device="cpu")
     return (memory.data_ptr() + 63) // 64 * 64
 
 

@@ -138,7 +138,14 @@ class BackwardCarry:
         initial = self._final.replaced(self.order, self.later)
         # The ridge is part of every G~ that was read: the trace of all that reads have sent to a Gram matrix.
         sent = initial.gram - self._final.gram
+        initial.gram -= _antisymmetric(sent)
         if self.frozen is not None:
             sent = sent + self.frozen.gram
+            self.frozen.gram -= _antisymmetric(self.frozen.gram)
         ridge = sent.diagonal(dim1=-2, dim2=-1).sum(dim=(0, 2))
         return InputGradients(self.tokens, ridge, initial, previous_key, self.frozen)
+
+
+def _antisymmetric(matrices: Tensor) -> Tensor:
+    """What reads must not send to a Gram matrix: it is symmetric, and so is the gradient of a factorisation."""
+    return (matrices - matrices.mT) / 2

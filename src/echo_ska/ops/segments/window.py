@@ -33,12 +33,13 @@ class Window:
             self.place = (self.members, slice(segment.begin, segment.begin + self.slots))
             return
         members = self.members
-        leads = torch.tensor(plan.leads[members])
+        leads = torch.tensor(plan.leads[members], device="cpu")
         begin = torch.zeros_like(leads) if segment.is_lead else leads + segment.begin
-        end = leads if segment.is_lead else torch.tensor(plan.lengths[members])
-        count = (torch.minimum(end, torch.tensor(plan.lengths[members])) - begin).clamp(max=self.slots)
-        local = torch.arange(self.slots)
-        batch_row, start = torch.tensor(plan.starts[members]).unbind(1)
+        lengths = torch.tensor(plan.lengths[members], device="cpu")
+        end = leads if segment.is_lead else lengths
+        count = (torch.minimum(end, lengths) - begin).clamp(max=self.slots)
+        local = torch.arange(self.slots, device="cpu")
+        batch_row, start = torch.tensor(plan.starts[members], device="cpu").unbind(1)
         time = (start + begin)[:, None] + torch.minimum(local, count[:, None].clamp(min=1) - 1)  # [rows, slots]
         self.index = (batch_row[:, None].expand_as(time).to(device), time.to(device))
         if int(count.min()) < self.slots:
