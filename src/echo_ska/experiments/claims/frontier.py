@@ -26,11 +26,7 @@ def gather(folder: Path) -> Evidence[Results]:
 
 def best(results: Results, families: tuple[str, ...], budget: int) -> tuple[str, float]:
     """The best of some families within a budget, and its mean accuracy over cells and seeds, %."""
-    found = {
-        family: 100 * fmean(experiment.mean_accuracy(record) for record in records)
-        for family in families
-        if (records := results.get(experiment.arm_name(family, budget)))
-    }
+    found = {family: fmean(values) for family in families if (values := _seeds(results, family, budget))}
     name = max(found, key=lambda family: found[family])
     return name, found[name]
 
@@ -62,7 +58,8 @@ def _every_seed_ahead(results: Results) -> Finding | None:
 
 
 def _seeds(results: Results, family: str, budget: int) -> list[float]:
-    return [100 * experiment.mean_accuracy(record) for record in results[experiment.arm_name(family, budget)]]
+    """The mean accuracy over cells of every seed, %; none where a family has no model within a budget."""
+    return [100 * experiment.mean_accuracy(record) for record in results.get(experiment.arm_name(family, budget), ())]
 
 
 def _summary(results: Results) -> str:

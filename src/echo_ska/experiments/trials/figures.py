@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -82,19 +83,16 @@ def label_points(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
     centres = {name: axes.transData.transform(point) / dots for name, point in points.items()}
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in centres.values()]
     box = axes.get_window_extent()
+    lifts = sorted(range(-40, 41), key=lambda lift: (abs(lift), -lift))  # the nearest first, up before down
     for name, (x, y) in centres.items():
         width, height = 5.2 * len(name), 12.5  # of the text in points, at most
-        for ring in range(1, 40):
-            tried = [(side * 9.0, lift * 6.0 * ring) for lift in (0, 1, -1) for side in (1, -1)]
-            for right, up in tried if ring > 1 else [(side * 9.0, 0.0) for side in (1, -1)]:
-                left = x + right - (width if right < 0 else 0.0)
-                place = (left, y + up - height / 2, left + width, y + up + height / 2)
-                inside = place[0] > box.x0 / dots and place[2] < box.x1 / dots + 60
-                if inside and not any(_touch(place, other) for other in taken):
-                    break
-            else:
-                continue
-            break
+        for lift, right in itertools.product(lifts, (9.0, -9.0)):
+            up = 6.0 * lift
+            left = x + right - (width if right < 0 else 0.0)
+            place = (left, y + up - height / 2, left + width, y + up + height / 2)
+            inside = place[0] > box.x0 / dots and place[2] < box.x1 / dots + 60
+            if inside and not any(_touch(place, other) for other in taken):
+                break
         taken.append(place)
         axes.annotate(
             name,
