@@ -66,6 +66,55 @@ def test_bad_input_is_refused_with_a_sentence(name):
         call(**changes)
 
 
+def unit_keys():
+    return torch.nn.functional.normalize(torch.randn(2, 9, 3, 4), dim=-1)
+
+
+def test_the_ridge_has_to_fit_the_longest_stored_key_of_its_head():
+    """What decides the rounding of float32 tokens is the ridge relative to the squared norm of keys."""
+    key = unit_keys()
+    key[1, 5, 2] *= 7
+    message = (
+        r"ridge must be at least 0.0005 times the squared norm of the keys for torch.float32 inputs, got 0.01 and keys "
+        r"of norm up to 7 in head 2: normalise the keys, raise the ridge to 0.0\d+, or pass float64"
+    )
+    with pytest.raises(ValueError, match=message):
+        call(key=key, ridge=0.01)
+    call(key=key, ridge=torch.tensor([0.01, 0.01, 0.025]))
+    call(key=key.double(), query=key.double(), value=torch.randn(2, 9, 3, 5).double(), ridge=0.01)
+    call(key=key, ridge=0.01, write_weight=with_value(torch.ones(2, 9, 3), (1, 5, 2), 0.01))
+
+
+def test_keys_rounded_after_normalising_are_unit_ones():
+    torch.manual_seed(0)
+    key = unit_keys().bfloat16()
+    assert key.float().norm(dim=-1).max() > 1
+    call(query=key, key=key, value=torch.randn(2, 9, 3, 5).bfloat16(), ridge=5e-4)
+
+
+@pytest.mark.skipif(why_unavailable() is not None, reason="needs a C compiler")
+def test_the_floor_for_long_keys_keeps_the_gradients():
+    """At the least ridge that is allowed, gradients of a float32 call keep two digits; far below it they are lost."""
+
+    def error(ridge):
+        torch.manual_seed(0)
+        exact = [torch.randn(1, 256, 1, 16, dtype=torch.float64) for _ in range(3)]
+        exact[:2] = [7 * torch.nn.functional.normalize(tensor, dim=-1) for tensor in exact[:2]]
+        found = []
+        for dtype in (torch.float32, torch.float64):
+            inputs = [tensor.to(dtype).requires_grad_() for tensor in exact]
+            output, _ = spectral_koopman_attention(*inputs, ridge=ridge, power=2, backend="native")
+            found.append(torch.autograd.grad(output.square().sum(), inputs[1])[0].double())
+        return float((found[0] - found[1]).abs().max() / found[1].abs().max())
+
+    assert error(5e-4 * 49 * 1.01) < 0.02
+    checks = set_value_checks(False)
+    try:
+        assert error(1e-3) > 0.2
+    finally:
+        set_value_checks(checks)
+
+
 @pytest.mark.parametrize(
     ("bounds", "message"),
     [

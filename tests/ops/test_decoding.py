@@ -214,10 +214,11 @@ def test_what_is_not_finite_is_named_when_the_inverse_is_computed_anew(monkeypat
 
 
 def test_an_inverse_that_has_lost_its_sign_is_named():
-    state = start(empty(None), make_settings())
+    settings = make_settings()
+    state = start(empty(None), settings)
     state.inverse[1, 0, 2, 2] = -1.0
     with pytest.raises(ArithmeticError, match=r"broken at batch row 1, head 0 .* raise the ridge"):
-        state.prepare(1.0)
+        state.prepare(settings["ridge"])
 
 
 def test_a_failed_factorisation_names_batch_row_and_head():
@@ -306,6 +307,40 @@ def test_a_state_folded_for_another_power_is_refused():
         decode_step(state, **token, **make_settings(3, 5))
 
 
+def test_a_state_made_for_another_ridge_is_refused():
+    tokens, settings = make_tokens(2), make_settings()
+    token, later = ({name: tensor[:, t] for name, tensor in tokens.items()} for t in range(2))
+    state = start(empty(None), settings)
+    other = settings["ridge"] * torch.tensor([1.0, 1.5])
+    untouched = state.clone()
+    with pytest.raises(ValueError, match=r"made for ridge .* at batch row 0, head 1, not .*: use the same"):
+        decode_step(state, **token, **(settings | {"ridge": other}))
+    assert_states_equal(state, untouched)
+    decode_step(state, **token, **(settings | {"ridge": settings["ridge"].float()}))  # the same, rounded
+    anew = DecodingState.of(state.to_recurrent(), other)
+    decode_step(anew, **later, **(settings | {"ridge": other}))
+
+
+@pytest.mark.parametrize("power", [-1, 1.5, True])
+def test_a_power_that_is_no_integer_from_0_on_is_refused(power):
+    token = {name: tensor[:, 0] for name, tensor in make_tokens(1).items()}
+    settings = make_settings() | {"power": power}
+    with pytest.raises(ValueError, match="power must be an integer >= 0"):
+        decode_step(start(empty(None), make_settings()), **token, **settings)
+    with pytest.raises(ValueError, match="power must be an integer >= 0"):
+        folded_readout(empty(None), ridge=1.0, power=power)
+    with pytest.raises(ValueError, match="power must be an integer >= 0"):
+        DecodingState.of(empty(4), 1.0, power=power, refresh_interval=4)
+
+
+@pytest.mark.parametrize("ridge", [0.0, -1.0, float("nan"), torch.tensor([1.0, -0.5])])
+def test_a_ridge_that_is_not_positive_is_refused(ridge):
+    with pytest.raises(ValueError, match="ridge must be > 0"):
+        DecodingState.of(empty(None), ridge)
+    with pytest.raises(ValueError, match="ridge must be > 0"):
+        folded_readout(empty(None), ridge=ridge, power=2)
+
+
 @pytest.mark.parametrize(
     ("made", "used", "message"),
     [
@@ -349,8 +384,8 @@ def test_the_compiled_step_is_the_eager_one(interval, backend):
 
 
 class Step(torch.nn.Module):
-    def forward(self, moments, inverse, first_key, previous_key, count, position, query, key, value):
-        state = DecodingState(moments, inverse, first_key, previous_key, count, position)
+    def forward(self, moments, inverse, ridge, first_key, previous_key, count, position, query, key, value):
+        state = DecodingState(moments, inverse, ridge, first_key, previous_key, count, position)
         return advance(state, query, key, value, power=2)
 
 

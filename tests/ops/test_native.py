@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import os
 import subprocess
@@ -211,6 +212,34 @@ def test_a_failed_factorisation_names_batch_row_and_head():
             run(tensors)
     finally:
         set_value_checks(checks)
+
+
+@needs_compiler
+def test_keys_that_its_float32_tokens_cannot_follow_are_named_as_such():
+    tensors = [tensor.detach() for tensor in inputs(100)]
+    tensors[1] = 1e4 * tensors[1]
+    checks = set_value_checks(False)
+    try:
+        with pytest.raises(ArithmeticError, match="keys of a chunk are too long or not finite for torch.float32 tokens"):
+            run(tensors, ridge=1e-6)
+    finally:
+        set_value_checks(checks)
+
+
+@needs_compiler
+def test_a_final_gram_gradient_that_is_not_symmetric_comes_back_as_the_definition_has_it():
+    tensors = [tensor.detach().double() for tensor in inputs(40)]
+    with torch.no_grad():
+        start = run(tensors, backend="recurrent")[1]
+    slope = torch.randn_like(start.statistics.gram)
+
+    def gradient(backend):
+        gram = start.statistics.gram.clone().requires_grad_()
+        state = dataclasses.replace(start, statistics=dataclasses.replace(start.statistics, gram=gram))
+        output, final = run(tensors, initial_state=state, backend=backend)
+        return torch.autograd.grad(output.sum() + (slope * final.statistics.gram).sum(), gram)[0]
+
+    assert torch.allclose(gradient("native"), gradient("recurrent"), rtol=1e-9, atol=1e-9)
 
 
 @needs_compiler

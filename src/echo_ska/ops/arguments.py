@@ -14,8 +14,11 @@ from echo_ska.algebra import SufficientStatistics, accumulator_dtype
 from echo_ska.ops.state import RecurrentState, check_fields
 
 RIDGE_FLOOR = 5e-4
-"""The least ridge for inputs below float64 and keys of about unit norm: half of the published 1e-3. Below it, gradients
-of float32 calls are rounding errors (docs/numerics.md)."""
+"""The least ridge, relative to the squared norm of the longest stored key where that is above 1, for inputs below
+float64: half of the published 1e-3. Below it, gradients of float32 calls are rounding errors (docs/numerics.md)."""
+
+ROUNDED_UNIT_NORM = 1.1
+"""The squared norm of a key up to which it counts as a unit one: some are rounded to bfloat16 after normalising."""
 
 _checks_enabled = os.environ.get("ECHO_SKA_CHECKS", "1") != "0"
 
@@ -125,8 +128,7 @@ def check_arguments(
             raise ValueError(f"{name} is on {tensor.device} and query on {query.device}: move them to one device")
     if not query.is_floating_point():
         raise ValueError(f"query must be a floating-point tensor, got {query.dtype}: convert it with .to()")
-    if isinstance(power, bool) or not isinstance(power, int) or power < 0:
-        raise ValueError(f"power must be an integer >= 0, got {power!r}")
+    require_power(power)
     if refresh_interval is not None and not causal:
         raise ValueError("refresh_interval is for causal reading: leave it None with causal=False")
     if refresh_interval is not None and (not isinstance(refresh_interval, int) or refresh_interval < 1):
@@ -152,6 +154,12 @@ def check_arguments(
     if _checks_enabled and not torch.compiler.is_compiling():
         _check_values(arguments)
     return arguments
+
+
+def require_power(power: int) -> None:
+    """Raises ValueError where K is no integer >= 0."""
+    if isinstance(power, bool) or not isinstance(power, int) or power < 0:
+        raise ValueError(f"power must be an integer >= 0, got {power!r}")
 
 
 def _per_head(name: str, number: Tensor | float, heads: int, device: torch.device) -> Tensor:
@@ -223,7 +231,7 @@ def _check_values(arguments: Arguments) -> None:
             low, high = (float(bound) for bound in tensors[name].aminmax())
             if low < 0 or high > 1:
                 raise ValueError(f"{name} must lie in [0, 1], found values from {low:.6g} to {high:.6g}")
-    _check_ridge(float(tensors["ridge"].min()), arguments.value.dtype)
+    _check_ridge(tensors["ridge"], arguments)
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:
@@ -235,11 +243,35 @@ def _check_finite(name: str, tensor: Tensor) -> None:
         raise NotFiniteError(f"{name} holds {found} first at {place} ({len(bad)} of {tensor.numel()} not finite)")
 
 
-def _check_ridge(smallest: float, dtype: torch.dtype) -> None:
+def _check_ridge(ridge: Tensor, arguments: Arguments) -> None:
+    smallest = float(ridge.min())
     if smallest <= 0:
         raise ValueError(f"ridge must be > 0, got {smallest:.6g}")
-    if dtype != torch.float64 and smallest < RIDGE_FLOOR:
+    dtype = arguments.value.dtype
+    if dtype == torch.float64:
+        return
+    if smallest < RIDGE_FLOOR:
         raise ValueError(
             f"ridge must be at least {RIDGE_FLOOR:g} for {dtype} inputs, got {smallest:.6g}: raise it, or pass float64 "
             "(docs/numerics.md shows what is lost below)"
         )
+    longest = _squared_norms(arguments)
+    needed = RIDGE_FLOOR * torch.where(longest <= ROUNDED_UNIT_NORM, 1.0, longest)
+    if bool((ridge < needed).any()):
+        head = int((needed / ridge).argmax())
+        raise ValueError(
+            f"ridge must be at least {RIDGE_FLOOR:g} times the squared norm of the keys for {dtype} inputs, got "
+            f"{float(ridge[head]):.6g} and keys of norm up to {float(longest[head].sqrt()):.4g} in head {head}: normalise "
+            f"the keys, raise the ridge to {float(needed[head]):.2g}, or pass float64 (docs/numerics.md)"
+        )
+
+
+def _squared_norms(arguments: Arguments) -> Tensor:
+    """Of the longest stored key of each head, b |k|^2, [H]."""
+    key, weight = arguments.key.detach(), arguments.write_weight
+    if key.numel() == 0:
+        return arguments.ridge.new_zeros(key.shape[2])
+    squares = torch.linalg.vector_norm(key, dim=-1, dtype=torch.float32).square()
+    if weight is not None:
+        squares = squares * weight.detach()
+    return squares.amax(dim=(0, 1)).to(arguments.ridge.dtype)

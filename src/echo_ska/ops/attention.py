@@ -67,7 +67,8 @@ def spectral_koopman_attention(
         key: [B, T, H, r]. Keys of about unit norm suit a ridge of about 1.
         value: [B, T, H, P].
         write_weight: [B, T, H] in [0, 1]; None = 1. Its gradient at exactly 0 is defined as 0.
-        ridge: > 0, scalar or [H]; at least 5e-4 unless the inputs are float64 (docs/numerics.md).
+        ridge: > 0, scalar or [H]; unless the inputs are float64 at least 5e-4, and 5e-4 times the squared norm of the
+            longest stored key (docs/numerics.md).
         power: K >= 0; 0 is ridge regression without an intercept.
         blend: [B, T, H] in [0, 1], or None for the pure power filter.
         gain, scale: scalar or [H].
@@ -75,7 +76,8 @@ def spectral_koopman_attention(
         initial_state: what an earlier call returned; a sequence split over calls gives the same outputs.
         output_final_state: whether to return the state after the last token.
         cu_seqlens: [N + 1] boundaries of N sequences packed along time (then B = 1 and states have N rows).
-        chunk_size: tokens a chunk of the parallel route; None chooses. It does not change the function.
+        chunk_size: tokens a chunk of "chunked" and "triton"; None chooses. It does not change the function, and the
+            other backends pass it over.
         recompute: keep nothing per token for the backward pass, which then computes it again; False keeps it. None
             leaves it to the backend: the CPU kernels compute again what would take more than 64 MB, and which writing
             and reading back costs more time than it saves; "chunked" keeps; "triton" always computes again.
@@ -89,7 +91,7 @@ def spectral_koopman_attention(
 
     Raises:
         ValueError: an argument does not fit; the message says which and what to change. Values (finite, weights
-            in range) are checked unless `set_value_checks(False)`.
+            in range) are checked unless `set_value_checks(False)` or where `torch.compile` captures the call.
         ArithmeticError: a Gram matrix plus the ridge is not positive definite; names batch row and head.
         RuntimeError: in a backward pass, where it would be the second one through another backend than "recurrent".
 

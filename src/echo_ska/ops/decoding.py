@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from echo_ska.ops.arguments import require_power
 from echo_ska.ops.decoding_state import DecodingState, blocks
 from echo_ska.ops.native.build import Step
 from echo_ska.ops.native.step import can_step, describe, native_step
@@ -51,7 +52,8 @@ def decode_step(
     Raises:
         RuntimeError: a gradient would be needed, the state was made in inference mode and this is outside of it, or
             the call is being compiled (compile `advance` instead).
-        ValueError: a shape or device does not fit the state, or the state was made for another reading.
+        ValueError: a shape or device does not fit the state, the state was made for another reading, or the power is
+            no integer >= 0.
         ArithmeticError: see `DecodingState.prepare`.
 
     Source: docs/method.md, section 3.
@@ -63,6 +65,7 @@ def decode_step(
         raise ValueError(f"the state was made for refresh_interval {frozen_at}, not {refresh_interval}: use the same")
     if state.frozen is not None and power != state.frozen.power:
         raise ValueError(f"the state was folded for power {state.frozen.power}, not {power}: use the same")
+    require_power(power)
     state.prepare(ridge)
     return advance(state, query, key, value, write_weight, power=power, blend=blend, gain=gain, scale=scale)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from echo_ska.algebra import SufficientStatistics, TensorRecord
-from echo_ska.ops.readout import fold, inverse_of
+from echo_ska.ops.readout import fold, inverse_of, per_head
 from echo_ska.ops.state import RecurrentState, check_fields, choose_rows
 
 REINVERT_EVERY = {torch.float64: 1024, torch.float32: 64}
@@ -54,6 +54,7 @@ class DecodingState(TensorRecord):
     Attributes:
         moments: [N, H, 2 r + P, r].
         inverse: J = (G + ridge I)^-1, [N, H, r, r].
+        ridge: the one that the inverse belongs to, [N, H].
         first_key, previous_key: [N, H, r], as in `SufficientStatistics`.
         count, position: [N] int64, as in `SufficientStatistics` and `RecurrentState`.
         frozen: under a refresh interval, what tokens read; else None.
@@ -61,6 +62,7 @@ class DecodingState(TensorRecord):
 
     moments: Tensor
     inverse: Tensor
+    ridge: Tensor
     first_key: Tensor
     previous_key: Tensor
     count: Tensor
@@ -95,7 +97,8 @@ class DecodingState(TensorRecord):
             power, refresh_interval: needed where `state` has frozen statistics.
 
         Raises:
-            ValueError: `refresh_interval` or `power` does not fit the state, or its fields do not fit each other.
+            ValueError: `ridge` is not positive, `refresh_interval` or `power` does not fit the state, or its fields do
+                not fit each other.
             ArithmeticError: a Gram matrix plus the ridge is not positive definite; names batch row and head.
         """
         check_fields(state, "state")
@@ -124,6 +127,7 @@ class DecodingState(TensorRecord):
         return cls(
             moments=_stack(statistics),
             inverse=inverse_of(statistics.gram, ridge).contiguous(),
+            ridge=per_head(ridge, statistics.gram).flatten().expand(statistics.gram.shape[:2]).contiguous(),
             first_key=statistics.first_key.clone(),
             previous_key=statistics.previous_key.clone(memory_format=torch.contiguous_format),
             count=statistics.count.clone(),
@@ -151,6 +155,7 @@ class DecodingState(TensorRecord):
             ridge: > 0, scalar or [H]: the one the state was made with.
 
         Raises:
+            ValueError: it is another ridge; found where the inverse is due, as before the state's first token.
             ArithmeticError: sums are not finite, or a matrix is not positive definite; names batch row and head.
         """
         if self._tokens_until_due > 0:
@@ -160,6 +165,7 @@ class DecodingState(TensorRecord):
 
     @torch.no_grad()
     def _do_what_is_due(self, ridge: Tensor | float) -> None:
+        self._require_ridge(ridge)
         positions = self.position.tolist()
         periods = [REINVERT_EVERY[self.moments.dtype]]
         self._reinvert([row for row, position in enumerate(positions) if position % periods[0] == 0], ridge)
@@ -169,6 +175,16 @@ class DecodingState(TensorRecord):
         self._all_begun = bool((self.count > 0).all())
         due = min((period - position % period for position in positions for period in periods), default=1)
         self._tokens_until_due = due - 1 if self._all_begun else 0
+
+    def _require_ridge(self, ridge: Tensor | float) -> None:
+        given = per_head(ridge, self.moments).flatten().expand_as(self.ridge)
+        other = ~torch.isclose(given, self.ridge, rtol=1e-6, atol=0.0)
+        if bool(other.any()):
+            row, head = other.nonzero()[0].tolist()
+            raise ValueError(
+                f"the state was made for ridge {self.ridge[row, head]:.6g} at batch row {row}, head {head}, not "
+                f"{given[row, head]:.6g}: use the same, or make it anew by DecodingState.of(state.to_recurrent(), ridge)"
+            )
 
     def _reinvert(self, rows: list[int], ridge: Tensor | float) -> None:
         if not rows:

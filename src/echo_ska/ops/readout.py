@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from echo_ska.algebra import RidgeFactor, SufficientStatistics
+from echo_ska.ops.arguments import require_power
 from echo_ska.ops.state import RecurrentState
 
 
@@ -37,6 +38,7 @@ def folded_readout(
         R, [N, H, P, r], in the statistics' dtype: `y = R @ q` for a query q of [N, H, r, ...].
 
     Raises:
+        ValueError: the ridge is not positive, or the power no integer >= 0.
         ArithmeticError: a Gram matrix plus the ridge is not positive definite; names batch row and head.
     """
     plain, filtered = folded_readouts(context, ridge=ridge, power=power, gain=gain, scale=scale)
@@ -68,6 +70,7 @@ def folded_readouts(
 
 def fold(inverse: Tensor, lag_moment: Tensor, value_moment: Tensor, power: int) -> Tensor:
     """C J and C (J M)^power J, stacked: [N, H, 2, P, r], without gain and scale."""
+    require_power(power)
     plain = value_moment @ inverse
     filtered = plain
     for _ in range(power):
@@ -76,8 +79,16 @@ def fold(inverse: Tensor, lag_moment: Tensor, value_moment: Tensor, power: int) 
 
 
 def inverse_of(gram: Tensor, ridge: Tensor | float, batch_rows: Tensor | None = None) -> Tensor:
-    """(G + ridge I)^-1, [N, H, r, r], by a Cholesky factorisation; raises ArithmeticError as `RidgeFactor` does."""
-    factor = RidgeFactor.of(gram, per_head(ridge, gram)).require_success(batch_rows)
+    """(G + ridge I)^-1, [N, H, r, r], by a Cholesky factorisation.
+
+    Raises:
+        ValueError: the ridge is not positive.
+        ArithmeticError: as `RidgeFactor.require_success` does.
+    """
+    ridge = per_head(ridge, gram)
+    if not bool((ridge > 0).all()):
+        raise ValueError(f"ridge must be > 0, got {float(ridge.min()):.6g}")
+    factor = RidgeFactor.of(gram, ridge).require_success(batch_rows)
     identity = torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
     return factor.solve(identity)
 

@@ -10,6 +10,12 @@ from torch import Tensor
 from echo_ska.algebra import SufficientStatistics, TensorRecord, accumulator_dtype
 
 
+MOMENTS = ("gram", "lag_moment", "value_moment")
+"""The fields of `SufficientStatistics` that a read sees."""
+
+NOT_ITS_SUMS = "what is frozen in the state is not its sums, though a window begins"
+
+
 @dataclasses.dataclass
 class RecurrentState(TensorRecord):
     """The state of Spectral Koopman Attention: its size does not depend on the number of tokens read.
@@ -31,6 +37,15 @@ class RecurrentState(TensorRecord):
             return False
         last = self.position.clamp_min(0) // refresh_interval * refresh_interval
         return not bool((self.frozen_statistics.count != last).any())
+
+    def begins_with_its_sums(self, refresh_interval: int) -> bool:
+        """Whether what is frozen equals the sums in all rows where a window begins; asks for tensors' values."""
+        assert self.frozen_statistics is not None
+        pairs = [(getattr(self.frozen_statistics, name), getattr(self.statistics, name)) for name in MOMENTS]
+        if all(frozen is sums for frozen, sums in pairs):
+            return True
+        begins = self.position % refresh_interval == 0
+        return all(torch.equal(frozen[begins].double(), sums[begins].double()) for frozen, sums in pairs)
 
     def accumulating(self) -> RecurrentState:
         """The state with its sums and keys in `accumulator_dtype`, as every route takes it; gradients pass."""

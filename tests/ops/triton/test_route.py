@@ -136,6 +136,16 @@ def test_packed_sequences_that_continue_are_the_definition_with_gradients(settin
     assert_agrees(found, expected)
 
 
+def test_a_window_that_begins_with_other_sums_than_are_frozen_is_left_to_another_route(device):
+    case = single(make_case(12, batch=1, heads=1, refresh_interval=4))[0]
+    before, after = (OnDevice(part.tensors, part.settings, device) for part in (case.tokens(0, 8), case.tokens(8, 12)))
+    _, state = before.run()
+    after.run(initial_state=state)
+    state.frozen_statistics.gram.mul_(2)
+    with pytest.raises(ValueError, match="what is frozen in the state is not its sums, though a window begins"):
+        after.run(initial_state=state)
+
+
 def _with(statistics, tensors, prefix):
     if statistics is None:
         return None

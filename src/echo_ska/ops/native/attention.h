@@ -288,7 +288,8 @@ static void NAME(load_previous)(const Call *call, NAME(Head) * head, long n, lon
   NAME(product)(SET, UPPER_B, 1, r, r, head->raw, rp, 1, head->whiten, rp, head->keys, rp);
 }
 
-/* One segment of one head. The statistics after the segment before it stand where the call returns them. */
+/* One segment of one head. The statistics after the segment before it stand where the call returns them. Returns 0, the
+   minor where the statistics plus the ridge are not positive definite, or less than 0 where a chunk in REAL is not. */
 static int NAME(forward_segment)(const Call *call, NAME(Head) * head, long n, long h, long g) {
   const long r = head->r, P = head->P, rp = head->rp, vp = head->vp, rd = head->rd, sp = head->score_row;
   const long first = call->bounds[n], kept = (call->power + 1) * rp; /* p_0 .. p_K, chunk by chunk */
@@ -319,7 +320,7 @@ static int NAME(forward_segment)(const Call *call, NAME(Head) * head, long n, lo
     NAME(product)(SET, UPPER_B, m, r, r, head->step, rp, 1, head->whiten, rp, head->queries, rp);
     if (!call->interval || more) {
       const int broken = NAME(factor_chunk)(head, m, head->inverse, t == begin, W);
-      if (broken) return broken;
+      if (broken) return -broken;
     }
     REAL *output = (REAL *)call->output + (t * call->heads + h) * P;
     if (call->interval) {

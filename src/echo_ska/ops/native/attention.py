@@ -9,7 +9,7 @@ from echo_ska.ops.arguments import Arguments
 from echo_ska.ops.native.build import why_unavailable
 from echo_ska.ops.native.kernels import KEPT_BYTES, kept_bytes, native_read
 from echo_ska.ops.sequences import coefficients, sequence_bounds, statistics_after
-from echo_ska.ops.state import RecurrentState, choose_rows
+from echo_ska.ops.state import MOMENTS, NOT_ITS_SUMS, RecurrentState, choose_rows
 
 
 def why_not_native(arguments: Arguments) -> str | None:
@@ -24,23 +24,18 @@ def why_not_native(arguments: Arguments) -> str | None:
             return "where a compiled call begins within a window of refresh_interval tokens is not known"
         if bool((state.position % interval != 0).any()):
             return "the call begins inside a window of refresh_interval tokens"
-        if (reason := _why_not_frozen(state)) is not None:
-            return reason
+        if _gradients_differ(state):
+            return "what is frozen in the state has a gradient other than its sums"
+        if not state.begins_with_its_sums(interval):
+            return NOT_ITS_SUMS
     return why_unavailable()
 
 
-def _why_not_frozen(state: RecurrentState) -> str | None:
-    """The first window reads the sums of the state: None if that is to read what is frozen, else the reason."""
-    assert state.frozen_statistics is not None
-    for name in ("gram", "lag_moment", "value_moment"):
-        frozen, sums = getattr(state.frozen_statistics, name), getattr(state.statistics, name)
-        if frozen is sums:
-            continue
-        if torch.is_grad_enabled() and (frozen.requires_grad or sums.requires_grad):
-            return "what is frozen in the state has a gradient other than its sums"
-        if not torch.equal(frozen.double(), sums.double()):
-            return "what is frozen in the state is not its sums, though a window begins"
-    return None
+def _gradients_differ(state: RecurrentState) -> bool:
+    """Whether the first window, which reads the sums, would send a gradient to another place than what is frozen."""
+    pairs = [(getattr(state.frozen_statistics, name), getattr(state.statistics, name)) for name in MOMENTS]
+    needed = (frozen.requires_grad or sums.requires_grad for frozen, sums in pairs if frozen is not sums)
+    return torch.is_grad_enabled() and any(needed)
 
 
 def native_attention(

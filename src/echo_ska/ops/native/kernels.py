@@ -70,7 +70,8 @@ def _read(
         chunk-causal read begins; and what is kept: rows, anchors, the last Cholesky factor transposed.
 
     Raises:
-        ArithmeticError: a Gram matrix plus the ridge is not positive definite; names the sequence and head.
+        ArithmeticError: a Gram matrix plus the ridge, or the share of a chunk in the dtype of the tokens, is not
+            positive definite; names the sequence and head.
     """
     call = _describe(query, value, power, interval, bounds, count)
     call.keep_rows, call.keep_anchors, call.sum_lags = keep_rows, keep_anchors, final_state or power > 0
@@ -84,7 +85,8 @@ def _read(
     for name, tensor in zip(MOMENTS_AFTER, after_and_frozen, strict=True):
         call.point(**{name: tensor})
     work_through(call)
-    RidgeFactor(gram, info).require_success()
+    RidgeFactor(gram, info.clamp_min(0)).require_success()
+    _require_chunks(info, query.dtype)
     return results
 
 
@@ -113,6 +115,16 @@ def _(
     final_state: bool,
 ) -> Results:
     return _results(query, value, gram, lag_moment, value_moment, power, interval, keep_rows, keep_anchors)
+
+
+def _require_chunks(info: Tensor, dtype: torch.dtype) -> None:
+    """Raises ArithmeticError where `info` [N, H] is negative: a chunk's own factorisation failed."""
+    if bool((info < 0).any()):
+        row, head = (info < 0).nonzero()[0].tolist()
+        raise ArithmeticError(
+            f"the keys of a chunk are too long or not finite for {dtype} tokens at batch row {row}, head {head} "
+            f"({int((info < 0).sum())} of {info.numel()} failed): normalise them, raise the ridge, or pass float64"
+        )
 
 
 def _read_backward(
@@ -162,6 +174,8 @@ def _read_backward(
     for name, tensor in zip(names, (*of_tokens, of_ridge, *of_moments), strict=True):
         call.point(**{f"{name}_grad": tensor})
     work_through(call)
+    for grad in moment_grads[::3]:  # the kernels take a Gram matrix's gradient for symmetric; a caller's may not be
+        of_moments[0] += (grad - grad.mT) / 2
     return [*of_tokens, of_ridge.sum(dim=0), *of_moments]
 
 

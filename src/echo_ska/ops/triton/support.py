@@ -9,6 +9,7 @@ import os
 import torch
 
 from echo_ska.ops.arguments import Arguments
+from echo_ska.ops.state import NOT_ITS_SUMS
 
 MAX_RANK = 128
 MAX_CHUNK_SIZE = 64
@@ -46,4 +47,7 @@ def refusal(arguments: Arguments, chunk_size: int | None) -> str | None:
         return f"the rank {rank} is above {MAX_RANK}: lower it"
     if chunk_size is not None and chunk_size > MAX_CHUNK_SIZE:
         return f"chunk_size {chunk_size} is above {MAX_CHUNK_SIZE}: lower it, or leave it None"
+    interval, state = arguments.refresh_interval, arguments.initial_state
+    if interval is not None and state is not None and not torch.compiler.is_compiling():
+        return None if state.begins_with_its_sums(interval) else NOT_ITS_SUMS
     return None
