@@ -220,7 +220,7 @@ def test_keys_that_its_float32_tokens_cannot_follow_are_named_as_such():
     tensors[1] = 1e4 * tensors[1]
     checks = set_value_checks(False)
     try:
-        with pytest.raises(ArithmeticError, match="keys of a chunk are too long or not finite for torch.float32 tokens"):
+        with pytest.raises(ArithmeticError, match=r"keys of a chunk are too long .* for torch.float32 tokens"):
             run(tensors, ridge=1e-6)
     finally:
         set_value_checks(checks)

@@ -261,8 +261,8 @@ def _check_ridge(ridge: Tensor, arguments: Arguments) -> None:
         head = int((needed / ridge).argmax())
         raise ValueError(
             f"ridge must be at least {RIDGE_FLOOR:g} times the squared norm of the keys for {dtype} inputs, got "
-            f"{float(ridge[head]):.6g} and keys of norm up to {float(longest[head].sqrt()):.4g} in head {head}: normalise "
-            f"the keys, raise the ridge to {float(needed[head]):.2g}, or pass float64 (docs/numerics.md)"
+            f"{float(ridge[head]):.6g} and keys of norm up to {float(longest[head].sqrt()):.4g} in head {head}: "
+            f"normalise the keys, raise the ridge to {float(needed[head]):.2g}, or pass float64 (docs/numerics.md)"
         )
 
 

@@ -183,7 +183,7 @@ class DecodingState(TensorRecord):
             row, head = other.nonzero()[0].tolist()
             raise ValueError(
                 f"the state was made for ridge {self.ridge[row, head]:.6g} at batch row {row}, head {head}, not "
-                f"{given[row, head]:.6g}: use the same, or make it anew by DecodingState.of(state.to_recurrent(), ridge)"
+                f"{given[row, head]:.6g}: use the same, or make it anew: DecodingState.of(state.to_recurrent(), ridge)"
             )
 
     def _reinvert(self, rows: list[int], ridge: Tensor | float) -> None:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from echo_ska.algebra import SufficientStatistics, TensorRecord, accumulator_dtype
 
-
 MOMENTS = ("gram", "lag_moment", "value_moment")
 """The fields of `SufficientStatistics` that a read sees."""
 
