@@ -33,20 +33,21 @@ FIRST_SHOWN = 4.0
 
 
 def draw(results: Results, path: Path) -> None:
-    """A panel a text, a line an arm through the means, a band over its seeds; the seeds on unseen authors; learning."""
+    """A panel a text, a line an arm through the means, a band over its seeds; learning; the seeds on unseen authors."""
     parts, contexts = recorded.scored_parts(results), recorded.scored_contexts(results)
     columns = 2
-    lines = math.ceil((len(parts) + 2) / columns)
-    figure = Figure(figsize=(11, 3.9 * lines), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False).flatten().tolist()
+    lines = math.ceil((len(parts) + 1) / columns)
+    figure = Figure(figsize=(11, 3.9 * lines + 3.2), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(3.9 * lines, 3.2))
+    panels = above.subplots(lines, columns, squeeze=False).flatten().tolist()
     for axes, part in zip(panels, parts, strict=False):
         _curves(axes, results, part, contexts)
-    _dots(panels[len(parts)], results, contexts)
-    _learning(panels[len(parts) + 1], results)
-    for axes in panels[len(parts) + 2 :]:
+    _learning(panels[len(parts)], results)
+    for axes in panels[len(parts) + 1 :]:
         axes.set_axis_off()
+    _dots(below.subplots(), results, contexts)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    above.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     save(figure, path)
 
 
@@ -108,7 +109,7 @@ def _dots(axes: Axes, results: Results, contexts: list[int]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", color="#E6E6E6", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.legend(frameon=False, fontsize=8, loc="best")
+    axes.legend(frameon=False, fontsize=8, loc="center right")
     axes.set_title(f"{recorded.label(TEST)}: means, a line over the seeds", loc="left", fontsize=11)
 
 
