@@ -1,10 +1,11 @@
-"""How far a float32 call is from the same call in float64, outputs and gradients, by kind of keys and by ridge.
+"""How far reads with float32 tokens are from the same in float64, outputs and gradients, by kind of keys and by ridge.
 
     python benchmarks/accuracy.py [TOKENS]
 
 Prints the largest error of any output, and of any gradient, relative to the largest output or gradient of its tensor,
-and appends one record to results/accuracy.jsonl. H = 4, r = 48, P = 64, power 2, exact causal, the backend that "auto"
-chooses. About a minute on one core at 16,384 tokens.
+over four seeds, and appends one record to results/accuracy.jsonl. H = 4, r = 48, P = 64, power 2, exact causal, the
+route that "auto" chooses, called past the front door, which takes float64 tokens where the ridge is small. About four
+minutes on one core at 16,384 tokens.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ import time
 import torch
 import torch.nn.functional as F
 
-from echo_ska.ops import set_value_checks, spectral_koopman_attention
+from echo_ska.ops.arguments import check_arguments
+from echo_ska.ops.chunked import chunked_attention
+from echo_ska.ops.native import native_attention
 from echo_ska.ops.native.build import why_unavailable
 from echo_ska.training import make_record
 from echo_ska.training.records import append
 
 HEADS, RANK, HEAD_DIM, POWER = 4, 48, 64, 2
-RIDGES = (1e-4, 1e-3, 1e-2, 0.1, 0.25, 1.0)
+RIDGES = (5e-4, 1e-3, 5e-3, 1e-2, 0.1, 1.0)
+SEEDS = 4
 
 
 def make_keys(kind: str, time: int, generator: torch.Generator) -> torch.Tensor:
@@ -34,16 +38,33 @@ def make_keys(kind: str, time: int, generator: torch.Generator) -> torch.Tensor:
     return F.normalize(keys, dim=-1)
 
 
-def relative_errors(kind: str, time: int, ridge: float) -> tuple[float, float]:
-    """The largest error of the outputs, and of the gradients of query, key and value; one seed."""
-    generator = torch.Generator().manual_seed(0)
+def read(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ridge: float) -> tuple[torch.Tensor, object]:
+    """One exact causal read with tokens of the inputs' dtype."""
+    arguments = check_arguments(
+        *(query, key, value, None),
+        ridge=ridge,
+        power=POWER,
+        blend=None,
+        gain=1.0,
+        scale=1.0,
+        causal=True,
+        refresh_interval=None,
+        initial_state=None,
+        cu_seqlens=None,
+    )
+    return chunked_attention(arguments) if why_unavailable() else native_attention(arguments)
+
+
+def relative_errors(kind: str, time: int, ridge: float, seed: int) -> tuple[float, float]:
+    """The largest error of the outputs, and of the gradients of query, key and value."""
+    generator = torch.Generator().manual_seed(seed)
     key = make_keys(kind, time, generator)
     query = key.roll(7, dims=1)
     value, target = (torch.randn(1, time, HEADS, HEAD_DIM, generator=generator) for _ in range(2))
 
     def run(dtype: torch.dtype) -> list[torch.Tensor]:
         inputs = [tensor.to(dtype).requires_grad_() for tensor in (query, key, value)]
-        output, _ = spectral_koopman_attention(*inputs, ridge=ridge, power=POWER)
+        output, _ = read(*inputs, ridge)
         return [output.detach(), *torch.autograd.grad(output, inputs, target.to(dtype))]
 
     errors = [
@@ -53,9 +74,14 @@ def relative_errors(kind: str, time: int, ridge: float) -> tuple[float, float]:
     return errors[0], max(errors[1:])
 
 
+def worst(kind: str, time: int, ridge: float) -> tuple[float, float]:
+    """The larger of each of the two over the seeds."""
+    outputs, gradients = zip(*(relative_errors(kind, time, ridge, seed) for seed in range(SEEDS)), strict=True)
+    return max(outputs), max(gradients)
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    set_value_checks(False)  # the ridge goes below the floor that the checks enforce: this is what they are for
     tokens = int(sys.argv[1]) if len(sys.argv) > 1 else 16_384
     backend = "chunked" if why_unavailable() else "native"
     started = time.perf_counter()
@@ -63,12 +89,12 @@ def main() -> None:
     print(f"{'keys':>12}" + "".join(f"{ridge:>18g}" for ridge in RIDGES))
     figures: dict[str, dict[str, dict[str, float]]] = {"output": {}, "gradient": {}}
     for kind in ("random", "correlated", "repeated"):
-        errors = {f"{ridge:g}": relative_errors(kind, tokens, ridge) for ridge in RIDGES}
+        errors = {f"{ridge:g}": worst(kind, tokens, ridge) for ridge in RIDGES}
         figures["output"][kind] = {ridge: output for ridge, (output, _) in errors.items()}
         figures["gradient"][kind] = {ridge: gradient for ridge, (_, gradient) in errors.items()}
         print(f"{kind:>12}" + "".join(f"{a:>9.0e} /{b:>6.0e}" for a, b in errors.values()), flush=True)
-    settings = {"tokens": tokens, "heads": HEADS, "rank": RANK, "head_dim": HEAD_DIM, "power": POWER}
-    settings["backend"] = backend
+    settings: dict[str, object] = {"tokens": tokens, "heads": HEADS, "rank": RANK, "head_dim": HEAD_DIM, "power": POWER}
+    settings |= {"backend": backend, "seeds": SEEDS}
     record = make_record("accuracy", settings, figures, seed=0, seconds=time.perf_counter() - started)
     append(record, "results/accuracy.jsonl")
 

@@ -23,7 +23,7 @@ from echo_ska.nn import SpectralKoopmanAttention
 from echo_ska.ops.arguments import RIDGE_FLOOR
 
 NEAR_THE_FLOOR = 10.0
-"""A ridge below so many times the floor is warned of: gradients of float32 calls keep two or three digits there
+"""A ridge below so many times the floor is warned of: gradients through float32 tokens keep one to three digits there
 (docs/numerics.md)."""
 
 FEW_DIGITS = 2.0
@@ -107,13 +107,14 @@ class LayerInspection:
             # The layer's ridge is float32, which does not hold the floor exactly.
             if ridge <= RIDGE_FLOOR * 1.001:
                 found.append(
-                    f"{place}: its ridge stands at the floor, {RIDGE_FLOOR:g}, where gradients of float32 calls keep "
-                    "two digits at most: start it higher (initial_ridge)"
+                    f"{place}: its ridge stands at the floor, {RIDGE_FLOOR:g}, where gradients through float32 "
+                    "tokens may keep no digit (a CPU takes float64 tokens, at half the speed): start it higher "
+                    "(initial_ridge)"
                 )
             elif ridge < NEAR_THE_FLOOR * RIDGE_FLOOR:
                 found.append(
-                    f"{place}: its ridge {ridge:.2g} is near the floor, {RIDGE_FLOOR:g}: gradients of float32 calls "
-                    "keep two or three digits"
+                    f"{place}: its ridge {ridge:.2g} is near the floor, {RIDGE_FLOOR:g}: gradients through float32 "
+                    "tokens keep one to three digits (a CPU takes float64 tokens, at half the speed)"
                 )
             if (digits := float(self.float32_digits[head])) < FEW_DIGITS:
                 kept = "no digit" if digits < 0.5 else "about one digit" if digits < 1.5 else "less than two digits"

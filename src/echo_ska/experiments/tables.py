@@ -126,7 +126,7 @@ def memory() -> str:
 
 def accuracy() -> str:
     """Error of float32 calls against float64 by kind of keys and ridge."""
-    records = {r.configuration["tokens"]: r for r in _records("accuracy") if "backend" in r.configuration}
+    records = {r.configuration["tokens"]: r for r in _records("accuracy") if "seeds" in r.configuration}
     ridges = list(next(iter(records.values())).figures["output"]["random"])
     rows = [["tokens", "of", "keys", *(f"ridge {ridge}" for ridge in ridges)]]
     for tokens, record in sorted(records.items()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import os
@@ -16,6 +17,12 @@ from echo_ska.ops.state import RecurrentState, check_fields
 RIDGE_FLOOR = 5e-4
 """The least ridge, relative to the squared norm of the longest stored key where that is above 1, for inputs below
 float64: half of the published 1e-3. Below it, gradients of float32 calls are rounding errors (docs/numerics.md)."""
+
+FLOAT64_BELOW = 5e-3
+"""The ridge, relative as above, below which float32 tokens of a causal read cost the gradients of keys their digits."""
+
+WHOLE_WINDOW = 32
+"""Tokens of a refresh interval from which on each window is whitened by just what it reads, and loses nothing."""
 
 ROUNDED_UNIT_NORM = 1.1
 """The squared norm of a key up to which it counts as a unit one: some are rounded to bfloat16 after normalising."""
@@ -58,6 +65,31 @@ class Arguments:
     @property
     def num_sequences(self) -> int:
         return self.query.shape[0] if self.cu_seqlens is None else len(self.cu_seqlens) - 1
+
+    @functools.cached_property
+    def relative_ridge(self) -> Tensor:
+        """The ridge over the squared norm b |k|^2 of the longest stored key, or over 1 where keys are shorter, [H]."""
+        key, weight = self.key.detach(), self.write_weight
+        if key.numel() == 0:
+            return self.ridge.detach()
+        squares = torch.linalg.vector_norm(key, dim=-1, dtype=torch.float32).square()
+        if weight is not None:
+            squares = squares * weight.detach()
+        longest = squares.amax(dim=(0, 1)).to(self.ridge.dtype)
+        return self.ridge.detach() / torch.where(longest <= ROUNDED_UNIT_NORM, 1.0, longest)
+
+    def needs_float64(self) -> bool:
+        """Whether this is a read on a CPU that float32 tokens cannot follow; asks for tensors' values."""
+        if torch.compiler.is_compiling() or self.query.device.type != "cpu" or self.value.dtype == torch.float64:
+            return False
+        whole = not self.causal or (self.refresh_interval or 0) >= WHOLE_WINDOW
+        return not whole and bool((self.relative_ridge < FLOAT64_BELOW).any())
+
+    def double(self) -> Arguments:
+        """The same call with tokens in float64; gradients pass."""
+        names = ("query", "key", "value", "write_weight", "blend")
+        given = {name: getattr(self, name) for name in names}
+        return dataclasses.replace(self, **{n: tensor.double() for n, tensor in given.items() if tensor is not None})
 
     def tokens(self, begin: int, end: int) -> Arguments:
         """The same call for the tokens from `begin` to `end` - 1, without state or packing."""
@@ -255,23 +287,12 @@ def _check_ridge(ridge: Tensor, arguments: Arguments) -> None:
             f"ridge must be at least {RIDGE_FLOOR:g} for {dtype} inputs, got {smallest:.6g}: raise it, or pass float64 "
             "(docs/numerics.md shows what is lost below)"
         )
-    longest = _squared_norms(arguments)
-    needed = RIDGE_FLOOR * torch.where(longest <= ROUNDED_UNIT_NORM, 1.0, longest)
-    if bool((ridge < needed).any()):
-        head = int((needed / ridge).argmax())
+    relative = arguments.relative_ridge
+    if bool((relative < RIDGE_FLOOR).any()):
+        head = int(relative.argmin())
+        squared = float(ridge[head] / relative[head])
         raise ValueError(
             f"ridge must be at least {RIDGE_FLOOR:g} times the squared norm of the keys for {dtype} inputs, got "
-            f"{float(ridge[head]):.6g} and keys of norm up to {float(longest[head].sqrt()):.4g} in head {head}: "
-            f"normalise the keys, raise the ridge to {float(needed[head]):.2g}, or pass float64 (docs/numerics.md)"
+            f"{float(ridge[head]):.6g} and keys of norm up to {math.sqrt(squared):.4g} in head {head}: "
+            f"normalise the keys, raise the ridge to {RIDGE_FLOOR * squared:.2g}, or pass float64 (docs/numerics.md)"
         )
-
-
-def _squared_norms(arguments: Arguments) -> Tensor:
-    """Of the longest stored key of each head, b |k|^2, [H]."""
-    key, weight = arguments.key.detach(), arguments.write_weight
-    if key.numel() == 0:
-        return arguments.ridge.new_zeros(key.shape[2])
-    squares = torch.linalg.vector_norm(key, dim=-1, dtype=torch.float32).square()
-    if weight is not None:
-        squares = squares * weight.detach()
-    return squares.amax(dim=(0, 1)).to(arguments.ridge.dtype)

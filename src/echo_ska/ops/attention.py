@@ -57,7 +57,9 @@ def spectral_koopman_attention(
     A weight of 0 equals absence at the start of a sequence and, for reads before it, at the end; inside it also
     breaks the lag pair around it, so padding is removed (`cu_seqlens`) rather than masked.
 
-    Statistics are summed and factored in float64 (float32 where the device has none), whatever autocast says.
+    Statistics are summed and factored in float64 (float32 where the device has none), whatever autocast says; tokens
+    are float32 for inputs below float64, but float64 where the ridge is so small that this costs gradients their digits
+    (causal reads on a CPU with a ridge below 5e-3; docs/numerics.md).
 
     Second derivatives (a backward pass through gradients taken with `create_graph=True`) need `backend="recurrent"`;
     the others refuse them.
@@ -123,6 +125,8 @@ def spectral_koopman_attention(
         raise ValueError(f'backend "triton" cannot take this call, {reason}; or use backend="chunked"')
     elif backend == "native" and (reason := why_not_native(arguments)) is not None:
         raise ValueError(f'backend "native" cannot take this call: {reason}; use backend="chunked"')
+    if backend in ("native", "chunked") and arguments.needs_float64():
+        arguments = arguments.double()
     state: RecurrentState | None
     with torch.autocast(query.device.type, enabled=False):
         if query.shape[0] * query.shape[1] == 0:

@@ -38,7 +38,7 @@ def draw(results: Results, path: Path) -> None:
     columns = 2
     lines = math.ceil((len(parts) + 1) / columns)
     figure = Figure(figsize=(11, 3.9 * lines + 3.2), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(3.9 * lines, 3.2))
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(3.9 * lines, 3.2)).flatten()
     panels = above.subplots(lines, columns, squeeze=False).flatten().tolist()
     for axes, part in zip(panels, parts, strict=False):
         _curves(axes, results, part, contexts)
