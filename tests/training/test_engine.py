@@ -71,6 +71,7 @@ SENTENCES = {
     "settings": r"ValueError: .*step-000008 was trained with another training\.learning_rate: use the same settings.*",
     "one fails": r"ValueError: part 1 has no text",
     "diverges": r"FloatingPointError: The loss became nan at step 6, so .* last good checkpoint is .*step-000004\.",
+    "spoiled": r"FloatingPointError: The loss became nan at step 6, so .* last good checkpoint is .*step-000004\.",
     "full": r"OSError: The checkpoint .*step-000008 could not be written: .*",
 }
 

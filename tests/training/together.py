@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -76,12 +77,24 @@ class Diverges(nn.Module):
         return output
 
 
+def build_spoiled(rank: int = 1) -> nn.Module:
+    """An Echo that reads what is no number at step 6, in one process alone: a layer would raise, others wait for it."""
+    model, calls = build_echo(), itertools.count()
+
+    def spoil(module: nn.Module, given: Any, read: Tensor) -> Tensor:
+        return read * float("nan") if next(calls) == 6 and rank == RANK else read
+
+    model.model.embed_tokens.register_forward_hook(spoil)
+    return model
+
+
 MODELS = {
     "echo": build_echo,  # an odd number of tokens, which two processes cannot halve
     "tiny": lambda: build(dropout=0.0),
     "dropout": build,
     "unreached": Unreached,
     "diverges": Diverges,
+    "spoiled": build_spoiled,
 }
 
 
@@ -210,6 +223,7 @@ def compare(strategy: str, other: str, folder: Path) -> dict[str, Any]:
     results["settings"] = failed(strategy=strategy, directory=kept, settings={"learning_rate": 1e-4})
     results["one fails"] = failed(strategy=strategy, data=FailsOnOne())
     results["diverges"] = failed(model="diverges", strategy=strategy, directory=folder / f"{strategy}-diverges")
+    results["spoiled"] = failed(model="spoiled", strategy=strategy, directory=folder / f"{strategy}-spoiled")
     full = stopped_half_way(kept, folder / f"{strategy}-full")
     results["full"] = full_disk(full, strategy)
     results["after full"] = curve(strategy=strategy, directory=full)
@@ -247,6 +261,8 @@ def context(folder: Path) -> dict[str, Any]:
     results["checkpoint activations"] = curve(strategy="context", checkpoint_activations=True)
     results["another model"] = failed(model="tiny", strategy="context")
     results["short"] = failed(strategy="context", data=ShortData())
+    results["spoiled"] = failed(model="spoiled", strategy="context")
+    results["spoiled, recomputed"] = failed(model="spoiled", strategy="context", checkpoint_activations=True)
     trained = build_echo()
     MODELS["mine"] = lambda: trained
     results["spike"] = failed(

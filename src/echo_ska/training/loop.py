@@ -13,6 +13,7 @@ share of the scored tokens, so that any division of a batch gives the loss and t
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from echo_ska.nn.divergence import divergence_gives_nan
 from echo_ska.tasks import accuracy
 from echo_ska.training.checkpoint import remove_partial
 from echo_ska.training.config import TrainingConfig
@@ -197,11 +199,17 @@ def _gradients(engine: Engine, parts: Parts, step: int, use_bfloat16: bool) -> t
         # One seed a part: processes must not drop the same units, and must not depend on how many of them there are.
         torch.manual_seed(step_seed("model" if parts.total == 1 else f"model/{part}", engine.config.seed, step))
         batch = {key: value.to(engine.device, non_blocking=True) for key, value in engine.own(batch).items()}
-        with engine.piece(last=index == len(drawn) - 1):
-            with torch.autocast(engine.device.type, torch.bfloat16, enabled=use_bfloat16):
-                output = engine.forward(batch, scored_share)
-            # Engines take the mean over processes where the sum is due.
-            engine.backward(output.loss if share is None else output.loss * (share * parts.processes.size))
+        try:
+            with divergence_gives_nan(), engine.piece(last=index == len(drawn) - 1):
+                with torch.autocast(engine.device.type, torch.bfloat16, enabled=use_bfloat16):
+                    output = engine.forward(batch, scored_share)
+                # Engines take the mean over processes where the sum is due.
+                engine.backward(output.loss if share is None else output.loss * (share * parts.processes.size))
+        except ArithmeticError as error:
+            # Compiled layers, and models of one's own, raise all the same. Beside others this process cannot go on.
+            if parts.processes.size > 1 or isinstance(error, ZeroDivisionError):
+                raise
+            return Progress(steps=1, loss_sum=math.nan), math.nan
         loss = output.loss.detach().float()
         losses.append(loss if share is None else loss * share)
         if share != 0:
