@@ -8,6 +8,7 @@ import time
 import pytest
 import together
 import torch
+from accelerate.state import AcceleratorState
 from launched import torchrun
 from test_checkpoint import contents
 from torch.distributed.constants import default_pg_timeout
@@ -109,3 +110,14 @@ def test_a_configuration_of_accelerate_that_would_shard_behind_our_back_is_refus
         start_processes(torch.device("cpu"), ScaleConfig(strategy=strategy)),
     ):
         pass
+
+
+def test_what_is_computed_does_not_follow_accelerates_environment(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state()  # it keeps what it was first told
+    with start_processes(torch.device("cpu"), ScaleConfig()) as (accelerator, _):
+        assert accelerator.gradient_accumulation_steps == 1
+        assert accelerator.mixed_precision == "no"
+        assert accelerator.prepare(model := torch.nn.Linear(2, 2)) is model

@@ -331,8 +331,8 @@ class SpectralKoopmanAttention(SequenceMixer):
         if start is not None:
             before, position = start.statistics + before, start.position + position
         if cu_seqlens is not None and int(cu_seqlens[1]) == 0:
-            # Nothing goes on from the part before, which may have ended inside an interval. (Times 0, since its backward
-            # pass is waited for.)
+            # Nothing goes on from the part before, which may have ended inside an interval. (Times 0: the exchange's
+            # backward pass is waited for.)
             before = before.map(lambda tensor: torch.cat([0 * tensor[:1], tensor[1:]]))
             position = before.count
         # Parts end at multiples of the refresh interval: what is frozen before one is all before it.

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
+from accelerate.utils import GradientAccumulationPlugin
 
 from echo_ska.training.scale import ScaleConfig
 
@@ -135,8 +136,7 @@ def start_processes(device: torch.device, scale: ScaleConfig, plugin: Any = None
                 f"strategy {scale.strategy} shares {what} among processes and there is one: start several, as in "
                 "torchrun --nproc-per-node 2 -m echo_ska train ..., or leave the strategy out."
             )
-        # Accelerate places nothing: its device is one for the whole process, ours is one for each call.
-        yield Accelerator(mixed_precision="no", device_placement=False), Processes()
+        yield _accelerator(), Processes()
         return
     for asked, ours in (("FSDP", None), ("DEEPSPEED", "deepspeed")):
         # Accelerate would shard the model behind the engine's back. (DeepSpeed's plugin sets its variable itself.)
@@ -151,18 +151,26 @@ def start_processes(device: torch.device, scale: ScaleConfig, plugin: Any = None
     # Without buckets rebuilt after the first step, gradients are summed in one order before and after a resumption;
     # and a parameter that a batch does not reach is no error.
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
-    accelerator = Accelerator(
-        mixed_precision="no",
-        device_placement=False,
-        cpu=device.type == "cpu" and plugin is None,
-        deepspeed_plugin=plugin,
-        kwargs_handlers=handlers,
+    accelerator = _accelerator(
+        cpu=device.type == "cpu" and plugin is None, deepspeed_plugin=plugin, kwargs_handlers=handlers
     )
     control = dist.new_group(backend="gloo", timeout=PATIENCE)
     try:
         yield accelerator, Processes(launched_rank(), launched_processes(), control)
     finally:
         dist.destroy_process_group(control)
+
+
+def _accelerator(**settings: Any) -> Accelerator:
+    """Accelerate, told all that it would take from its environment or its configuration otherwise: what is computed is
+    what `TrainingConfig` and `ScaleConfig` say."""
+    return Accelerator(
+        mixed_precision="no",
+        device_placement=False,  # its device is one for the whole process, ours is one for each call
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_backend="no",
+        **settings,
+    )
 
 
 def _join_anew(device: torch.device) -> None:
