@@ -39,7 +39,7 @@ from echo_ska.training.processes import launched_processes, start_processes
 from echo_ska.training.progress import Progress
 from echo_ska.training.records import RunRecord, make_record
 from echo_ska.training.reporter import Reporter
-from echo_ska.training.resume import checkpoint_to_resume, describe_model, own_folder
+from echo_ska.training.resume import checkpoint_to_resume, describe_model, describe_optimizer, own_folder
 from echo_ska.training.scale import ScaleConfig
 from echo_ska.training.zero import ZeroEngine, deepspeed_plugin
 
@@ -126,9 +126,9 @@ def train(
         parts = Parts(data, processes, scale.accumulate, whole=scale.strategy == "context")
         if check is not None:
             processes.on_first(check)
-        checkpoint = None
+        checkpoint, resumed_by = None, configuration | {"optimizer": describe_optimizer(model, config)}
         if folder is not None:
-            checkpoint = processes.on_first(lambda: checkpoint_to_resume(folder, configuration, resume))
+            checkpoint = processes.on_first(lambda: checkpoint_to_resume(folder, resumed_by, resume))
         engine = _engine(scale.strategy)(model, config, scale, accelerator, device, processes, checkpoint)
         at_the_end.callback(engine.close)
         first_step = 0 if checkpoint is None else checkpoint.step
@@ -153,7 +153,7 @@ def train(
                 journal.write({"step": done, "evaluation": evaluated})
             progress.seconds = time.perf_counter() - started
             if folder is not None and _is_due(done, config.checkpoint_every, config):
-                engine.save(folder, done, configuration, dataclasses.asdict(progress))
+                engine.save(folder, done, resumed_by, dataclasses.asdict(progress))
         if evaluate is not None:
             evaluated = _evaluate(evaluate, engine, config.steps)
             progress.figures |= evaluated
