@@ -68,6 +68,19 @@ def test_the_log_of_a_run_whose_checkpoints_were_deleted_is_kept_beside(tmp_path
     assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [3, 4]
 
 
+def test_a_description_that_is_no_json_is_refused_before_the_first_step(tmp_path):
+    class Described(CountingData):
+        def describe(self):
+            return {"folder": tmp_path}
+
+        def batch(self, step):
+            raise AssertionError
+
+    with pytest.raises(ValueError, match=r"What describes the data is no JSON \(.*Path.*\): let its describe\(\)"):
+        train(build(), Described(), config(5), directory=tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("step-*"))
+
+
 def freeze(model):
     model.embedding.weight.requires_grad_(False)
 

@@ -39,7 +39,7 @@ from echo_ska.training.processes import launched_processes, start_processes
 from echo_ska.training.progress import Progress
 from echo_ska.training.records import RunRecord, make_record
 from echo_ska.training.reporter import Reporter
-from echo_ska.training.resume import checkpoint_to_resume, describe_model, describe_optimizer, own_folder
+from echo_ska.training.resume import checkpoint_to_resume, describe_model, describe_optimizer, own_folder, require_json
 from echo_ska.training.scale import ScaleConfig
 from echo_ska.training.zero import ZeroEngine, deepspeed_plugin
 
@@ -101,7 +101,7 @@ def train(
 
     Raises:
         ValueError: if a checkpoint is damaged or of another configuration or model, naming what differs; another
-            process trains in `directory`; a precision, device, strategy or division of the batch cannot be had; or the
+            process trains in `directory`; a description is no JSON; a precision, device, strategy or division of the batch cannot be had; or the
             model returns tuples. Nothing is overwritten.
         FloatingPointError: for a loss or gradient that is not finite, or a spike; the weights stay as the step
             before left them.
@@ -124,6 +124,7 @@ def train(
         ExitStack() as at_the_end,
     ):
         parts = Parts(data, processes, scale.accumulate, whole=scale.strategy == "context")
+        processes.together(lambda: require_json(configuration))
         if check is not None:
             processes.on_first(check)
         checkpoint, resumed_by = None, configuration | {"optimizer": describe_optimizer(model, config)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -49,6 +50,18 @@ def own_folder(directory: Path | None, processes: Processes) -> Iterator[None]:
 
         processes.on_first(hold)
         yield
+
+
+def require_json(configuration: dict[str, Any]) -> None:
+    """Raise ValueError where a part of a configuration is no JSON, which checkpoints and records are."""
+    for part, settings in configuration.items():
+        try:
+            json.dumps(settings)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"What describes the {part} is no JSON ({error}): let its describe() return strings, numbers, lists and "
+                "dictionaries alone."
+            ) from None
 
 
 def describe_optimizer(model: nn.Module, config: TrainingConfig) -> dict[str, Any]:
