@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from echo_ska.models import EchoConfig, EchoForCausalLM
 from echo_ska.models.presets import preset
 from echo_ska.training import (
     Observer,
+    Observers,
     RunRecord,
     Throughput,
     TrainingConfig,
@@ -87,16 +87,21 @@ def train_command(request: TrainRequest, json_file: Path | None, console: Consol
         say(console, f"Going on from {found[-1]}.")
     throughput = _throughput(config, model_config, goal)
     try:
-        with (
-            _observers(request, config, model, goal, throughput) as observers,
-            console_reporter("training", console, throughput) as reporter,
-        ):
+        with ExitStack() as opened, console_reporter("training", console, throughput) as reporter:
+            observers: list[Observer] = []
+
+            def begin() -> None:
+                """In the first process, once the run may go on: a command that is refused touches no curves."""
+                goal.check(console)
+                if request.output is not None:
+                    observers.append(opened.enter_context(_observers(request, config, model, goal, throughput)))
+
             record = train(
                 model,
                 goal.data,
                 config,
                 scale=request.scale,
-                check=lambda: goal.check(console),
+                check=begin,
                 evaluate=goal.evaluate if goal.scored else None,
                 directory=request.output,
                 reporter=reporter,
@@ -166,33 +171,29 @@ def _throughput(config: TrainingConfig, model_config: EchoConfig, goal: Goal) ->
     return Throughput(flops, peak * launched_processes(), device)
 
 
-@contextmanager
 def _observers(
     request: TrainRequest, config: TrainingConfig, model: EchoForCausalLM, goal: Goal, throughput: Throughput
-) -> Iterator[list[Observer]]:
-    """Those that were asked for, in the first process alone."""
-    if request.output is None or not is_first_process():
-        yield []
-        return
+) -> AbstractContextManager[Observers]:
+    """Those that were asked for."""
+    assert request.output is not None
     configuration = {
         "training": dataclasses.asdict(config),
         "data": goal.data.describe(),
         "model": describe_model(model),
     }
-    with open_observers(
+    return open_observers(
         request.output,
         tensorboard=request.tensorboard,
         wandb_project=request.wandb,
         configuration=configuration,
         throughput=throughput,
-    ) as observers:
-        yield [observers]
+    )
 
 
 def _require_own_folder(output: Path | None) -> None:
     """A folder without checkpoints may hold nothing that the end of a run would overwrite; and nobody may train there.
 
-    `train` asks the latter again, of all processes: here it is asked before the curves of another run are opened.
+    `train` asks the latter again, of all processes: here it is asked before anything is said.
     """
     if output is not None and output.is_dir() and launched_processes() == 1:
         with held_folder(output):

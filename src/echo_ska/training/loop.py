@@ -81,8 +81,9 @@ def train(
         data: gives the batch of every step.
         config: see `TrainingConfig`.
         scale: see `ScaleConfig`; None takes every batch at once.
-        check: called once before the first step, in the first process, while the others wait; what it raises is raised
-            in all of them, and nothing was overwritten.
+        check: called once before the first step, in the first process, while the others wait, when the run's folder is
+            held and its checkpoint is one to go on from; what it raises is raised in all of them, and nothing was
+            overwritten.
         evaluate: called every `config.evaluate_every` steps and after the last, whose checkpoint is written by then, in
             the first process, with a whole model; its figures go to log and record. Of a finished run it is called
             once more; where other figures come out, they take the place of the log's.
@@ -101,8 +102,8 @@ def train(
 
     Raises:
         ValueError: if a checkpoint is damaged or of another configuration or model, naming what differs; another
-            process trains in `directory`; a description is no JSON; a precision, device, strategy or division of the batch cannot be had; or the
-            model returns tuples. Nothing is overwritten.
+            process trains in `directory`; a description is no JSON; a precision, device, strategy or division of the
+            batch cannot be had; or the model returns tuples. Nothing is overwritten.
         FloatingPointError: for a loss or gradient that is not finite, or a spike; the weights stay as the step
             before left them.
         OSError: if a checkpoint or the log cannot be written.
@@ -125,11 +126,11 @@ def train(
     ):
         parts = Parts(data, processes, scale.accumulate, whole=scale.strategy == "context")
         processes.together(lambda: require_json(configuration))
-        if check is not None:
-            processes.on_first(check)
         checkpoint, resumed_by = None, configuration | {"optimizer": describe_optimizer(model, config)}
         if folder is not None:
             checkpoint = processes.on_first(lambda: checkpoint_to_resume(folder, resumed_by, resume))
+        if check is not None:
+            processes.on_first(check)
         engine = _engine(scale.strategy)(model, config, scale, accelerator, device, processes, checkpoint)
         at_the_end.callback(engine.close)
         first_step = 0 if checkpoint is None else checkpoint.step

@@ -59,8 +59,8 @@ def require_json(configuration: dict[str, Any]) -> None:
             json.dumps(settings)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"What describes the {part} is no JSON ({error}): let its describe() return strings, numbers, lists and "
-                "dictionaries alone."
+                f"What describes the {part} is no JSON ({error}): let its describe() return strings, numbers, lists "
+                "and dictionaries alone."
             ) from None
 
 
