@@ -74,11 +74,20 @@ def test_only_what_is_agreed_upon_is_waited_for_patiently(two_processes):
         assert result["limits"] == {"default": default_pg_timeout.total_seconds(), "control": PATIENCE.total_seconds()}
 
 
-def test_what_all_meet_is_told_once(tmp_path):
-    command = "-m echo_ska train --task mqar --steps 2 --batch-size 4 --length 32 --vocab-size 64 --accumulate 3"
+MET_BY_ALL = {
+    "--task mqar --vocab-size 64 --accumulate 3": "cannot be divided into 6 equal parts",
+    "--text nowhere": "nowhere does not exist",
+    "--task mqar --vocab-size 64 --strategy context --model echo-1m-ssm-attention": "cannot be split over processes",
+}
+
+
+@pytest.mark.parametrize("options", MET_BY_ALL)
+def test_what_all_meet_is_told_once(options):
+    command = f"-m echo_ska train {options} --steps 2 --batch-size 4 --length 32"
     done = subprocess.run(**torchrun(*command.split()), capture_output=True, text=True)
     assert done.returncode != 0
-    assert done.stderr.count("cannot be divided into 6 equal parts") == 1, done.stderr
+    assert done.stderr.count(MET_BY_ALL[options]) == 1, done.stderr
+    assert "process 1: " not in done.stderr
 
 
 def test_what_the_first_alone_looks_at_is_told_once_and_ends_all(tmp_path):

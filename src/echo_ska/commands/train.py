@@ -33,7 +33,7 @@ from echo_ska.training import (
 from echo_ska.training.checkpoint import list_checkpoints
 from echo_ska.training.device import training_device, uses_bfloat16
 from echo_ska.training.engine import require_named_outputs
-from echo_ska.training.processes import is_first_process, is_shared, launched_processes, shared
+from echo_ska.training.processes import before_joining, is_first_process, is_shared, launched_processes, shared
 from echo_ska.training.records import append_new, read, write_json
 from echo_ska.training.resume import describe_model, held_folder
 
@@ -50,34 +50,9 @@ def train_command(request: TrainRequest, json_file: Path | None, console: Consol
     """
     if not is_first_process():
         console = Console(quiet=True)
-    if request.output is None and (request.tensorboard or request.wandb is not None):
-        raise ValueError("--tensorboard and --wandb keep their files in the folder of the run: give --output DIR.")
-    if [bool(request.text), request.data is not None, bool(request.task)].count(True) != 1:
-        raise ValueError("Give one of --text PATH, --task NAME (as in mqar-grid) and --data DIR: what is to be learnt.")
-    if request.data is None and not request.verify:
-        raise ValueError("--no-verify is for --data: text and tasks have no checksums.")
-    config = TrainingConfig(
-        steps=request.steps,
-        learning_rate=request.learning_rate,
-        seed=request.seed,
-        precision=request.precision,
-        device=request.device,
-        checkpoint_every=request.checkpoint_every,
-    )
-    goal: Goal
-    if request.data is not None:
-        goal = LearnCorpus(request)
-    else:
-        goal = LearnText(request) if request.text else LearnRecall(request)
-    if request.recipe is not None and request.task is None:
-        what = "text, learnt byte by byte," if request.data is None else f"the tokenizer of {request.data}"
-        require_vocabulary(request.recipe, goal.vocab_size, what)
-    model_config = _model_config(request, goal.vocab_size)
-    model = _untrained(model_config, request.seed)
-    require_named_outputs(model)
-    if not model.has_state:
-        raise ValueError("A layer of ska-paper has no state, so the model cannot be scored in segments: use ska.")
-    _require_own_folder(request.output)
+    with before_joining():
+        goal, config, model = _prepared(request)
+    model_config = model.config
     goal.introduce(console)
     say(
         console,
@@ -128,6 +103,39 @@ def train_command(request: TrainRequest, json_file: Path | None, console: Consol
         _keep(record, model, request.output, goal)
         say(console, f"Kept in {request.output}: model, checkpoints, log.jsonl, records.jsonl.")
     write_json(json_file, dataclasses.asdict(record))
+
+
+def _prepared(request: TrainRequest) -> tuple[Goal, TrainingConfig, EchoForCausalLM]:
+    """What was asked for, refused where it cannot be had."""
+    if request.output is None and (request.tensorboard or request.wandb is not None):
+        raise ValueError("--tensorboard and --wandb keep their files in the folder of the run: give --output DIR.")
+    if [bool(request.text), request.data is not None, bool(request.task)].count(True) != 1:
+        raise ValueError("Give one of --text PATH, --task NAME (as in mqar-grid) and --data DIR: what is to be learnt.")
+    if request.data is None and not request.verify:
+        raise ValueError("--no-verify is for --data: text and tasks have no checksums.")
+    config = TrainingConfig(
+        steps=request.steps,
+        learning_rate=request.learning_rate,
+        seed=request.seed,
+        precision=request.precision,
+        device=request.device,
+        checkpoint_every=request.checkpoint_every,
+    )
+    goal: Goal
+    if request.data is not None:
+        goal = LearnCorpus(request)
+    else:
+        goal = LearnText(request) if request.text else LearnRecall(request)
+    if request.recipe is not None and request.task is None:
+        what = "text, learnt byte by byte," if request.data is None else f"the tokenizer of {request.data}"
+        require_vocabulary(request.recipe, goal.vocab_size, what)
+    model_config = _model_config(request, goal.vocab_size)
+    model = _untrained(model_config, request.seed)
+    require_named_outputs(model)
+    if not model.has_state:
+        raise ValueError("A layer of ska-paper has no state, so the model cannot be scored in segments: use ska.")
+    _require_own_folder(request.output)
+    return goal, config, model
 
 
 def _model_config(request: TrainRequest, vocab_size: int) -> EchoConfig:

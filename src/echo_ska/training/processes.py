@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -22,6 +23,9 @@ E = TypeVar("E", bound=BaseException)
 PATIENCE = timedelta(hours=6)
 """How long processes wait for one that evaluates or writes. One that died ends the waiting at once. Starting, and the
 sums of gradients, have torch's own limits."""
+
+FIRST_TELLS = 15.0
+"""Seconds that a process leaves the first one of its machine to meet an error that it met itself."""
 
 SHARED_ERRORS = (ValueError, OSError, FloatingPointError, ArithmeticError, MemoryError)
 
@@ -118,6 +122,21 @@ def is_shared(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
+def before_joining() -> Iterator[None]:
+    """Around what processes do before they are joined.
+
+    Those of one machine read the same options and files and meet the same errors. The first of them tells, at which the
+    launcher ends the others; they wait for that, and tell where it does not come.
+    """
+    try:
+        yield
+    except (ValueError, OSError):
+        if launched_processes() > 1 and int(os.environ.get("LOCAL_RANK", "0")) > 0:
+            time.sleep(FIRST_TELLS)
+        raise
+
+
+@contextlib.contextmanager
 def start_processes(device: torch.device, scale: ScaleConfig, plugin: Any = None) -> Iterator[tuple[Any, Processes]]:
     """Accelerate's view of this training and its processes.
 
@@ -141,9 +160,11 @@ def start_processes(device: torch.device, scale: ScaleConfig, plugin: Any = None
     for asked, ours in (("FSDP", None), ("DEEPSPEED", "deepspeed")):
         # Accelerate would shard the model behind the engine's back. (DeepSpeed's plugin sets its variable itself.)
         if os.environ.get(f"ACCELERATE_USE_{asked}") == "true" and scale.strategy != ours:
-            raise ValueError(
-                f"Accelerate is configured for {asked}, which is here the strategy {asked.lower()}: start with "
-                "torchrun, or accelerate launch --num_processes N without a configuration, and give that strategy."
+            raise shared(
+                ValueError(
+                    f"Accelerate is configured for {asked}, which is here the strategy {asked.lower()}: start with "
+                    "torchrun, or accelerate launch --num_processes N without a configuration, and give that strategy."
+                )
             )
     if plugin is not None:
         AcceleratorState._reset_state()  # it takes one plugin in its life, and a process may train several times
