@@ -88,7 +88,7 @@ def train(
             the first process, with a whole model; its figures go to log and record. Of a finished run it is called
             once more; where other figures come out, they take the place of the log's.
         directory: where checkpoints and log.jsonl are kept, on a disk that all processes see; None keeps nothing.
-        reporter: told of every line of the log.
+        reporter: told of every step, with the figures of the newest line of the log.
         observers: told of every line of the log too, in full, in the first process.
         resume: continue from the newest checkpoint in `directory`, by whatever number of processes it was written.
             False refuses a directory that holds any.
@@ -139,7 +139,8 @@ def train(
         progress = Progress() if checkpoint is None else Progress(**checkpoint.state)
         log = None if folder is None else processes.on_first(lambda: _continue_log(folder, first_step))
         journal = Journal(processes, log, observers, reporter)
-        journal.report(first_step, config.steps, {})
+        shown: dict[str, float] = {}
+        journal.report(first_step, config.steps, shown)
 
         started = time.perf_counter() - progress.seconds
         engine.network.train()
@@ -150,7 +151,10 @@ def train(
                 means = progress.close_window()
                 progress.figures |= means
                 journal.write({"step": done, **means, **steered, "seconds": time.perf_counter() - started})
-                journal.report(done, config.steps, means)
+                shown = means
+            journal.report(
+                done, config.steps, shown
+            )  # every step: it may take a minute, and reporters limit themselves
             if evaluate is not None and done < config.steps and _is_due(done, config.evaluate_every, config):
                 evaluated = _evaluate(evaluate, engine, done)
                 progress.figures |= evaluated
