@@ -153,7 +153,7 @@ def start_processes(device: torch.device, scale: ScaleConfig, plugin: Any = None
             what = "every sequence" if scale.strategy == "context" else "a model"
             raise ValueError(
                 f"strategy {scale.strategy} shares {what} among processes and there is one: start several, as in "
-                "torchrun --nproc-per-node 2 -m echo_ska train ..., or leave the strategy out."
+                "torchrun --nproc-per-node 2 -m echo_ska train ..., or give --strategy auto."
             )
         yield _accelerator(), Processes()
         return
