@@ -236,3 +236,9 @@ def test_a_model_that_returns_tuples_is_refused(tmp_path):
     with pytest.raises(ValueError, match="reads its outputs by name: leave out return_dict=false"):
         train(model, together.UnevenData(), TrainingConfig(steps=1), directory=tmp_path / "run")
     assert not list((tmp_path / "run").iterdir())
+
+
+def test_fsdp_refuses_a_block_of_several_dtypes_in_one_sentence(two_processes):
+    sentence = r"ValueError: strategy fsdp gathers .* has parameters in bfloat16 and float32: train it in float32 .*"
+    for results in two_processes.results:
+        assert re.fullmatch(sentence, results["mixed"])

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from tiny_model import CountingData, build, build_echo, config
 from torch import Tensor, nn
 
+from echo_ska.nn.mixer import KEPT_IN_FLOAT32
 from echo_ska.training import ScaleConfig, train
 from echo_ska.training.data import rows_of_part
 from echo_ska.training.processes import start_processes
@@ -88,6 +89,15 @@ def build_spoiled(rank: int = 1) -> nn.Module:
     return model
 
 
+def build_mixed() -> nn.Module:
+    """An Echo in bfloat16 but for what steers exponentials, as `from_pretrained` loads one."""
+    model = build_echo()
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[2] not in KEPT_IN_FLOAT32:
+            parameter.data = parameter.data.bfloat16()
+    return model
+
+
 MODELS = {
     "echo": build_echo,  # an odd number of tokens, which two processes cannot halve
     "tiny": lambda: build(dropout=0.0),
@@ -95,6 +105,7 @@ MODELS = {
     "unreached": Unreached,
     "diverges": Diverges,
     "spoiled": build_spoiled,
+    "mixed": build_mixed,
 }
 
 
@@ -313,6 +324,8 @@ def main(folder: Path, strategies: list[str]) -> None:
     results["dropout"] = curve("dropout", strategies[0])
     if "ddp" in strategies:
         results["context"] = context(folder)
+    if "fsdp" in strategies:
+        results["mixed"] = failed(model="mixed", strategy="fsdp")
     results["whole batches"] = failed(model="tiny", strategy=strategies[0], data=WholeBatches())
     if "ddp" in strategies:
         results["limits"] = limits()
