@@ -46,6 +46,13 @@ def corpus_of_pairs(run, texts, tmp_path):
     return tmp_path / "pairs"
 
 
+def test_reading_held_out_documents_is_seen(run, corpus, monkeypatch):
+    monkeypatch.setattr(goal_corpus, "LINE_SECONDS", 0.0)
+    result = run("train", "--data", corpus, *SHORT)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("Scoring held-out documents: ") > 2
+
+
 @pytest.mark.parametrize("which", ["corpus", "corpus_of_pairs"])
 def test_a_corpus_is_learnt_scored_and_kept(run, request, tmp_path, which):
     folder, output = request.getfixturevalue(which), tmp_path / "run"

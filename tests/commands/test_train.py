@@ -154,6 +154,17 @@ def test_a_second_run_opens_no_curves_in_the_first_ones_folder(run, text, tmp_pa
     assert not list((tmp_path / "run").iterdir())
 
 
+def test_a_refused_command_opens_no_curves_of_the_run_that_it_was_refused_for(run, text, tmp_path):
+    command = ["train", "--text", text, *TINY, *SHORT, "--output", tmp_path / "run", "--tensorboard"]
+    assert run(*command).exit_code == 0
+    before = sorted((tmp_path / "run" / "tensorboard").iterdir())
+    result = run(*command, "--learning-rate", "0.5", "--wandb=echo")
+    assert result.exit_code != 0
+    assert "was trained with another training.learning_rate" in " ".join(result.output.split())
+    assert sorted((tmp_path / "run" / "tensorboard").iterdir()) == before
+    assert not (tmp_path / "run" / "wandb").exists()
+
+
 @pytest.mark.parametrize("option", [["--tensorboard"], ["--wandb=echo"]])
 def test_curves_need_a_folder(refused, text, option):
     refused("give --output DIR", "train", "--text", text, *option)

@@ -160,6 +160,16 @@ def packed_chunk_causal_as_split(group: dist.ProcessGroup) -> dict[str, float]:
     return compared(group, model(**changes), model(**changes), batch, bounds)
 
 
+def packed_between_sequences(group: dist.ProcessGroup) -> dict[str, float]:
+    """Every part begins where a sequence begins, and the one before it ended inside an interval."""
+    packing = [0, 9, 18, 27, 36]
+    changes = {"refresh_interval": 8}
+    bounds = packed_bounds(packing, dist.get_world_size(group), 8, least=3)
+    assert set(bounds) <= set(packing)
+    batch = labelled(1, 36, cu_seqlens=torch.tensor(packing))
+    return compared(group, model(**changes), model(**changes), batch, bounds)
+
+
 def dropout(group: dist.ProcessGroup) -> dict[str, float]:
     """Heads that store all and rows that go past a mixer are the same in every part, and they change the logits."""
     changes = {"gate_dropout": 0.5, "mixer_dropout": [0.5, 0.5, 0.0, 0.0]}
@@ -302,6 +312,7 @@ CASES: dict[str, Callable[[dist.ProcessGroup], dict[str, Any]]] = {
         packed_sequences,
         packed_chunk_causal,
         packed_chunk_causal_as_split,
+        packed_between_sequences,
         dropout,
         recomputed,
         trained,

@@ -31,6 +31,7 @@ def found() -> list[dict[str, dict[int, Any]]]:
         "packed_sequences",
         "packed_chunk_causal",
         "packed_chunk_causal_as_split",
+        "packed_between_sequences",
         "dropout",
         "recomputed",
     ],

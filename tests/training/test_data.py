@@ -3,10 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_model import build_echo, config
 
 from echo_ska.tasks import MultiQueryRecallGrid, accuracy
-from echo_ska.training import RecallData, RecallSchedule, TextData, TextFile
-from echo_ska.training.data import rows_of_part, step_seed
+from echo_ska.training import RecallData, RecallSchedule, TextData, TextFile, train
+from echo_ska.training.data import require_vocabulary, rows_of_part, step_seed
 
 TASK = MultiQueryRecallGrid(pairs=3, gap=4, vocab_size=32, num_keys=16, num_values=8)
 
@@ -93,6 +94,22 @@ def test_every_step_of_a_schedule_is_of_one_task_as_often_as_its_weight_says():
     assert (
         data.describe()["schedule"][1] | {"pairs": 4, "batch_size": 2, "weight": 1.0} == data.describe()["schedule"][1]
     )
+
+
+@pytest.mark.parametrize(
+    ("data", "ids"),
+    [
+        (RecallData(MultiQueryRecallGrid(), 4, seed=0), MultiQueryRecallGrid().vocab_size),
+        (RecallSchedule(SCHEDULED, seed=0), max(task.vocab_size for task, _, _ in SCHEDULED)),
+        (TextData([TextFile(Path("a"), torch.arange(250, dtype=torch.uint8))], 6, 16, seed=2), 256),
+    ],
+)
+def test_a_model_that_knows_fewer_ids_is_refused_before_the_first_step(data, ids):
+    model = build_echo()  # 13
+    with pytest.raises(ValueError, match=f"knows 13 token ids and {type(data).__name__} has {ids}: build the model"):
+        train(model, data, config(2))
+    model.config.vocab_size = ids
+    require_vocabulary(model, data)
 
 
 @pytest.mark.parametrize("parts", [(), ((MultiQueryRecallGrid(), 4, 0.0),), ((MultiQueryRecallGrid(), 0, 1.0),)])

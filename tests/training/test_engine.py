@@ -71,6 +71,7 @@ SENTENCES = {
     "settings": r"ValueError: .*step-000008 was trained with another training\.learning_rate: use the same settings.*",
     "one fails": r"ValueError: part 1 has no text",
     "diverges": r"FloatingPointError: The loss became nan at step 6, so .* last good checkpoint is .*step-000004\.",
+    "spoiled": r"FloatingPointError: The loss became nan at step 6, so .* last good checkpoint is .*step-000004\.",
     "full": r"OSError: The checkpoint .*step-000008 could not be written: .*",
 }
 
@@ -235,3 +236,9 @@ def test_a_model_that_returns_tuples_is_refused(tmp_path):
     with pytest.raises(ValueError, match="reads its outputs by name: leave out return_dict=false"):
         train(model, together.UnevenData(), TrainingConfig(steps=1), directory=tmp_path / "run")
     assert not list((tmp_path / "run").iterdir())
+
+
+def test_fsdp_refuses_a_block_of_several_dtypes_in_one_sentence(two_processes):
+    sentence = r"ValueError: strategy fsdp gathers .* has parameters in bfloat16 and float32: train it in float32 .*"
+    for results in two_processes.results:
+        assert re.fullmatch(sentence, results["mixed"])

@@ -1,7 +1,9 @@
 import math
 
 import pytest
-from tiny_model import CountingData, build, config
+import together
+import torch
+from tiny_model import CountingData, TinyModel, build, config
 
 from echo_ska.training import ScaleConfig, train
 from echo_ska.training.guard import check_step
@@ -46,3 +48,23 @@ def test_a_run_stops_at_a_spike_with_its_checkpoint_named_and_resumes_to_the_sam
             train(build(), Disturbed(), config(**settings), scale=guarded, directory=tmp_path)
         told.append(str(stopped.value))
     assert told[0] == told[1]  # the losses before it are kept in the checkpoint
+
+
+class Raises(TinyModel):
+    """A model of one's own that raises where its numbers are not finite."""
+
+    calls = 0
+
+    def forward(self, *arguments, **named):
+        self.calls += 1
+        if self.calls == 7:
+            raise FloatingPointError("not finite")
+        return super().forward(*arguments, **named)
+
+
+@pytest.mark.parametrize("model", [together.build_spoiled(rank=0), Raises()], ids=["a layer", "the model"])
+def test_a_divergence_that_a_layer_meets_names_step_and_checkpoint(model, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"The loss became nan at step 6, so .*step-000005\.$"):
+        train(model, CountingData(), config(), directory=tmp_path)
+    with pytest.raises(ValueError, match="holds nan"):  # elsewhere than in a training, what is wrong is named
+        together.build_echo().model.mixers[0](torch.full((1, 4, 16), math.nan))

@@ -8,6 +8,7 @@ import time
 import pytest
 import together
 import torch
+from accelerate.state import AcceleratorState
 from launched import torchrun
 from test_checkpoint import contents
 from torch.distributed.constants import default_pg_timeout
@@ -73,11 +74,20 @@ def test_only_what_is_agreed_upon_is_waited_for_patiently(two_processes):
         assert result["limits"] == {"default": default_pg_timeout.total_seconds(), "control": PATIENCE.total_seconds()}
 
 
-def test_what_all_meet_is_told_once(tmp_path):
-    command = "-m echo_ska train --task mqar --steps 2 --batch-size 4 --length 32 --vocab-size 64 --accumulate 3"
+MET_BY_ALL = {
+    "--task mqar --vocab-size 64 --accumulate 3": "cannot be divided into 6 equal parts",
+    "--text nowhere": "nowhere does not exist",
+    "--task mqar --vocab-size 64 --strategy context --model echo-1m-ssm-attention": "cannot be split over processes",
+}
+
+
+@pytest.mark.parametrize("options", MET_BY_ALL)
+def test_what_all_meet_is_told_once(options):
+    command = f"-m echo_ska train {options} --steps 2 --batch-size 4 --length 32"
     done = subprocess.run(**torchrun(*command.split()), capture_output=True, text=True)
     assert done.returncode != 0
-    assert done.stderr.count("cannot be divided into 6 equal parts") == 1, done.stderr
+    assert done.stderr.count(MET_BY_ALL[options]) == 1, done.stderr
+    assert "process 1: " not in done.stderr
 
 
 def test_what_the_first_alone_looks_at_is_told_once_and_ends_all(tmp_path):
@@ -94,7 +104,7 @@ def test_what_the_first_alone_looks_at_is_told_once_and_ends_all(tmp_path):
 
 def test_a_strategy_without_processes_is_refused():
     with (
-        pytest.raises(ValueError, match="torchrun --nproc-per-node 2"),
+        pytest.raises(ValueError, match=r"torchrun --nproc-per-node 2 .* or give --strategy auto\.$"),
         start_processes(torch.device("cpu"), ScaleConfig(strategy="fsdp")),
     ):
         pass
@@ -109,3 +119,14 @@ def test_a_configuration_of_accelerate_that_would_shard_behind_our_back_is_refus
         start_processes(torch.device("cpu"), ScaleConfig(strategy=strategy)),
     ):
         pass
+
+
+def test_what_is_computed_does_not_follow_accelerates_environment(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state()  # it keeps what it was first told
+    with start_processes(torch.device("cpu"), ScaleConfig()) as (accelerator, _):
+        assert accelerator.gradient_accumulation_steps == 1
+        assert accelerator.mixed_precision == "no"
+        assert accelerator.prepare(model := torch.nn.Linear(2, 2)) is model

@@ -14,8 +14,9 @@ import pytest
 from test_checkpoint import contents
 from tiny_model import CountingData, build, config
 
+from echo_ska.sealed import write_sums
 from echo_ska.training import train
-from echo_ska.training.checkpoint import PARTIAL
+from echo_ska.training.checkpoint import PARTIAL, TRAINER
 
 SLOW = """
 import sys, time
@@ -65,6 +66,57 @@ def test_the_log_of_a_run_whose_checkpoints_were_deleted_is_kept_beside(tmp_path
     train(build(), CountingData(), config(4), directory=tmp_path)
     assert (tmp_path / "log-1.jsonl").read_bytes() == log
     assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [3, 4]
+
+
+def test_a_description_that_is_no_json_is_refused_before_the_first_step(tmp_path):
+    class Described(CountingData):
+        def describe(self):
+            return {"folder": tmp_path}
+
+        def batch(self, step):
+            raise AssertionError
+
+    with pytest.raises(ValueError, match=r"What describes the data is no JSON \(.*Path.*\): let its describe\(\)"):
+        train(build(), Described(), config(5), directory=tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("step-*"))
+
+
+def freeze(model):
+    model.embedding.weight.requires_grad_(False)
+
+
+def hasten(model):
+    model.recurrence._learning_rate_scale = {"bias_hh_l0": 10.0}
+
+
+def keep_from_decay(model):
+    model.recurrence._no_weight_decay = ("weight_hh_l0",)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (freeze, "trained_parameters"),
+        (hasten, "learning_rate_scales"),
+        (keep_from_decay, "decayed_parameters"),
+    ],
+)
+def test_other_parameters_to_train_or_otherwise_are_refused(tmp_path, change, named):
+    train(build(), CountingData(), config(5), directory=tmp_path)
+    model = build()
+    change(model)
+    with pytest.raises(ValueError, match=f"step-000005 was trained with another optimizer.{named}: use"):
+        train(model, CountingData(), config(5), directory=tmp_path)
+
+
+def test_a_checkpoint_of_a_version_that_did_not_record_them_is_resumed(tmp_path):
+    train(build(), CountingData(), config(5), directory=tmp_path)
+    folder = tmp_path / "checkpoints" / "step-000005"
+    trainer = json.loads((folder / TRAINER).read_text())
+    del trainer["configuration"]["optimizer"]
+    (folder / TRAINER).write_text(json.dumps(trainer))
+    write_sums(folder, ["model.safetensors", "optimizer.safetensors", TRAINER])
+    assert train(build(), CountingData(), config(5), directory=tmp_path).figures["loss"] > 0
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL")

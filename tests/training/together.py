@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from tiny_model import CountingData, build, build_echo, config
 from torch import Tensor, nn
 
+from echo_ska.nn.mixer import KEPT_IN_FLOAT32
 from echo_ska.training import ScaleConfig, train
 from echo_ska.training.data import rows_of_part
 from echo_ska.training.processes import start_processes
@@ -76,12 +78,34 @@ class Diverges(nn.Module):
         return output
 
 
+def build_spoiled(rank: int = 1) -> nn.Module:
+    """An Echo that reads what is no number at step 6, in one process alone: a layer would raise, others wait for it."""
+    model, calls = build_echo(), itertools.count()
+
+    def spoil(module: nn.Module, given: Any, read: Tensor) -> Tensor:
+        return read * float("nan") if next(calls) == 6 and rank == RANK else read
+
+    model.model.embed_tokens.register_forward_hook(spoil)
+    return model
+
+
+def build_mixed() -> nn.Module:
+    """An Echo in bfloat16 but for what steers exponentials, as `from_pretrained` loads one."""
+    model = build_echo()
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[2] not in KEPT_IN_FLOAT32:
+            parameter.data = parameter.data.bfloat16()
+    return model
+
+
 MODELS = {
     "echo": build_echo,  # an odd number of tokens, which two processes cannot halve
     "tiny": lambda: build(dropout=0.0),
     "dropout": build,
     "unreached": Unreached,
     "diverges": Diverges,
+    "spoiled": build_spoiled,
+    "mixed": build_mixed,
 }
 
 
@@ -210,6 +234,7 @@ def compare(strategy: str, other: str, folder: Path) -> dict[str, Any]:
     results["settings"] = failed(strategy=strategy, directory=kept, settings={"learning_rate": 1e-4})
     results["one fails"] = failed(strategy=strategy, data=FailsOnOne())
     results["diverges"] = failed(model="diverges", strategy=strategy, directory=folder / f"{strategy}-diverges")
+    results["spoiled"] = failed(model="spoiled", strategy=strategy, directory=folder / f"{strategy}-spoiled")
     full = stopped_half_way(kept, folder / f"{strategy}-full")
     results["full"] = full_disk(full, strategy)
     results["after full"] = curve(strategy=strategy, directory=full)
@@ -247,6 +272,8 @@ def context(folder: Path) -> dict[str, Any]:
     results["checkpoint activations"] = curve(strategy="context", checkpoint_activations=True)
     results["another model"] = failed(model="tiny", strategy="context")
     results["short"] = failed(strategy="context", data=ShortData())
+    results["spoiled"] = failed(model="spoiled", strategy="context")
+    results["spoiled, recomputed"] = failed(model="spoiled", strategy="context", checkpoint_activations=True)
     trained = build_echo()
     MODELS["mine"] = lambda: trained
     results["spike"] = failed(
@@ -280,6 +307,7 @@ def restarted(folder: Path) -> None:
 def limits() -> dict[str, float]:
     """Seconds that each group of processes waits."""
     with start_processes(torch.device("cpu"), ScaleConfig()) as (_, processes):
+        processes.sum([0.0])  # nobody leaves a group that others still join
         groups = {"default": dist.group.WORLD, "control": processes._control}
         return {
             name: group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
@@ -297,6 +325,8 @@ def main(folder: Path, strategies: list[str]) -> None:
     results["dropout"] = curve("dropout", strategies[0])
     if "ddp" in strategies:
         results["context"] = context(folder)
+    if "fsdp" in strategies:
+        results["mixed"] = failed(model="mixed", strategy="fsdp")
     results["whole batches"] = failed(model="tiny", strategy=strategies[0], data=WholeBatches())
     if "ddp" in strategies:
         results["limits"] = limits()

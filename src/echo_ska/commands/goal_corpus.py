@@ -45,6 +45,7 @@ class LearnCorpus:
         self.score_bytes = bytes_to_score(request, SCORE_BYTES)
         assert request.data is not None
         self.request = request
+        self.console = Console(quiet=True)  # until it is introduced
         self.length = TEXT_LENGTH if request.length is None else request.length
         packed = PackedTokens(request.data, request.batch_size, self.length, request.seed)
         self.data: DataSource = packed
@@ -57,6 +58,7 @@ class LearnCorpus:
 
     def introduce(self, console: Console) -> None:
         """See `Goal`."""
+        self.console = console
         kind = "bytes" if self.encoding.sha256 == BYTES else f"tokens of {self.vocab_size:,} kinds"
         say(
             console,
@@ -82,21 +84,26 @@ class LearnCorpus:
                 ) from None
 
     def _verify(self, console: Console) -> None:
-        total, read, last = format_bytes(self.training.index.stored_bytes), 0, time.monotonic()
+        total, read, lines = format_bytes(self.training.index.stored_bytes), 0, _RareLines(console)
 
         def show(name: str, size: int) -> None:
-            nonlocal read, last
+            nonlocal read
             read += size
-            if (now := time.monotonic()) - last >= LINE_SECONDS:
-                last = now
-                say(console, f"Verifying the corpus: {format_bytes(read)} of {total} are as written.")
+            lines.say(f"Verifying the corpus: {format_bytes(read)} of {total} are as written.")
 
         verify_shards(self.training.directory, show)
 
     def evaluate(self, model: nn.Module, step: int) -> dict[str, Any]:
         """Nats a token and bits a byte of held-out documents, and the state's bytes after the one that left most."""
         assert self.held_out is not None
-        return score_documents(model, self.held_out, self.encoding, max_bytes=self.score_bytes)._asdict()
+        lines = _RareLines(self.console)
+        return score_documents(
+            model,
+            self.held_out,
+            self.encoding,
+            max_bytes=self.score_bytes,
+            progress=lambda tokens: lines.say(f"Scoring held-out documents: {tokens:,} tokens read."),
+        )._asdict()
 
     def report(
         self, model: EchoForCausalLM, untrained: EchoForCausalLM, figures: dict[str, Any], console: Console
@@ -129,3 +136,15 @@ class LearnCorpus:
             figures["samples"].append({"prompt": prompt, "text": written})
             console.print(Text(f"\nSample {number + 1}, from a held-out document up to the bar:", style="bold"))
             console.print(Text(prompt + "|", style="dim") + Text(written), soft_wrap=True)
+
+
+class _RareLines:
+    """Says one of the lines that it is given every `LINE_SECONDS`."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.last = console, time.monotonic()
+
+    def say(self, line: str) -> None:
+        if (now := time.monotonic()) - self.last >= LINE_SECONDS:
+            self.last = now
+            say(self.console, line)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from echo_ska.models import EchoConfig, EchoForCausalLM
 from echo_ska.models.presets import preset
 from echo_ska.training import (
     Observer,
+    Observers,
     RunRecord,
     Throughput,
     TrainingConfig,
@@ -33,7 +33,7 @@ from echo_ska.training import (
 from echo_ska.training.checkpoint import list_checkpoints
 from echo_ska.training.device import training_device, uses_bfloat16
 from echo_ska.training.engine import require_named_outputs
-from echo_ska.training.processes import is_first_process, is_shared, launched_processes, shared
+from echo_ska.training.processes import before_joining, is_first_process, is_shared, launched_processes, shared
 from echo_ska.training.records import append_new, read, write_json
 from echo_ska.training.resume import describe_model, held_folder
 
@@ -50,6 +50,63 @@ def train_command(request: TrainRequest, json_file: Path | None, console: Consol
     """
     if not is_first_process():
         console = Console(quiet=True)
+    with before_joining():
+        goal, config, model = _prepared(request)
+    model_config = model.config
+    goal.introduce(console)
+    say(
+        console,
+        f"{request.model}: {model.num_parameters():,} parameters, layers {', '.join(model_config.layer_types)}.",
+    )
+    if request.output is not None and (found := list_checkpoints(request.output)):
+        say(console, f"Going on from {found[-1]}.")
+    throughput = _throughput(config, model_config, goal)
+    try:
+        with ExitStack() as opened, console_reporter("training", console, throughput) as reporter:
+            observers: list[Observer] = []
+
+            def begin() -> None:
+                """In the first process, once the run may go on: a command that is refused touches no curves."""
+                goal.check(console)
+                if request.output is not None:
+                    observers.append(opened.enter_context(_observers(request, config, model, goal, throughput)))
+
+            record = train(
+                model,
+                goal.data,
+                config,
+                scale=request.scale,
+                check=begin,
+                evaluate=goal.evaluate if goal.scored else None,
+                directory=request.output,
+                reporter=reporter,
+                observers=observers,
+                name=goal.name,
+            )
+        if not is_first_process():
+            return  # the first prints and writes
+        untrained = _untrained(model_config, request.seed).to(next(model.parameters()).device)
+        figures = dict(record.figures)
+        goal.report(model, untrained, figures, console)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_how_to_resume(request.output)) from None
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        short = MemoryError(
+            f"There is not enough memory for this training{memory_asked_for(error)}: take a smaller --batch-size, or "
+            "divide the batch by --accumulate, or give --checkpoint-activations."
+        )
+        raise (shared(short) if is_shared(error) else short) from error
+    record = dataclasses.replace(record, figures=figures)
+    if request.output is not None:
+        _keep(record, model, request.output, goal)
+        say(console, f"Kept in {request.output}: model, checkpoints, log.jsonl, records.jsonl.")
+    write_json(json_file, dataclasses.asdict(record))
+
+
+def _prepared(request: TrainRequest) -> tuple[Goal, TrainingConfig, EchoForCausalLM]:
+    """What was asked for, refused where it cannot be had."""
     if request.output is None and (request.tensorboard or request.wandb is not None):
         raise ValueError("--tensorboard and --wandb keep their files in the folder of the run: give --output DIR.")
     if [bool(request.text), request.data is not None, bool(request.task)].count(True) != 1:
@@ -78,51 +135,7 @@ def train_command(request: TrainRequest, json_file: Path | None, console: Consol
     if not model.has_state:
         raise ValueError("A layer of ska-paper has no state, so the model cannot be scored in segments: use ska.")
     _require_own_folder(request.output)
-    goal.introduce(console)
-    say(
-        console,
-        f"{request.model}: {model.num_parameters():,} parameters, layers {', '.join(model_config.layer_types)}.",
-    )
-    if request.output is not None and (found := list_checkpoints(request.output)):
-        say(console, f"Going on from {found[-1]}.")
-    throughput = _throughput(config, model_config, goal)
-    try:
-        with (
-            _observers(request, config, model, goal, throughput) as observers,
-            console_reporter("training", console, throughput) as reporter,
-        ):
-            record = train(
-                model,
-                goal.data,
-                config,
-                scale=request.scale,
-                check=lambda: goal.check(console),
-                evaluate=goal.evaluate if goal.scored else None,
-                directory=request.output,
-                reporter=reporter,
-                observers=observers,
-                name=goal.name,
-            )
-        if not is_first_process():
-            return  # the first prints and writes
-        untrained = _untrained(model_config, request.seed).to(next(model.parameters()).device)
-        figures = dict(record.figures)
-        goal.report(model, untrained, figures, console)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_how_to_resume(request.output)) from None
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        short = MemoryError(
-            f"There is not enough memory for this training{memory_asked_for(error)}: take a smaller --batch-size, or "
-            "divide the batch by --accumulate, or give --checkpoint-activations."
-        )
-        raise (shared(short) if is_shared(error) else short) from error
-    record = dataclasses.replace(record, figures=figures)
-    if request.output is not None:
-        _keep(record, model, request.output, goal)
-        say(console, f"Kept in {request.output}: model, checkpoints, log.jsonl, records.jsonl.")
-    write_json(json_file, dataclasses.asdict(record))
+    return goal, config, model
 
 
 def _model_config(request: TrainRequest, vocab_size: int) -> EchoConfig:
@@ -166,33 +179,29 @@ def _throughput(config: TrainingConfig, model_config: EchoConfig, goal: Goal) ->
     return Throughput(flops, peak * launched_processes(), device)
 
 
-@contextmanager
 def _observers(
     request: TrainRequest, config: TrainingConfig, model: EchoForCausalLM, goal: Goal, throughput: Throughput
-) -> Iterator[list[Observer]]:
-    """Those that were asked for, in the first process alone."""
-    if request.output is None or not is_first_process():
-        yield []
-        return
+) -> AbstractContextManager[Observers]:
+    """Those that were asked for."""
+    assert request.output is not None
     configuration = {
         "training": dataclasses.asdict(config),
         "data": goal.data.describe(),
         "model": describe_model(model),
     }
-    with open_observers(
+    return open_observers(
         request.output,
         tensorboard=request.tensorboard,
         wandb_project=request.wandb,
         configuration=configuration,
         throughput=throughput,
-    ) as observers:
-        yield [observers]
+    )
 
 
 def _require_own_folder(output: Path | None) -> None:
     """A folder without checkpoints may hold nothing that the end of a run would overwrite; and nobody may train there.
 
-    `train` asks the latter again, of all processes: here it is asked before the curves of another run are opened.
+    `train` asks the latter again, of all processes: here it is asked before anything is said.
     """
     if output is not None and output.is_dir() and launched_processes() == 1:
         with held_folder(output):

@@ -63,6 +63,7 @@ class PackedTokens:
                 "documents or a shorter length."
             )
         self.batch_size, self.length, self.seed = batch_size, length, seed
+        self.vocab_size: int = known
         self.windows = max(1, (tokens - length + 1) // length)
         """Windows in an epoch."""
         self._offsets = min(length, tokens - self.windows * length + 1)

@@ -22,6 +22,7 @@ from echo_ska.nn.aids import (
     stretched_sigmoid,
     unit_norm,
 )
+from echo_ska.nn.divergence import gives_nan, nan_from
 from echo_ska.nn.initialization import inverse_softplus
 from echo_ska.nn.mixer import MixerState, SequenceMixer
 from echo_ska.nn.parts import PartExchange, last_sequence, last_tokens
@@ -262,22 +263,29 @@ class SpectralKoopmanAttention(SequenceMixer):
             write_weight = stored.expand(inputs.query.shape[:3]) if write_weight is None else write_weight * stored
         if self.exchange is not None:
             initial = self._before(self.exchange, inputs.key, inputs.value, write_weight, initial, cu_seqlens)
-        output, recurrent = spectral_koopman_attention(
-            inputs.query,
-            inputs.key,
-            inputs.value,
-            write_weight,
-            ridge=self.ridge,
-            power=self.power,
-            blend=inputs.blend,
-            gain=1.0 if self.gain is None else self.gain,
-            scale=1.0 if self.scale is None else self.scale,
-            causal=self.causal,
-            refresh_interval=self.refresh_interval,
-            initial_state=initial,
-            output_final_state=output_state,
-            cu_seqlens=cu_seqlens,
-        )
+        try:
+            output, recurrent = spectral_koopman_attention(
+                inputs.query,
+                inputs.key,
+                inputs.value,
+                write_weight,
+                ridge=self.ridge,
+                power=self.power,
+                blend=inputs.blend,
+                gain=1.0 if self.gain is None else self.gain,
+                scale=1.0 if self.scale is None else self.scale,
+                causal=self.causal,
+                refresh_interval=self.refresh_interval,
+                initial_state=initial,
+                output_final_state=output_state,
+                cu_seqlens=cu_seqlens,
+            )
+        except ArithmeticError:  # `NotFiniteError` is one
+            if output_state or not gives_nan():
+                raise
+            before = [] if initial is None else initial.statistics.tensors().values()
+            read = (inputs.query, inputs.key, write_weight, inputs.blend, self.ridge, self.gain, self.scale)
+            output, recurrent = nan_from(inputs.value, [*read, *before]), None
         mixed = self.o_proj(head_norm(output, self.norm).flatten(-2))
         if tail is None or recurrent is None:
             return mixed, None
@@ -322,6 +330,11 @@ class SpectralKoopmanAttention(SequenceMixer):
         position = before.count
         if start is not None:
             before, position = start.statistics + before, start.position + position
+        if cu_seqlens is not None and int(cu_seqlens[1]) == 0:
+            # Nothing goes on from the part before, which may have ended inside an interval. (Times 0: the exchange's
+            # backward pass is waited for.)
+            before = before.map(lambda tensor: torch.cat([0 * tensor[:1], tensor[1:]]))
+            position = before.count
         # Parts end at multiples of the refresh interval: what is frozen before one is all before it.
         return RecurrentState(before, before if self.refresh_interval is not None else None, position)
 

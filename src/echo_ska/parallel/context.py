@@ -23,6 +23,10 @@ BUCKET_NUMBERS = 1 << 23
 """Numbers of the gradients that are summed over the processes at once."""
 
 
+class DisagreementError(ValueError):
+    """The processes' parts do not fit together: what all of them found, from the same figures, and raise."""
+
+
 class ContextParallel:
     """A model whose sequences are split over the processes of a group: process p holds the p-th part of each.
 
@@ -111,7 +115,7 @@ class ContextParallel:
             (`reduce_gradients`) are those of the whole.
 
         Raises:
-            ValueError: parts that do not fit together; in every process.
+            DisagreementError: parts that do not fit together, a ValueError; in every process.
         """
         scored = -1 if shift_labels is None else int((shift_labels != -100).sum())
         total = self._agree(input_ids, scored, cu_seqlens)
@@ -165,19 +169,23 @@ class ContextParallel:
         parts = self.line.gather([*input_ids.shape, sequences, first, last, scored], input_ids.device)
         rows, lengths, packings, firsts, lasts, scores = zip(*parts, strict=True)
         if len(set(rows)) > 1:
-            raise ValueError(f"every process must hold a part of the same sequences, got batches of {list(rows)} rows")
+            raise DisagreementError(
+                f"every process must hold a part of the same sequences, got batches of {list(rows)} rows"
+            )
         if min(lengths) < self.least_tokens:
-            raise ValueError(f"every part must have at least {self.least_tokens} tokens, got {list(lengths)}")
+            raise DisagreementError(f"every part must have at least {self.least_tokens} tokens, got {list(lengths)}")
         if len({bool(packing) for packing in packings}) > 1:
-            raise ValueError("cu_seqlens must be given in every process or in none")
+            raise DisagreementError("cu_seqlens must be given in every process or in none")
         if len({score < 0 for score in scores}) > 1:
-            raise ValueError("shift_labels must be given in every process or in none: -100 marks what is not scored")
+            raise DisagreementError(
+                "shift_labels must be given in every process or in none: -100 marks what is not scored"
+            )
         position = 0
         for part, following in itertools.pairwise(range(len(parts))):
             position = lasts[part] + (position if packings[part] < 2 else 0)
             goes_on = not packings[following] or firsts[following] > 0
             if goes_on and position % self.multiple_of:
-                raise ValueError(
+                raise DisagreementError(
                     f"part {following} begins at token {position} of its sequence: with a refresh_interval, parts must "
                     f"begin at multiples of {self.multiple_of} (split_sequence: multiple_of)"
                 )

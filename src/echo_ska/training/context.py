@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from echo_ska.models import EchoForCausalLM
 from echo_ska.parallel import ContextParallel
+from echo_ska.parallel.context import DisagreementError
 from echo_ska.training.checkpoint import Checkpoint, restore
 from echo_ska.training.engine import Engine
+from echo_ska.training.processes import shared
 
 
 class ContextEngine(Engine):
@@ -25,24 +27,29 @@ class ContextEngine(Engine):
     def prepare(self, checkpoint: Checkpoint | None) -> None:
         """See `Engine`. Raises ValueError for a model that cannot be split."""
         if not isinstance(self.model, EchoForCausalLM):
-            raise ValueError(
-                f"strategy context splits the sequences of an EchoForCausalLM, not of {type(self.model).__name__}: use "
-                "ddp."
+            raise shared(
+                ValueError(
+                    "strategy context splits the sequences of an EchoForCausalLM, not of "
+                    f"{type(self.model).__name__}: use ddp."
+                )
             )
         self.model.to(self.device)
         self.network = self.model
         self.optimizer = self._prepared_optimizer = self.build_optimizer()
         if checkpoint is not None:
             self.processes.together(lambda: restore(checkpoint, self.model, self.optimizer))
-        self.parallel = ContextParallel(self.model)
+        with _raised_by_all(ValueError):
+            self.parallel = ContextParallel(self.model)
 
     def own(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """See `Engine`: this process's part, with `shift_labels` for `labels`."""
-        return self.parallel.split(batch)
+        with _raised_by_all(ValueError):
+            return self.parallel.split(batch)
 
     def call(self, **arguments: Any) -> Any:
         """See `Engine`; the loss is that of all parts, in every process."""
-        return self.parallel(**arguments)
+        with _raised_by_all(DisagreementError):
+            return self.parallel(**arguments)
 
     def piece(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """See `Engine`: gradients are summed when they are clipped."""
@@ -66,3 +73,13 @@ class ContextEngine(Engine):
     def close(self) -> None:
         """See `Engine`."""
         self.parallel.close()
+
+
+@contextlib.contextmanager
+def _raised_by_all(kind: type[Exception]) -> Iterator[None]:
+    """Errors of that kind come from what is the same in all processes, which all raise them: the first tells."""
+    try:
+        yield
+    except kind as error:
+        shared(error)
+        raise

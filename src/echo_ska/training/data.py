@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from echo_ska.tasks import RecallTask
 
@@ -17,7 +17,8 @@ class DataSource(Protocol):
     """Anything that can draw the batch of a step.
 
     One process that takes its batches whole calls `batch(step)` alone: a source of your own may leave the other two
-    arguments out until it is trained on by several processes, or in pieces.
+    arguments out until it is trained on by several processes, or in pieces. One that knows how many token ids there
+    are states it as `vocab_size`, to which models are held before the first step (`require_vocabulary`).
     """
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
@@ -37,6 +38,17 @@ class DataSource(Protocol):
         ...
 
 
+def require_vocabulary(model: nn.Module, data: DataSource) -> None:
+    """Raise ValueError where the data has more token ids than the model knows; nothing where one does not say."""
+    known = getattr(getattr(model, "config", None), "vocab_size", None)
+    ids = getattr(data, "vocab_size", None)
+    if known is not None and ids is not None and known < ids:
+        raise ValueError(
+            f"The model knows {known:,} token ids and {type(data).__name__} has {ids:,}: build the model with a "
+            f"vocab_size of at least {ids}."
+        )
+
+
 class RecallData:
     """Batches of a recall task.
 
@@ -54,6 +66,7 @@ class RecallData:
         self.task = task if length is None else task.with_length(length)
         self.batch_size = batch_size
         self.seed = seed
+        self.vocab_size = self.task.vocab_size
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
         """Part `part` of step `step` (see `rows_of_part`): `input_ids` and `labels`, int64 [B / parts, T]."""
@@ -82,6 +95,7 @@ class RecallSchedule:
         self.sources = [RecallData(task, batch_size, seed) for task, batch_size, _ in parts]
         self.weights = torch.tensor([weight for _, _, weight in parts], dtype=torch.float64)
         self.seed = seed
+        self.vocab_size = max(source.vocab_size for source in self.sources)
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
         """As `RecallData.batch`, of the task that was drawn for step `step`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from echo_ska.training.checkpoint import Checkpoint, model_tensors, restore, save_checkpoint, save_shards
 from echo_ska.training.config import TrainingConfig
 from echo_ska.training.optimizer import build_optimizer
-from echo_ska.training.processes import Processes
+from echo_ska.training.processes import Processes, shared
 from echo_ska.training.scale import SKIP_LOGITS_AT, SKIP_LOGITS_FROM, ScaleConfig
 from echo_ska.training.stored import Piece, Stored
 
@@ -145,6 +145,7 @@ class ShardedEngine(Engine):
         self.network = copy.deepcopy(self.model)
         kinds = getattr(self.model, "_no_split_modules", None) or ()  # Hugging Face's name for blocks
         blocks = [module for module in self.network.modules() if type(module).__name__ in kinds]
+        require_uniform_dtypes([*blocks, self.network])
         for module in [*blocks, self.network]:
             if self.scale.compile and (module is not self.network or not blocks):
                 module.compile()
@@ -221,6 +222,25 @@ def require_named_outputs(model: nn.Module) -> None:
             "The model is configured to return tuples and a training reads its outputs by name: leave out "
             "return_dict=false."
         )
+
+
+def require_uniform_dtypes(modules: Sequence[nn.Module]) -> None:
+    """Raise ValueError where the trained parameters that FSDP gathers at once are of several dtypes.
+
+    Args:
+        modules: each is gathered without what the ones before it have gathered.
+    """
+    gathered: set[nn.Parameter] = set()
+    for module in modules:
+        own = {parameter for parameter in module.parameters() if parameter.requires_grad} - gathered
+        gathered |= own
+        if len(kinds := sorted({str(parameter.dtype).removeprefix("torch.") for parameter in own})) > 1:
+            raise shared(
+                ValueError(
+                    f"strategy fsdp gathers a block at once and in one dtype, and {type(module).__name__} has "
+                    f"parameters in {' and '.join(kinds)}: train it in float32 (precision bf16 is autocast), or by ddp."
+                )
+            )
 
 
 def skips_logits_up_to(model: Any, scale: ScaleConfig) -> float:

@@ -13,6 +13,7 @@ share of the scored tokens, so that any division of a batch gives the loss and t
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,10 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from echo_ska.nn.divergence import divergence_gives_nan
 from echo_ska.tasks import accuracy
 from echo_ska.training.checkpoint import remove_partial
 from echo_ska.training.config import TrainingConfig
-from echo_ska.training.data import DataSource, step_seed
+from echo_ska.training.data import DataSource, require_vocabulary, step_seed
 from echo_ska.training.device import training_device, uses_bfloat16
 from echo_ska.training.engine import Engine, ShardedEngine
 from echo_ska.training.guard import check_step
@@ -37,7 +39,7 @@ from echo_ska.training.processes import launched_processes, start_processes
 from echo_ska.training.progress import Progress
 from echo_ska.training.records import RunRecord, make_record
 from echo_ska.training.reporter import Reporter
-from echo_ska.training.resume import checkpoint_to_resume, describe_model, own_folder
+from echo_ska.training.resume import checkpoint_to_resume, describe_model, describe_optimizer, own_folder, require_json
 from echo_ska.training.scale import ScaleConfig
 from echo_ska.training.zero import ZeroEngine, deepspeed_plugin
 
@@ -79,13 +81,14 @@ def train(
         data: gives the batch of every step.
         config: see `TrainingConfig`.
         scale: see `ScaleConfig`; None takes every batch at once.
-        check: called once before the first step, in the first process, while the others wait; what it raises is raised
-            in all of them, and nothing was overwritten.
+        check: called once before the first step, in the first process, while the others wait, when the run's folder is
+            held and its checkpoint is one to go on from; what it raises is raised in all of them, and nothing was
+            overwritten.
         evaluate: called every `config.evaluate_every` steps and after the last, whose checkpoint is written by then, in
             the first process, with a whole model; its figures go to log and record. Of a finished run it is called
             once more; where other figures come out, they take the place of the log's.
         directory: where checkpoints and log.jsonl are kept, on a disk that all processes see; None keeps nothing.
-        reporter: told of every line of the log.
+        reporter: told of every step, with the figures of the newest line of the log.
         observers: told of every line of the log too, in full, in the first process.
         resume: continue from the newest checkpoint in `directory`, by whatever number of processes it was written.
             False refuses a directory that holds any.
@@ -99,8 +102,9 @@ def train(
 
     Raises:
         ValueError: if a checkpoint is damaged or of another configuration or model, naming what differs; another
-            process trains in `directory`; a precision, device, strategy or division of the batch cannot be had; or the
-            model returns tuples. Nothing is overwritten.
+            process trains in `directory`; a description is no JSON; the data has token ids that the model lacks; a
+            precision, device, strategy or division of the batch cannot be had; or the model returns tuples. Nothing is
+            overwritten.
         FloatingPointError: for a loss or gradient that is not finite, or a spike; the weights stay as the step
             before left them.
         OSError: if a checkpoint or the log cannot be written.
@@ -122,18 +126,21 @@ def train(
         ExitStack() as at_the_end,
     ):
         parts = Parts(data, processes, scale.accumulate, whole=scale.strategy == "context")
+        processes.together(lambda: require_json(configuration))
+        processes.together(lambda: require_vocabulary(model, data))
+        checkpoint, resumed_by = None, configuration | {"optimizer": describe_optimizer(model, config)}
+        if folder is not None:
+            checkpoint = processes.on_first(lambda: checkpoint_to_resume(folder, resumed_by, resume))
         if check is not None:
             processes.on_first(check)
-        checkpoint = None
-        if folder is not None:
-            checkpoint = processes.on_first(lambda: checkpoint_to_resume(folder, configuration, resume))
         engine = _engine(scale.strategy)(model, config, scale, accelerator, device, processes, checkpoint)
         at_the_end.callback(engine.close)
         first_step = 0 if checkpoint is None else checkpoint.step
         progress = Progress() if checkpoint is None else Progress(**checkpoint.state)
         log = None if folder is None else processes.on_first(lambda: _continue_log(folder, first_step))
         journal = Journal(processes, log, observers, reporter)
-        journal.report(first_step, config.steps, {})
+        shown: dict[str, float] = {}
+        journal.report(first_step, config.steps, shown)
 
         started = time.perf_counter() - progress.seconds
         engine.network.train()
@@ -144,14 +151,17 @@ def train(
                 means = progress.close_window()
                 progress.figures |= means
                 journal.write({"step": done, **means, **steered, "seconds": time.perf_counter() - started})
-                journal.report(done, config.steps, means)
+                shown = means
+            journal.report(
+                done, config.steps, shown
+            )  # every step: it may take a minute, and reporters limit themselves
             if evaluate is not None and done < config.steps and _is_due(done, config.evaluate_every, config):
                 evaluated = _evaluate(evaluate, engine, done)
                 progress.figures |= evaluated
                 journal.write({"step": done, "evaluation": evaluated})
             progress.seconds = time.perf_counter() - started
             if folder is not None and _is_due(done, config.checkpoint_every, config):
-                engine.save(folder, done, configuration, dataclasses.asdict(progress))
+                engine.save(folder, done, resumed_by, dataclasses.asdict(progress))
         if evaluate is not None:
             evaluated = _evaluate(evaluate, engine, config.steps)
             progress.figures |= evaluated
@@ -197,11 +207,17 @@ def _gradients(engine: Engine, parts: Parts, step: int, use_bfloat16: bool) -> t
         # One seed a part: processes must not drop the same units, and must not depend on how many of them there are.
         torch.manual_seed(step_seed("model" if parts.total == 1 else f"model/{part}", engine.config.seed, step))
         batch = {key: value.to(engine.device, non_blocking=True) for key, value in engine.own(batch).items()}
-        with engine.piece(last=index == len(drawn) - 1):
-            with torch.autocast(engine.device.type, torch.bfloat16, enabled=use_bfloat16):
-                output = engine.forward(batch, scored_share)
-            # Engines take the mean over processes where the sum is due.
-            engine.backward(output.loss if share is None else output.loss * (share * parts.processes.size))
+        try:
+            with divergence_gives_nan(), engine.piece(last=index == len(drawn) - 1):
+                with torch.autocast(engine.device.type, torch.bfloat16, enabled=use_bfloat16):
+                    output = engine.forward(batch, scored_share)
+                # Engines take the mean over processes where the sum is due.
+                engine.backward(output.loss if share is None else output.loss * (share * parts.processes.size))
+        except ArithmeticError as error:
+            # Compiled layers, and models of one's own, raise all the same. Beside others this process cannot go on.
+            if parts.processes.size > 1 or isinstance(error, ZeroDivisionError):
+                raise
+            return Progress(steps=1, loss_sum=math.nan), math.nan
         loss = output.loss.detach().float()
         losses.append(loss if share is None else loss * share)
         if share != 0:

@@ -34,9 +34,12 @@ class Parts:
         takes = inspect.signature(data.batch).parameters
         several = {"part", "parts"} <= takes.keys() or any(taken.kind is taken.VAR_KEYWORD for taken in takes.values())
         if self.total > 1 and not several:
-            raise ValueError(
-                f"{type(data).__name__} draws whole batches alone, and a batch was to be divided into {self.total} "
-                "parts: give its batch method the arguments part and parts, or train in one process without accumulate."
+            raise shared(
+                ValueError(
+                    f"{type(data).__name__} draws whole batches alone, and a batch was to be divided into {self.total} "
+                    "parts: give its batch method the arguments part and parts, or train in one process without "
+                    "accumulate."
+                )
             )
 
 

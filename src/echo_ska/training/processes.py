@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
+from accelerate.utils import GradientAccumulationPlugin
 
 from echo_ska.training.scale import ScaleConfig
 
@@ -21,6 +23,9 @@ E = TypeVar("E", bound=BaseException)
 PATIENCE = timedelta(hours=6)
 """How long processes wait for one that evaluates or writes. One that died ends the waiting at once. Starting, and the
 sums of gradients, have torch's own limits."""
+
+FIRST_TELLS = 15.0
+"""Seconds that a process leaves the first one of its machine to meet an error that it met itself."""
 
 SHARED_ERRORS = (ValueError, OSError, FloatingPointError, ArithmeticError, MemoryError)
 
@@ -117,6 +122,21 @@ def is_shared(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
+def before_joining() -> Iterator[None]:
+    """Around what processes do before they are joined.
+
+    Those of one machine read the same options and files and meet the same errors. The first of them tells, at which the
+    launcher ends the others; they wait for that, and tell where it does not come.
+    """
+    try:
+        yield
+    except (ValueError, OSError):
+        if launched_processes() > 1 and int(os.environ.get("LOCAL_RANK", "0")) > 0:
+            time.sleep(FIRST_TELLS)
+        raise
+
+
+@contextlib.contextmanager
 def start_processes(device: torch.device, scale: ScaleConfig, plugin: Any = None) -> Iterator[tuple[Any, Processes]]:
     """Accelerate's view of this training and its processes.
 
@@ -133,17 +153,18 @@ def start_processes(device: torch.device, scale: ScaleConfig, plugin: Any = None
             what = "every sequence" if scale.strategy == "context" else "a model"
             raise ValueError(
                 f"strategy {scale.strategy} shares {what} among processes and there is one: start several, as in "
-                "torchrun --nproc-per-node 2 -m echo_ska train ..., or leave the strategy out."
+                "torchrun --nproc-per-node 2 -m echo_ska train ..., or give --strategy auto."
             )
-        # Accelerate places nothing: its device is one for the whole process, ours is one for each call.
-        yield Accelerator(mixed_precision="no", device_placement=False), Processes()
+        yield _accelerator(), Processes()
         return
     for asked, ours in (("FSDP", None), ("DEEPSPEED", "deepspeed")):
         # Accelerate would shard the model behind the engine's back. (DeepSpeed's plugin sets its variable itself.)
         if os.environ.get(f"ACCELERATE_USE_{asked}") == "true" and scale.strategy != ours:
-            raise ValueError(
-                f"Accelerate is configured for {asked}, which is here the strategy {asked.lower()}: start with "
-                "torchrun, or accelerate launch --num_processes N without a configuration, and give that strategy."
+            raise shared(
+                ValueError(
+                    f"Accelerate is configured for {asked}, which is here the strategy {asked.lower()}: start with "
+                    "torchrun, or accelerate launch --num_processes N without a configuration, and give that strategy."
+                )
             )
     if plugin is not None:
         AcceleratorState._reset_state()  # it takes one plugin in its life, and a process may train several times
@@ -151,18 +172,26 @@ def start_processes(device: torch.device, scale: ScaleConfig, plugin: Any = None
     # Without buckets rebuilt after the first step, gradients are summed in one order before and after a resumption;
     # and a parameter that a batch does not reach is no error.
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
-    accelerator = Accelerator(
-        mixed_precision="no",
-        device_placement=False,
-        cpu=device.type == "cpu" and plugin is None,
-        deepspeed_plugin=plugin,
-        kwargs_handlers=handlers,
+    accelerator = _accelerator(
+        cpu=device.type == "cpu" and plugin is None, deepspeed_plugin=plugin, kwargs_handlers=handlers
     )
     control = dist.new_group(backend="gloo", timeout=PATIENCE)
     try:
         yield accelerator, Processes(launched_rank(), launched_processes(), control)
     finally:
         dist.destroy_process_group(control)
+
+
+def _accelerator(**settings: Any) -> Accelerator:
+    """Accelerate, told all that it would take from its environment or its configuration otherwise: what is computed is
+    what `TrainingConfig` and `ScaleConfig` say."""
+    return Accelerator(
+        mixed_precision="no",
+        device_placement=False,  # its device is one for the whole process, ours is one for each call
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_backend="no",
+        **settings,
+    )
 
 
 def _join_anew(device: torch.device) -> None:

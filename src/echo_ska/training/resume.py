@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from torch import nn
 
 from echo_ska.sealed import sole_folder
 from echo_ska.training.checkpoint import Checkpoint, compare_configurations, list_checkpoints, read_checkpoint
+from echo_ska.training.config import TrainingConfig
+from echo_ska.training.optimizer import parameter_groups
 from echo_ska.training.processes import Processes
 
 BOOKKEEPING = {f"training.{name}" for name in ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints")}
@@ -49,8 +52,36 @@ def own_folder(directory: Path | None, processes: Processes) -> Iterator[None]:
         yield
 
 
+def require_json(configuration: dict[str, Any]) -> None:
+    """Raise ValueError where a part of a configuration is no JSON, which checkpoints and records are."""
+    for part, settings in configuration.items():
+        try:
+            json.dumps(settings)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"What describes the {part} is no JSON ({error}): let its describe() return strings, numbers, lists "
+                "and dictionaries alone."
+            ) from None
+
+
+def describe_optimizer(model: nn.Module, config: TrainingConfig) -> dict[str, Any]:
+    """Which of the model's parameters are trained, and how unlike the others; see `parameter_groups`."""
+    groups = parameter_groups(model, 1.0, config.weight_decay)
+    rates = [[name, group["lr"]] for group in groups for name in group["parameter_names"]]
+    return {
+        "trained_parameters": sorted(name for name, _ in rates),
+        "learning_rate_scales": sorted(rate for rate in rates if rate[1] != 1.0),
+        "decayed_parameters": sorted(name for g in groups if g["weight_decay"] for name in g["parameter_names"]),
+    }
+
+
 def checkpoint_to_resume(directory: Path, configuration: dict[str, Any], resume: bool) -> Checkpoint | None:
     """The newest checkpoint in `directory`, None where there is none.
+
+    Args:
+        directory: where checkpoints are kept.
+        configuration: what is asked for. A part of it that checkpoints of earlier versions lack is passed over.
+        resume: whether there may be one.
 
     Raises:
         ValueError: it is damaged, or of another configuration, whose differing fields are named; or there is one and
@@ -62,7 +93,8 @@ def checkpoint_to_resume(directory: Path, configuration: dict[str, Any], resume:
     if not resume:
         raise ValueError(f"{directory} already holds checkpoints: resume, or train in another directory.")
     checkpoint = read_checkpoint(found[-1])
-    differing = set(compare_configurations(checkpoint.configuration, configuration)) - BOOKKEEPING
+    asked = {part: settings for part, settings in configuration.items() if part in checkpoint.configuration}
+    differing = set(compare_configurations(checkpoint.configuration, asked)) - BOOKKEEPING
     if differing:
         raise ValueError(
             f"{checkpoint.path} was trained with another {', another '.join(sorted(differing))}: "

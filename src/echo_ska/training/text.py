@@ -139,6 +139,7 @@ class TextData:
         self.batch_size = batch_size
         self.length = length
         self.seed = seed
+        self.vocab_size = VOCAB_SIZE
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
         """The windows of part `part` of step `step`: `input_ids` and `labels` (equal: the model shifts), int64
