@@ -71,9 +71,10 @@ def data_show(directory: Corpus, json_file: JsonFile = None) -> None:
 
     **Example:** `echo-ska data show corpora/books`
     """
-    from echo_ska.commands.files import require_writable
+    from echo_ska.commands.files import require_apart, require_writable
 
     require_writable(json_file, "--json")
+    require_apart(directory, json_file, "DIR")
     from echo_ska.commands.data import show_data
 
     show_data(directory, json_file, console())
