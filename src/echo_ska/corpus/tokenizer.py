@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from echo_ska.models import byte_tokenizer
@@ -79,6 +80,8 @@ class CorpusTokenizer:
         self._encoder.encode_special_tokens = True
         self._encoder.no_truncation()
         self._encoder.no_padding()
+        if isinstance(self._encoder.model, BPE):
+            self._encoder.model.dropout = None  # it draws what a text becomes, each time anew
         self.sha256 = digest(self.folder / DEFINITION)
         self.vocab_size, self.end_token = max(ids) + 1, int(self.tokenizer.eos_token_id)
         self._unknown = _unknown(self._encoder)
