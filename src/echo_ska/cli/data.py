@@ -24,7 +24,8 @@ def data_prepare(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Text files, *.jsonl, *.jsonl.gz, *.parquet, folders of one of these, or hub:NAME[:CONFIG[:SPLIT]].",
+            help="Text files, *.jsonl, *.jsonl.gz, *.ndjson, *.parquet, folders of one of these, or "
+            "hub:NAME[:CONFIG[:SPLIT]].",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write the shards.")],
