@@ -8,7 +8,7 @@ import json
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from echo_ska.commands import goal_corpus
+from echo_ska.commands import data as data_module
 from echo_ska.commands import train as train_module
 from echo_ska.corpus.prepare import _draw
 from echo_ska.training import TrainingConfig
@@ -126,7 +126,7 @@ def test_shards_are_trusted_where_that_is_asked_for(run, refused, corpus):
 
 
 def test_lines_say_how_much_is_verified(run, corpus, monkeypatch):
-    monkeypatch.setattr(goal_corpus, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(data_module, "LINE_SECONDS", 0.0)
     result = run("train", "--data", corpus, *SHORT)
     lines = [line for line in result.stdout.splitlines() if line.startswith("Verifying the corpus: ")]
     assert len(lines) == len(list(corpus.rglob("shard-*"))) == 4

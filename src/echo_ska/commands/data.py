@@ -109,13 +109,27 @@ def verify_data(directory: Path, console: Console) -> None:
     Raises:
         ValueError: there is none, or files are damaged or missing; names them.
     """
-    read: list[int] = []
-    index = verify_corpus(directory, lambda name, size: read.append(size))
+    show = verifying(read_index(directory), console)
+    index = verify_corpus(directory, show)
     say(
         console,
-        f"{directory} is whole: {_shards(index)} shards, {format_bytes(sum(read))} as written."
+        f"{directory} is whole: {_shards(index)} shards, {format_bytes(index.stored_bytes)} as written."
         + ("" if index.complete else " It is not complete: give the command that began it once more."),
     )
+
+
+def verifying(index: CorpusIndex, console: Console) -> Callable[[str, int], None]:
+    """What says, every ten seconds at most, how much of a corpus `verify_shards` has read."""
+    total, read, last = format_bytes(index.stored_bytes), 0, time.monotonic()
+
+    def show(name: str, size: int) -> None:
+        nonlocal read, last
+        read += size
+        if (now := time.monotonic()) - last >= LINE_SECONDS:
+            last = now
+            say(console, f"Verifying the corpus: {format_bytes(read)} of {total} are as written.")
+
+    return show
 
 
 def _shards(index: CorpusIndex) -> int:

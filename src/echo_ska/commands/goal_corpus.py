@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from rich.text import Text
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from echo_ska.commands.data import LINE_SECONDS
+from echo_ska.commands.data import verifying
 from echo_ska.commands.goals import PROMPT_BYTES, TEXT_LENGTH, TrainRequest, bytes_to_score, refuse_task_settings, say
 from echo_ska.corpus import CorpusTokenizer, PackedTokens, TokenStream, verify_shards
 from echo_ska.corpus.index import HELD_OUT
@@ -71,7 +70,7 @@ class LearnCorpus:
     def check(self, console: Console) -> None:
         """See `Goal`: all shards are held to their checksums, unless that was declined; some document can be scored."""
         if self.request.verify:
-            self._verify(console)
+            verify_shards(self.training.directory, verifying(self.training.index, console))
         if self.held_out is not None:
             try:
                 require_scorable(self.held_out, self.encoding, max_bytes=self.score_bytes)
@@ -80,18 +79,6 @@ class LearnCorpus:
                     f"{error} Give a larger --score-bytes, or prepare a corpus that holds out more, or nothing "
                     "(--held-out 0)."
                 ) from None
-
-    def _verify(self, console: Console) -> None:
-        total, read, last = format_bytes(self.training.index.stored_bytes), 0, time.monotonic()
-
-        def show(name: str, size: int) -> None:
-            nonlocal read, last
-            read += size
-            if (now := time.monotonic()) - last >= LINE_SECONDS:
-                last = now
-                say(console, f"Verifying the corpus: {format_bytes(read)} of {total} are as written.")
-
-        verify_shards(self.training.directory, show)
 
     def evaluate(self, model: nn.Module, step: int) -> dict[str, Any]:
         """Nats a token and bits a byte of held-out documents, and the state's bytes after the one that left most."""
