@@ -280,6 +280,37 @@ def test_json_is_refused_before_any_work(refused, tmp_path, command):
     refused("does not exist", *command, "--json", tmp_path / "absent" / "figures.json")
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (["data", "prepare", "rows.jsonl", "-o", "{}"], "--output"),
+        (["data", "show", "{}"], "DIR"),
+        (["train", "--task=mqar", "-o", "{}"], "--output"),
+        (["train", "--data", "{}"], "--data"),
+        (["demo", "-o", "{}"], "--output"),
+        (["bench", "-o", "{}"], "--output"),
+        (["convert", "absent", "--text=t", "-o", "{}"], "--output"),
+        (["context", "read", "{}/model", "a.txt", "-o", "absent"], "the run of MODEL"),
+        (["context", "show", "{}"], "STATE"),
+        (["context", "list", "{}"], "STORE"),
+        (["generate", "absent", "--prompt=p", "--state", "{}"], "--state"),
+        (["generate", "{}", "--prompt=p"], "MODEL"),
+        (["generate", "{}/model", "--prompt=p"], "the run of MODEL"),
+        (["eval", "{}", "--tasks=t"], "MODEL"),
+        (["inspect", "{}", "-o", "pictures"], "MODEL"),
+        (["recall-text", "{}"], "MODEL"),
+    ],
+)
+def test_json_inside_a_folder_that_a_command_reads_or_writes_is_refused(refused, tmp_path, command, option):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "records.jsonl").write_text("precious\n")
+    command = [word.format(kept) for word in command]
+    inside = tmp_path / "kept" / ".." / "kept" / "records.jsonl"
+    refused(f"is inside {kept} ({option}) and could replace a file of it", *command, "--json", inside)
+    assert (kept / "records.jsonl").read_text() == "precious\n"
+
+
 def test_other_paths_and_names(refused, tmp_path):
     (tmp_path / "file").touch()
     for command in (["train", "--task=mqar"], ["demo"]):

@@ -8,6 +8,7 @@ import os
 import pytest
 
 from echo_ska.commands import data as data_module
+from echo_ska.commands import rare_lines
 
 
 @pytest.fixture
@@ -82,9 +83,12 @@ def test_a_stopped_preparation_goes_on(run, prepare, tmp_path, monkeypatch):
         assert (tmp_path / "corpus" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_lines_say_how_far_it_is(run, prepare, monkeypatch):
-    monkeypatch.setattr(data_module, "LINE_SECONDS", 0.0)
+def test_lines_say_how_far_it_is(run, prepare, tmp_path, monkeypatch):
+    monkeypatch.setattr(rare_lines, "LINE_SECONDS", 0.0)
     assert "60 documents, " in run(*prepare).stdout
+    verified = " ".join(run("data", "verify", tmp_path / "corpus").stdout.split())
+    assert verified.count("Verifying the corpus: ") > 2
+    assert " are as written. " in verified
 
 
 def test_a_folder_of_rows_and_what_is_passed_over_in_it(run, refused, rows, tmp_path):

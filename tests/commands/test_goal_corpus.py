@@ -8,7 +8,7 @@ import json
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from echo_ska.commands import goal_corpus
+from echo_ska.commands import rare_lines
 from echo_ska.commands import train as train_module
 from echo_ska.corpus.prepare import _draw
 from echo_ska.training import TrainingConfig
@@ -47,7 +47,7 @@ def corpus_of_pairs(run, texts, tmp_path):
 
 
 def test_reading_held_out_documents_is_seen(run, corpus, monkeypatch):
-    monkeypatch.setattr(goal_corpus, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(rare_lines, "LINE_SECONDS", 0.0)
     result = run("train", "--data", corpus, *SHORT)
     assert result.exit_code == 0, result.output
     assert result.stdout.count("Scoring held-out documents: ") > 2
@@ -133,7 +133,7 @@ def test_shards_are_trusted_where_that_is_asked_for(run, refused, corpus):
 
 
 def test_lines_say_how_much_is_verified(run, corpus, monkeypatch):
-    monkeypatch.setattr(goal_corpus, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(rare_lines, "LINE_SECONDS", 0.0)
     result = run("train", "--data", corpus, *SHORT)
     lines = [line for line in result.stdout.splitlines() if line.startswith("Verifying the corpus: ")]
     assert len(lines) == len(list(corpus.rglob("shard-*"))) == 4
@@ -160,7 +160,7 @@ def test_what_cannot_be_scored_is_refused_before_the_first_step(run, tmp_path):
     for more in ([], ["--no-verify"]):
         result = run("train", "--data", tmp_path / "one", *SHORT, *more, "--output", tmp_path / "run")
         assert result.exit_code == 1
-        assert "No document of the held-out split has two tokens: there is nothing to score. Give" in result.stderr
+        assert "No document of the held-out split has two tokens, and text behind the first: there is" in result.stderr
         assert result.stderr.count("\n") == 1
         assert not list(tmp_path.glob("run/*"))
 

@@ -34,6 +34,31 @@ def test_the_names_of_datasets():
             HubSource(name, "text")
 
 
+@pytest.mark.parametrize("reader", ["pandas", "json"])
+def test_no_name_stands_for_files_that_happen_to_be_here(tmp_path, monkeypatch, reader):
+    """Some versions of `datasets` unpickle every *.pkl of the working directory for the name pandas."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.pkl").touch()
+    (tmp_path / "here.json").write_text('{"text": "mine"}')
+    with pytest.raises(ValueError, match=rf"hub:{reader} is no dataset: .* a folder of that name is hub:./{reader}"):
+        HubSource(f"hub:{reader}", "text")
+    written = write_dataset(tmp_path / reader)
+    assert len(list(HubSource(f"hub:./{written.name}:sample-10BT", "text").documents())) == 25
+
+
+def test_code_of_a_dataset_is_not_run(monkeypatch):
+    asked = []
+
+    def load(path, name=None, split=None, streaming=False, trust_remote_code=None):
+        asked.append(trust_remote_code)
+        raise ValueError("it has code")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(ValueError, match=r"cannot be opened: it has code\."):
+        next(HubSource("hub:a/b", "text").documents())
+    assert asked == [False]
+
+
 def test_what_is_not_there(dataset, tmp_path):
     for name, words in (
         (f"hub:{dataset}:sample-10BT:test", "cannot be opened: Bad split: test"),

@@ -71,6 +71,20 @@ def test_parquet_of_other_kinds_of_text(tmp_path):
         assert texts == ["a", "", "a"]
 
 
+def test_a_column_of_parquet_is_told_from_others_of_its_name(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'echo-ska[data]'")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path, inside, flat = tmp_path / "a.parquet", pyarrow.array([{"text": "inside"}] * 3), pyarrow.array(["flat"] * 3)
+    for columns in ({"meta": inside, "meta.text": flat}, {"meta.text": flat, "meta": inside}):
+        parquet.write_table(pyarrow.table(columns), path)
+        assert [document.text for document in ParquetSource(path, "meta.text").documents()] == ["flat"] * 3
+        with pytest.raises(ValueError, match="the column meta is of type struct"):
+            ParquetSource(path, "meta")
+    parquet.write_table(pyarrow.Table.from_arrays([flat, flat], names=["text", "text"]), path)
+    with pytest.raises(ValueError, match=r"a.parquet has 2 columns of the name text: write it with one"):
+        ParquetSource(path, "text")
+
+
 def test_a_row_of_parquet_that_is_not_utf8_is_named(tmp_path):
     pyarrow = pytest.importorskip("pyarrow", reason="pip install 'echo-ska[data]'")
     parquet = pytest.importorskip("pyarrow.parquet")

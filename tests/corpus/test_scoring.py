@@ -5,6 +5,8 @@ import shutil
 import pytest
 import torch
 from sentences import sentence
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from echo_ska.corpus import CorpusSettings, CorpusTokenizer, TokenStream, prepare_corpus, score_documents, scoring
 from echo_ska.corpus.permutation import permuted
@@ -120,6 +122,26 @@ def test_a_space_that_the_tokenizer_adds_is_not_scored(tmp_path, tokenizer_folde
     for most in (None, 10**6):
         score = score_documents(model_of(300), stream, tokenizer, max_bytes=most)
         assert score.bytes_scored == sum(len(text.encode()) for text in written) - firsts
+
+
+def test_an_unknown_first_token_counts_what_it_stands_for_not_its_own_name(tmp_path):
+    inner = Tokenizer(models.WordLevel({"[UNK]": 0, "</s>": 1, "a": 2, "b": 3, "ampersand": 4}, unk_token="[UNK]"))
+    inner.normalizer, inner.pre_tokenizer = normalizers.Replace("&", "ampersand"), pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>").save_pretrained(tmp_path / "words")
+
+    def corpus(name, texts):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        settings = CorpusSettings(str(tmp_path / "words"), held_out=0)
+        index = prepare_corpus([str(tmp_path / f"{name}.jsonl")], tmp_path / name, settings)
+        return TokenStream(tmp_path / name), index.open_tokenizer(tmp_path / name)
+
+    texts = ["x a", "xyz a b", "a xyz", "b", "xy zt", "q w a"]  # 2 + 4 + 4 + 0 + 3 + 4 bytes behind the first words
+    score = score_documents(model_of(5), *corpus("some", texts))
+    assert score.bytes_scored == 2 + 4 + 4 + 3 + 4
+    assert score.documents == 5
+    assert score.bits_per_byte > 0
+    with pytest.raises(ValueError, match=r"has two tokens, and text behind the first: there is nothing to score"):
+        scoring.require_scorable(*corpus("none", ["a", "xyz", "& a"]))
 
 
 def test_nothing_to_score(tmp_path):

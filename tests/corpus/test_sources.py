@@ -7,12 +7,34 @@ from echo_ska.corpus.sources import open_source, passed_over
 
 
 def test_names_stand_for_sources(tmp_path):
-    for name in ("a.jsonl", "A.JSONL.GZ", "a.txt", "notes"):
+    for name in ("a.jsonl", "A.JSONL.GZ", "a.ndjson", "a.txt", "notes"):
         (tmp_path / name).touch()
-    for name, kind in (("a.jsonl", "json lines"), ("A.JSONL.GZ", "json lines"), ("a.txt", "text"), ("notes", "text")):
+        kind = "json lines" if "json" in name.lower() else "text"
         assert open_source(str(tmp_path / name)).describe()["kind"] == kind
     with pytest.raises(ValueError, match=r"absent\.jsonl does not exist"):
         open_source(str(tmp_path / "absent.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "train.json",
+            r"is JSON: where it has one object with its text a line, rename it to \*.jsonl",
+        ),
+        (
+            "TRAIN.CSV",
+            r"is of no kind that is read: write its documents as \*.jsonl \(one object with",
+        ),
+        ("books.xml", r"is of no kind that is read: .* rename it to \*.txt"),
+        ("a.txt.gz", r"is compressed or packed: unpack it first; only \*.jsonl.gz is read as it is"),
+        ("a.jsonl.zst", "is compressed or packed"),
+    ],
+)
+def test_data_that_would_be_one_document_of_markup(tmp_path, name, words):
+    (tmp_path / name).write_text('{"text": "one"}\n{"text": "two"}\n')
+    with pytest.raises(ValueError, match=f"{name} {words}"):
+        open_source(str(tmp_path / name))
 
 
 def test_a_folder_of_rows_is_read_whole(tmp_path):
@@ -51,7 +73,7 @@ def test_a_folder_of_text_is_as_it_was(tmp_path):
 
 
 def test_a_folder_is_of_one_kind(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no documents: no \*.txt, \*.md, \*.jsonl, \*.jsonl.gz, \*.parquet"):
+    with pytest.raises(ValueError, match=r"holds no documents: no \*.txt, \*.md, \*.jsonl, \*.jsonl.gz, \*.ndjson, "):
         open_source(str(tmp_path))
     for name in ("README.md", "a.jsonl", "b.JSONL.GZ", "c.parquet"):
         (tmp_path / name).touch()

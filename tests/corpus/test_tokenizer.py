@@ -147,6 +147,17 @@ def test_an_end_token_for_what_is_unknown_is_refused_where_a_text_has_something_
         tokenizer.encode(["a b", "unknown words"])
 
 
+def test_dropout_does_not_draw_what_a_text_becomes(tokenizer_folder, tmp_path):
+    shutil.copytree(tokenizer_folder, tmp_path / "dropping")
+    definition = json.loads((tokenizer_folder / "tokenizer.json").read_text())
+    definition["model"]["dropout"] = 0.5
+    (tmp_path / "dropping" / "tokenizer.json").write_text(json.dumps(definition))
+    texts = [sentence(number) for number in range(10)]
+    plain, dropping = CorpusTokenizer(str(tokenizer_folder)), CorpusTokenizer(str(tmp_path / "dropping"))
+    assert [ids.tolist() for ids in dropping.encode(texts)] == [ids.tolist() for ids in plain.encode(texts)]
+    assert dropping.tokenizer.backend_tokenizer.model.dropout == 0.5  # what is kept beside a model stays as it was
+
+
 def test_tokens_within_so_many_bytes(tokenizer_folder, tmp_path):
     for name in ("bytes", str(tokenizer_folder), str(wordpiece(tmp_path / "words"))):
         tokenizer = CorpusTokenizer(name)

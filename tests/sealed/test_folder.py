@@ -95,10 +95,13 @@ def test_a_description_alone_is_replaced_at_once_or_not_at_all(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(
+            OSError, match=r"thing.json could not be written \(File too large\): make room, or"
+        ) as caught:
             sealed.write_description(tmp_path, DESCRIPTION, "thing")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG
     assert (tmp_path / "thing.json").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["thing.json"]
 

@@ -66,3 +66,20 @@ def test_an_evaluation_takes_the_place_of_another_one(tmp_path):
         assert log.has({"step": 2, "evaluation": {"a": value}})
         found = [json.loads(line) for line in log.path.read_text().splitlines()]
         assert found == [*lines, {"step": 2, "evaluation": {"a": value}}]
+
+
+def test_a_full_disk_is_told_and_leaves_the_log_as_it_was(tmp_path):
+    resource = pytest.importorskip("resource", reason="needs a limit on the size of files")
+    log = TrainingLog(tmp_path / "log.jsonl")
+    for step in range(1, 4):
+        log.append({"step": step})
+    before, limits = log.path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+        for write in (lambda: log.truncate(2), lambda: log.append({"step": 4})):
+            with pytest.raises(OSError, match=r"log.jsonl could not be written \(File too large\): make room, or see"):
+                write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert log.path.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]

@@ -32,6 +32,9 @@ def test_a_record_that_the_disk_has_no_room_for_leaves_no_part_of_itself(tmp_pat
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, limits[1]))
         with pytest.raises(OSError, match="make room on the disk"):
             records.append(record, path)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole), limits[1]))
+        with pytest.raises(OSError, match=r"written to .*records.jsonl \(File too large\): make room on the disk"):
+            records.append(record, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == whole

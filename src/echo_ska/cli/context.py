@@ -31,11 +31,12 @@ def context_read(
 
     **Example:** `echo-ska context read runs/books/model novel.txt -o novel.state`
     """
-    from echo_ska.commands.files import require_absent, require_apart, require_writable
+    from echo_ska.commands.files import require_absent, require_apart, require_apart_from_model, require_writable
 
     require_writable(json_file, "--json")
     require_absent(output, "--output")
     require_apart(output, json_file)
+    require_apart_from_model(model, json_file)
     from echo_ska.commands.context import read_context
 
     read_context(model, file, output, device, json_file, console())
@@ -50,9 +51,10 @@ def context_show(
 
     **Example:** `echo-ska context show novel.state`
     """
-    from echo_ska.commands.files import require_writable
+    from echo_ska.commands.files import require_apart, require_writable
 
     require_writable(json_file, "--json")
+    require_apart(state, json_file, "STATE")
     from echo_ska.commands.context import show_context
 
     show_context(state, json_file, console())
@@ -67,9 +69,10 @@ def context_list(
 
     **Example:** `echo-ska context list contexts/`
     """
-    from echo_ska.commands.files import require_writable
+    from echo_ska.commands.files import require_apart, require_writable
 
     require_writable(json_file, "--json")
+    require_apart(store, json_file, "STORE")
     from echo_ska.commands.context import list_contexts
 
     list_contexts(store, json_file, console())

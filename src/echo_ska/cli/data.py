@@ -24,7 +24,8 @@ def data_prepare(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Text files, *.jsonl, *.jsonl.gz, *.parquet, folders of one of these, or hub:NAME[:CONFIG[:SPLIT]].",
+            help="Text files, *.jsonl, *.jsonl.gz, *.ndjson, *.parquet, folders of one of these, or "
+            "hub:NAME[:CONFIG[:SPLIT]].",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write the shards.")],
@@ -71,9 +72,10 @@ def data_show(directory: Corpus, json_file: JsonFile = None) -> None:
 
     **Example:** `echo-ska data show corpora/books`
     """
-    from echo_ska.commands.files import require_writable
+    from echo_ska.commands.files import require_apart, require_writable
 
     require_writable(json_file, "--json")
+    require_apart(directory, json_file, "DIR")
     from echo_ska.commands.data import show_data
 
     show_data(directory, json_file, console())

@@ -39,11 +39,12 @@ def inspect(
     **Examples:** `echo-ska inspect runs/books/model --text novel.txt --length 20000 -o inspected` ·
     `echo-ska inspect runs/recall/model --task mqar-grid --length 512 -o inspected --json figures.json`
     """
-    from echo_ska.commands.files import require_apart, require_folder, require_writable
+    from echo_ska.commands.files import require_apart, require_apart_from_model, require_folder, require_writable
 
     require_writable(json_file, "--json")
     require_folder(output, "--output")
     require_apart(output, json_file)
+    require_apart_from_model(model, json_file)
     from echo_ska.commands.inspect import InspectRequest
     from echo_ska.commands.inspect import inspect as start
 

@@ -225,9 +225,11 @@ def generate(
     **Examples:** `echo-ska generate runs/books/model --prompt "It was"` ·
     `printf 'Who came?' | echo-ska generate MODEL --context novel.txt --prompt - --temperature 0 --json figures.json`
     """
-    from echo_ska.commands.files import require_writable
+    from echo_ska.commands.files import require_apart, require_apart_from_model, require_writable
 
     require_writable(json_file, "--json")
+    require_apart_from_model(model, json_file)
+    require_apart(state, json_file, "--state")
     from echo_ska.commands.generate import GenerateRequest
     from echo_ska.commands.generate import generate as start
 
@@ -276,9 +278,10 @@ def evaluate(
     **Examples:** `echo-ska eval MODEL --tasks hellaswag,piqa` ·
     `echo-ska eval MODEL --tasks lambada_local,babi_qa1_local --data data/ --limit 100 --json scores.json`
     """
-    from echo_ska.commands.files import require_writable
+    from echo_ska.commands.files import require_apart_from_model, require_writable
 
     require_writable(json_file, "--json")
+    require_apart_from_model(model, json_file)
     from echo_ska.commands.evaluate import EvaluateRequest
     from echo_ska.commands.evaluate import evaluate as start
 

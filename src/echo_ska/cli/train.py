@@ -132,6 +132,7 @@ def train(
     require_writable(json_file, "--json")
     require_folder(output, "--output")
     require_apart(output, json_file)
+    require_apart(data, json_file, "--data")
     from echo_ska.commands.goals import TrainRequest
     from echo_ska.commands.train import train_command
     from echo_ska.training import ScaleConfig

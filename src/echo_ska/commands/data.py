@@ -14,14 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from echo_ska.commands.goals import say
+from echo_ska.commands.rare_lines import RareLines
 from echo_ska.corpus import CorpusIndex, CorpusSettings, Progress, prepare_corpus, read_index, verify_corpus
 from echo_ska.corpus.index import KIND, SPLITS
 from echo_ska.corpus.sources import passed_over
 from echo_ska.corpus.tokenizer import BYTES
 from echo_ska.evaluation.memory_plot import format_bytes
 from echo_ska.training.records import write_json
-
-LINE_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,13 +108,25 @@ def verify_data(directory: Path, console: Console) -> None:
     Raises:
         ValueError: there is none, or files are damaged or missing; names them.
     """
-    read: list[int] = []
-    index = verify_corpus(directory, lambda name, size: read.append(size))
+    show = verifying(read_index(directory), console)
+    index = verify_corpus(directory, show)
     say(
         console,
-        f"{directory} is whole: {_shards(index)} shards, {format_bytes(sum(read))} as written."
+        f"{directory} is whole: {_shards(index)} shards, {format_bytes(index.stored_bytes)} as written."
         + ("" if index.complete else " It is not complete: give the command that began it once more."),
     )
+
+
+def verifying(index: CorpusIndex, console: Console) -> Callable[[str, int], None]:
+    """What says, every ten seconds at most, how much of a corpus `verify_shards` has read."""
+    total, read, lines = format_bytes(index.stored_bytes), 0, RareLines(console)
+
+    def show(name: str, size: int) -> None:
+        nonlocal read
+        read += size
+        lines.say(f"Verifying the corpus: {format_bytes(read)} of {total} are as written.")
+
+    return show
 
 
 def _shards(index: CorpusIndex) -> int:
@@ -165,16 +176,9 @@ def _print(index: CorpusIndex, console: Console) -> None:
 @contextlib.contextmanager
 def _display(console: Console, max_tokens: int | None) -> Iterator[Callable[[Progress], None]]:
     """A bar in a terminal, a line every ten seconds elsewhere."""
-    began = last = time.monotonic()
     if not console.is_terminal:
-
-        def line(done: Progress) -> None:
-            nonlocal last
-            if (now := time.monotonic()) - last >= LINE_SECONDS:
-                last = now
-                say(console, f"{_counts(done)}, {now - began:.0f} s, at {done.origin}")
-
-        yield line
+        began, lines = time.monotonic(), RareLines(console)
+        yield lambda done: lines.say(f"{_counts(done)}, {time.monotonic() - began:.0f} s, at {done.origin}")
         return
     columns = (
         bars.SpinnerColumn(),

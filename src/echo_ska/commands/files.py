@@ -54,6 +54,20 @@ def require_absent(path: Path, option: str) -> None:
 
 
 def require_apart(path: Path | None, json_file: Path | None, option: str = "--output") -> None:
-    """Raise ValueError if `--json` names what `option` names: one would take the other's place (None is fine)."""
-    if path is not None and json_file is not None and os.path.abspath(path) == os.path.abspath(json_file):
+    """Raise ValueError if `--json` names what `option` names, or a file inside: one could replace the other"""
+    if path is None or json_file is None:
+        return
+    if os.path.abspath(path) == os.path.abspath(json_file):
         raise ValueError(f"{option} and --json both name {path}: name two.")
+    if Path(os.path.realpath(json_file.parent)).is_relative_to(os.path.realpath(path)):
+        raise ValueError(
+            f"--json {json_file} is inside {path} ({option}) and could replace a file of it: name a file elsewhere."
+        )
+
+
+def require_apart_from_model(model: Path, json_file: Path | None) -> None:
+    """Raise ValueError if `--json` names a file inside a model's folder, or inside the run that it belongs to."""
+    require_apart(model, json_file, "MODEL")
+    run = Path(os.path.realpath(model)).parent
+    if (run / "records.jsonl").is_file():
+        require_apart(run, json_file, "the run of MODEL")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
@@ -11,8 +10,9 @@ from rich.text import Text
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from echo_ska.commands.data import LINE_SECONDS
+from echo_ska.commands.data import verifying
 from echo_ska.commands.goals import PROMPT_BYTES, TEXT_LENGTH, TrainRequest, bytes_to_score, refuse_task_settings, say
+from echo_ska.commands.rare_lines import RareLines
 from echo_ska.corpus import CorpusTokenizer, PackedTokens, TokenStream, verify_shards
 from echo_ska.corpus.index import HELD_OUT
 from echo_ska.corpus.scoring import require_scorable, score_documents
@@ -73,7 +73,7 @@ class LearnCorpus:
     def check(self, console: Console) -> None:
         """See `Goal`: all shards are held to their checksums, unless that was declined; some document can be scored."""
         if self.request.verify:
-            self._verify(console)
+            verify_shards(self.training.directory, verifying(self.training.index, console))
         if self.held_out is not None:
             try:
                 require_scorable(self.held_out, self.encoding, max_bytes=self.score_bytes)
@@ -83,20 +83,10 @@ class LearnCorpus:
                     "(--held-out 0)."
                 ) from None
 
-    def _verify(self, console: Console) -> None:
-        total, read, lines = format_bytes(self.training.index.stored_bytes), 0, _RareLines(console)
-
-        def show(name: str, size: int) -> None:
-            nonlocal read
-            read += size
-            lines.say(f"Verifying the corpus: {format_bytes(read)} of {total} are as written.")
-
-        verify_shards(self.training.directory, show)
-
     def evaluate(self, model: nn.Module, step: int) -> dict[str, Any]:
         """Nats a token and bits a byte of held-out documents, and the state's bytes after the one that left most."""
         assert self.held_out is not None
-        lines = _RareLines(self.console)
+        lines = RareLines(self.console)
         return score_documents(
             model,
             self.held_out,
@@ -136,15 +126,3 @@ class LearnCorpus:
             figures["samples"].append({"prompt": prompt, "text": written})
             console.print(Text(f"\nSample {number + 1}, from a held-out document up to the bar:", style="bold"))
             console.print(Text(prompt + "|", style="dim") + Text(written), soft_wrap=True)
-
-
-class _RareLines:
-    """Says one of the lines that it is given every `LINE_SECONDS`."""
-
-    def __init__(self, console: Console) -> None:
-        self.console, self.last = console, time.monotonic()
-
-    def say(self, line: str) -> None:
-        if (now := time.monotonic()) - self.last >= LINE_SECONDS:
-            self.last = now
-            say(self.console, line)

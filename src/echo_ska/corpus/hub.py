@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +22,8 @@ class HubSource:
         field: which column holds the text.
 
     Raises:
-        ValueError: the name has another form, or `datasets` is not installed.
+        ValueError: the name has another form, or is one that `datasets` gives to a reader of files of its own, or
+            `datasets` is not installed.
     """
 
     def __init__(self, name: str, field: str) -> None:
@@ -32,6 +35,11 @@ class HubSource:
         self.split = parts[2] if len(parts) > 2 else "train"
         self.field = field
         _load_dataset()
+        if _is_reader(self.name):
+            raise ValueError(
+                f"{name} is no dataset: {self.name} is how `datasets` reads files of that kind (pandas runs code in "
+                f"them). Name the dataset or the file; a folder of that name is hub:./{self.name}."
+            )
 
     def describe(self) -> dict[str, Any]:
         """Name, configuration and split."""
@@ -45,7 +53,10 @@ class HubSource:
         """The rows in the dataset's order, shards one after the other."""
         origin = f"{self.name} ({self.split})"
         try:
-            dataset = _load_dataset()(self.name, self.config, split=self.split, streaming=True)
+            load = _load_dataset()
+            # Up to version 3 code in the dataset's folder could be run; later ones have none of it, nor the parameter.
+            own_code = {"trust_remote_code": False} if "trust_remote_code" in inspect.signature(load).parameters else {}
+            dataset = load(self.name, self.config, split=self.split, streaming=True, **own_code)
             names = dataset.column_names
         except Exception as error:  # ValueError, OSError, and many kinds of the libraries below
             raise ValueError(f"The dataset {origin} cannot be opened: {_first_line(error)}.") from error
@@ -73,6 +84,11 @@ def _load_dataset() -> Any:
     except ImportError:
         raise ValueError("Datasets of the hub are read by `datasets`: pip install 'echo-ska[data]'.") from None
     return load_dataset
+
+
+def _is_reader(name: str) -> bool:
+    """Whether `datasets` takes the name for one of its readers, before it looks for a folder or a dataset."""
+    return name.isidentifier() and importlib.util.find_spec(f"datasets.packaged_modules.{name}") is not None
 
 
 def _first_line(error: BaseException) -> str:

@@ -60,7 +60,7 @@ class ParquetSource:
         field: which column holds the text.
 
     Raises:
-        ValueError: pyarrow is not installed, or the file is no Parquet or has no such column of text.
+        ValueError: pyarrow is not installed, or the file is no Parquet or has no such column of text, or several.
     """
 
     def __init__(self, path: Path, field: str) -> None:
@@ -73,6 +73,8 @@ class ParquetSource:
         except self._errors as error:
             raise self._unreadable(error) from None
         require_field(field, schema.names, str(path))
+        if (times := schema.names.count(field)) > 1:
+            raise ValueError(f"{path} has {times} columns of the name {field}: write it with one, of the text.")
         kind = schema.field(field).type
         kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
         if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
@@ -97,7 +99,8 @@ class ParquetSource:
         try:
             with _pyarrow().parquet.ParquetFile(self.path) as file:
                 for batch in file.iter_batches(batch_size=ROWS, columns=[self.field]):
-                    for value in batch.column(0):
+                    # By its name: pyarrow also gives the field `text` of a column `meta` for a column `meta.text`.
+                    for value in batch.column(self.field):
                         origin = f"{self.path}, row {number}"
                         yield Document(_text(value, origin), origin)
                         number += 1

@@ -63,7 +63,7 @@ def score_documents(
         progress: called with the tokens read so far, after each document.
 
     Raises:
-        ValueError: a number is out of range, or no document has two tokens.
+        ValueError: a number is out of range, or no document has text behind its first token.
     """
     if segment_length < 1:
         raise ValueError(f"segment_length must be at least 1, got {segment_length}.")
@@ -87,7 +87,7 @@ def require_scorable(stream: TokenStream, tokenizer: CorpusTokenizer, *, max_byt
         stream, tokenizer, max_bytes: see `score_documents`.
 
     Raises:
-        ValueError: max_bytes is out of range, or no document that would be read has two tokens.
+        ValueError: max_bytes is out of range, or no document that would be read has text behind its first token.
     """
     next(_to_read(stream, tokenizer, max_bytes))
 
@@ -112,7 +112,12 @@ def _to_read(
                 ids = tokenizer.within(ids, share - own_space)
                 text_bytes = tokenizer.text_bytes(ids) + own_space
         if len(ids) > 1:  # an only token has nothing before it to be predicted from
-            found = True
-            yield ids, text_bytes - tokenizer.text_bytes(ids[:1]) - own_space
+            behind = text_bytes - own_space - tokenizer.first_bytes(ids, text_bytes - own_space)
+            if behind > 0:
+                found = True
+                yield ids, behind
     if not found:
-        raise ValueError(f"No document of the {stream.split} split has two tokens: there is nothing to score.")
+        raise ValueError(
+            f"No document of the {stream.split} split has two tokens, and text behind the first: there is nothing to "
+            "score."
+        )

@@ -9,8 +9,21 @@ from echo_ska.corpus.hub import HUB, HubSource
 from echo_ska.corpus.rows import JsonLinesSource, ParquetSource, RowFolder
 from echo_ska.training.text import SUFFIXES, files_inside
 
-KINDS = {"text": SUFFIXES, "JSON lines": (".jsonl", ".jsonl.gz"), "Parquet": (".parquet",)}
+KINDS = {"text": SUFFIXES, "JSON lines": (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz"), "Parquet": (".parquet",)}
 """How the names of files of each kind end."""
+
+ONE_A_LINE = "one object with its text a line"
+UNREAD = {
+    (".json",): f"is JSON: where it has {ONE_A_LINE}, rename it to *.jsonl; else write it so",
+    (".csv", ".tsv", ".xml", ".html", ".htm", ".xlsx", ".arrow", ".feather", ".orc", ".avro"): (
+        f"is of no kind that is read: write its documents as *.jsonl ({ONE_A_LINE}), as *.parquet or as files of text; "
+        "only where all of it is one text, markup included, rename it to *.txt"
+    ),
+    (".gz", ".tgz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".tar"): (
+        "is compressed or packed: unpack it first; only *.jsonl.gz is read as it is"
+    ),
+}
+"""How the names of data end that would become one document of markup, and what to do with such a file."""
 
 ROWS: dict[str, type[JsonLinesSource] | type[ParquetSource]] = {"JSON lines": JsonLinesSource, "Parquet": ParquetSource}
 
@@ -19,15 +32,16 @@ def open_source(name: str, field: str = "text") -> Source:
     """The source that a name stands for.
 
     Args:
-        name: a file of text, one document; a file of JSON lines (*.jsonl, *.jsonl.gz) or of Parquet (*.parquet), one
-            document a row; a folder of files of one of these kinds (of text: *.txt and *.md), subfolders included,
-            sorted, found as `load_text` finds them; or "hub:NAME[:CONFIG[:SPLIT]]", a dataset of the Hugging Face hub
-            (or a local folder laid out like one), streamed.
+        name: a file of text, one document; a file of JSON lines (*.jsonl, *.jsonl.gz, *.ndjson) or of Parquet
+            (*.parquet), one document a row; a folder of files of one of these kinds (of text: *.txt and *.md),
+            subfolders included, sorted, found as `load_text` finds them; or "hub:NAME[:CONFIG[:SPLIT]]", a dataset of
+            the Hugging Face hub (or a local folder laid out like one), streamed.
         field: which field of a row holds the text.
 
     Raises:
-        ValueError: a path does not exist, a folder holds no documents or those of several kinds, the name of a dataset
-            has another form, or what reads it is not installed.
+        ValueError: a path does not exist or names data of a kind that is not read (`UNREAD`), a folder holds no
+            documents or those of several kinds, the name of a dataset has another form, or what reads it is not
+            installed.
     """
     if name.startswith(HUB):
         return HubSource(name, field)
@@ -35,6 +49,10 @@ def open_source(name: str, field: str = "text") -> Source:
     if path.is_dir():
         return _folder(path, field)
     kind = _kind(path)
+    if kind is None and path.is_file():
+        for endings, why in UNREAD.items():
+            if path.name.lower().endswith(endings):
+                raise ValueError(f"{path} {why}.")
     if kind is None or kind not in ROWS or not path.is_file():
         return TextSource(path)
     return ROWS[kind](path, field)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from echo_ska.models import byte_tokenizer
@@ -53,6 +54,7 @@ class CorpusTokenizer:
         self._encoder: Tokenizer | None = None
         self._bytes: NDArray[np.int64] | None = None
         self._spaced: NDArray[np.bool_] | None = None
+        self._unknown: int | None = None
         if self.folder is None:
             self.sha256, self.tokenizer = BYTES, byte_tokenizer()
             self.vocab_size, self.end_token = VOCAB_SIZE, END_OF_FILE
@@ -78,8 +80,11 @@ class CorpusTokenizer:
         self._encoder.encode_special_tokens = True
         self._encoder.no_truncation()
         self._encoder.no_padding()
+        if isinstance(self._encoder.model, BPE):
+            self._encoder.model.dropout = None  # it draws what a text becomes, each time anew
         self.sha256 = digest(self.folder / DEFINITION)
         self.vocab_size, self.end_token = max(ids) + 1, int(self.tokenizer.eos_token_id)
+        self._unknown = _unknown(self._encoder)
         self._bytes = _token_bytes(self._encoder, self.vocab_size)
         self._spaced = None if self._bytes is None else _spaced(self._encoder, self.vocab_size)
 
@@ -133,6 +138,18 @@ class CorpusTokenizer:
         if self._bytes is not None:
             return int(self._bytes[ids].sum()) - self._leading_space(ids)
         return len(str(self.tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False)).encode())
+
+    def first_bytes(self, ids: NDArray[Any], size: int) -> int:
+        """Bytes of a text of `size` bytes that the first of its ids [T], T >= 1, stands for: 0 to `size`.
+
+        The token for what is unknown does not say what it stands for: its share is what the known tokens leave, divided
+        by how often it is there.
+        """
+        first = self.text_bytes(ids[:1])
+        if ids[0] == self._unknown:
+            times = int((ids == self._unknown).sum())
+            first = (size - (self.text_bytes(ids) - times * first)) // times
+        return min(max(first, 0), size)
 
     def own_space(self, ids: NDArray[Any], size: int) -> int:
         """1 if a whole text of `size` bytes, with ids [T], begins with a space that `text_bytes` leaves out, else 0."""
@@ -204,6 +221,14 @@ class CorpusTokenizer:
 def _encoded(encoder: Tokenizer, texts: Sequence[str]) -> list[NDArray[Any]]:
     encodings = encoder.encode_batch_fast(list(texts), add_special_tokens=False)
     return [np.asarray(encoding.ids, np.uint32) for encoding in encodings]
+
+
+def _unknown(encoder: Tokenizer) -> int | None:
+    """The id for what a tokenizer does not know, if it has one."""
+    model = json.loads(encoder.to_str())["model"]
+    if model.get("unk_token") is not None:
+        return encoder.token_to_id(model["unk_token"])
+    return model.get("unk_id")
 
 
 def _without(definition: dict[str, Any], token: int) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def write_description(folder: str | Path, description: Mapping[str, Any], kind: 
         kind: what it is, in one word.
 
     Raises:
-        OSError: it could not be written; the one before is untouched.
+        OSError: it could not be written; the one before is untouched. Its errno says why.
     """
     folder = Path(folder)
     partial = folder / f"{PARTIAL}{kind}.json-{secrets.token_hex(4)}"
@@ -142,6 +142,12 @@ def write_description(folder: str | Path, description: Mapping[str, Any], kind: 
         flush(partial)
         partial.replace(folder / f"{kind}.json")
         flush(folder)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{folder / f'{kind}.json'} could not be written ({error.strerror}): make room, or see that the folder can "
+            "be written to, and try again; what was written before is kept",
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 

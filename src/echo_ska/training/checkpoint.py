@@ -76,7 +76,7 @@ def save_checkpoint(
         OSError: if it cannot be written (a full disk, say); earlier checkpoints are untouched.
     """
     final, partial = _folders(directory, step)
-    with _one_sentence(final):
+    with _one_sentence(final), _whole(partial):
         partial.mkdir(parents=True)
         save_file(storable(model_tensors(model)), partial / MODEL)
         save_file(storable(_optimizer_tensors(model, optimizer)), partial / OPTIMIZER)
@@ -114,13 +114,14 @@ def save_shards(
             flush(partial / name)
 
     def finish() -> None:
-        with _one_sentence(final):
+        with _one_sentence(final), _whole(partial):
             (partial / SHARDS).write_text(json.dumps(describe_pieces(described)) + "\n", encoding="utf-8")
             _seal(partial, final, checkpoint_files(partial)[:-1], step, configuration, state)
         _prune(directory, keep)
 
     processes.on_first(begin)
-    processes.together(write)
+    with _whole(partial) if processes.first else contextlib.nullcontext():  # after all have come to an end
+        processes.together(write)
     described = processes.gather(
         [(*piece[:3], str(piece.values.dtype)[6:], piece.start, piece.start + piece.values.numel()) for piece in pieces]
     )
@@ -235,7 +236,20 @@ def _one_sentence(final: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise OSError(f"The checkpoint {final} could not be written: {error}.") from error
+        raise OSError(
+            f"The checkpoint {final} could not be written: {error}; make room, or see that the folder can be written "
+            "to, and start the training again, which goes on from the checkpoint before."
+        ) from error
+
+
+@contextlib.contextmanager
+def _whole(partial: Path) -> Iterator[None]:
+    """Delete what was written where something cannot be: on a full disk it would take the room for the next one."""
+    try:
+        yield
+    except (OSError, SafetensorError):
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def _seal(

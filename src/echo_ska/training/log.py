@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,11 +39,8 @@ class TrainingLog:
         Raises:
             OSError: one sentence, if it cannot be written; a line cut short is dropped when the run is resumed.
         """
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
-        except OSError as error:
-            raise OSError(f"The log {self.path} could not be written: {error}.") from error
+        with self._told(), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
 
     def has(self, entry: dict[str, Any]) -> bool:
         """Whether a line says the same."""
@@ -51,7 +50,7 @@ class TrainingLog:
         """Add a line in the place of other evaluations after as many steps.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: one sentence, if it cannot be written; the log is as it was.
         """
         lines = self._lines()
         kept = [line for line in lines if _step_of(line) != entry["step"] or "evaluation" not in json.loads(line)]
@@ -69,6 +68,7 @@ class TrainingLog:
 
         Raises:
             ValueError: the file is no training's log; it is left as it is.
+            OSError: one sentence, if it cannot be written; the log is as it was.
         """
         if not self.path.exists():
             return
@@ -90,8 +90,23 @@ class TrainingLog:
 
     def _write(self, lines: list[str]) -> None:
         shortened = self.path.with_suffix(".partial")
-        shortened.write_text("".join(line + "\n" for line in lines if line), encoding="utf-8")
-        shortened.replace(self.path)
+        with self._told():
+            try:
+                shortened.write_text("".join(line + "\n" for line in lines if line), encoding="utf-8")
+                shortened.replace(self.path)
+            finally:
+                shortened.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Errors of the disk, as one sentence."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"The log {self.path} could not be written ({error.strerror or error}): make room, or see that the "
+                "folder can be written to, and give the same command again, which goes on from the last checkpoint."
+            ) from error
 
     def _free_name(self) -> Path:
         names = (self.path.with_name(f"{self.path.stem}-{number}.jsonl") for number in itertools.count(1))

@@ -85,7 +85,13 @@ def append(record: RunRecord, path: str | Path) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
     try:
-        if (written := os.write(descriptor, line)) != len(line):
+        try:
+            written = os.write(descriptor, line)
+        except OSError as error:
+            raise OSError(
+                f"The record could not be written to {path} ({error.strerror}): make room on the disk."
+            ) from error
+        if written != len(line):
             end = os.lseek(descriptor, 0, os.SEEK_CUR)
             if os.fstat(descriptor).st_size == end:  # else another run has written behind it
                 os.ftruncate(descriptor, end - written)
