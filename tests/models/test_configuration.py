@@ -30,6 +30,14 @@ def test_it_survives_saving(tmp_path):
     assert loaded.tie_word_embeddings is False
 
 
+def test_it_has_the_token_ids_that_every_configuration_has(tmp_path):
+    config = EchoConfig()
+    assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (None, None, None)
+    EchoConfig(pad_token_id=3, eos_token_id=[1, 2]).save_pretrained(tmp_path)
+    read = EchoConfig.from_pretrained(tmp_path)
+    assert (read.pad_token_id, read.bos_token_id, read.eos_token_id) == (3, None, [1, 2])
+
+
 def test_its_file_is_read_by_what_knows_no_echo(tmp_path):
     """As transformers does before it knows whose the file is: for a tokenizer, and where the Trainer resumes."""
     EchoConfig(ska_layers=[1], vocab_size=77).save_pretrained(tmp_path)

@@ -78,6 +78,14 @@ def test_padding_changes_nothing(model, side):
     assert torch.allclose(follow.logits[0], follow_alone.logits[0], atol=1e-5)
 
 
+def test_tokens_without_a_batch_are_refused_with_a_sentence(model):
+    with pytest.raises(ValueError, match=r"input_ids must be \[batch, time\], got \[3\]"):
+        model(torch.tensor([1, 2, 3]))
+    layer = model.model.layers[0].mixer
+    with pytest.raises(ValueError, match=r"hidden_states must be \[batch, time, hidden_size\], got \[9, 32\]"):
+        layer(torch.randn(9, 32))
+
+
 def test_packed_documents_do_not_bleed(model):
     tokens = ids(1, 30)
     packed = model(tokens, cu_seqlens=torch.tensor([0, 11, 30])).logits

@@ -172,7 +172,7 @@ def bench(
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU if there is one.")] = "auto",
     quick: Annotated[bool, typer.Option("--quick", help="A look that takes about a minute.")] = False,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Where bench.jsonl and bench.png are kept.")
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Where bench.jsonl and its picture are kept.")
     ] = Path("echo-bench"),
     json_file: JsonFile = None,
 ) -> None:
@@ -260,7 +260,7 @@ def export(
 @app.command("eval")
 def evaluate(
     model: ModelFolder,
-    tasks: Annotated[str, typer.Option("--tasks", metavar="NAME,...", help="The harness's tasks, or ours: see below.")],
+    tasks: Annotated[str, typer.Option("--tasks", metavar="NAME,...", help="The harness's tasks, or ours: see above.")],
     data: Annotated[
         Path | None, typer.Option("--data", metavar="FOLDER", help="The files that tasks named ..._local read.")
     ] = None,

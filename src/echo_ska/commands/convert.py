@@ -135,6 +135,8 @@ def start_convert(request: ConvertRequest, json_file: Path | None, console: Cons
                 replacement = cast_converted(student, kept_in, replacement)
                 figures["kept"] = measure(student)
     except KeyboardInterrupt:
+        if not request.output.exists():
+            raise KeyboardInterrupt("Stopped before anything was kept: the same command starts again.") from None
         raise KeyboardInterrupt(f"Stopped; give the same command again to go on from {request.output}.") from None
     figures |= {"replacement": dataclasses.asdict(replacement), "cache_bytes": cache_table(replacement)}
     console.print(states_table(figures, request.steps, kept_in))

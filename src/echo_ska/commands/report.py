@@ -29,6 +29,8 @@ def report(results: Path, output: Path, console: Console) -> None:
     """
     if not results.is_dir():
         raise ValueError(f"--results {results} is not a folder: name the one that holds the records, such as results.")
+    if not any(results.glob("*.jsonl")):
+        raise ValueError(f"--results {results} holds no record (*.jsonl): name the folder that does, such as results.")
     weighed = write_report(results, output)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("claim")

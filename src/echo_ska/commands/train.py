@@ -102,6 +102,8 @@ def train_command(request: TrainRequest, json_file: Path | None, console: Consol
     if request.output is not None:
         _keep(record, model, request.output, goal)
         say(console, f"Kept in {request.output}: model, checkpoints, log.jsonl, records.jsonl.")
+    else:
+        say(console, "The model was not kept: there was no --output.")
     write_json(json_file, dataclasses.asdict(record))
 
 

@@ -172,6 +172,8 @@ class EchoModel(EchoPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
+        if input_ids is not None and input_ids.dim() != 2:
+            raise ValueError(f"input_ids must be [batch, time], got {list(input_ids.shape)}")
         return_dict = self.config.return_dict if return_dict is None else return_dict
         keep_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if use_cache is None:

@@ -120,7 +120,9 @@ class SequenceMixer(nn.Module):
         return 0
 
     def check_inputs(self, hidden_states: Tensor, state: Any, cu_seqlens: Tensor | None) -> None:
-        """Raise a ValueError, saying what to change, if a packing or a state does not fit."""
+        """Raise a ValueError, saying what to change, if the input's shape, a packing or a state does not fit."""
+        if hidden_states.dim() != 3:
+            raise ValueError(f"hidden_states must be [batch, time, hidden_size], got {list(hidden_states.shape)}")
         rows = hidden_states.shape[0]
         if cu_seqlens is not None:
             rows = len(check_boundaries(cu_seqlens, rows, hidden_states.shape[1])) - 1
