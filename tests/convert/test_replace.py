@@ -71,6 +71,9 @@ def test_what_is_refused_leaves_the_model_as_it_was():
         ({"powr": 1}, "powr is no setting of SpectralKoopmanAttention: choose from blended, causal"),
         ({"num_heads": 3}, "num_heads follows from the model"),
         ({"layers": ["0"]}, "layers must name"),
+        ({"power": -1}, "power must be an integer >= 0"),
+        ({"init": "fresh", "refresh_interval": 0}, "refresh_interval must be an integer >= 1 or None"),
+        ({"initial_ridge": float("inf")}, "initial_ridge must be at least"),
     ):
         with pytest.raises(ValueError, match=sentence):
             replace_attention(model, **settings)
