@@ -225,9 +225,10 @@ def generate(
     **Examples:** `echo-ska generate runs/books/model --prompt "It was"` ·
     `printf 'Who came?' | echo-ska generate MODEL --context novel.txt --prompt - --temperature 0 --json figures.json`
     """
-    from echo_ska.commands.files import require_writable
+    from echo_ska.commands.files import require_apart, require_writable
 
     require_writable(json_file, "--json")
+    require_apart(context, json_file, "--context")
     from echo_ska.commands.generate import GenerateRequest
     from echo_ska.commands.generate import generate as start
 
