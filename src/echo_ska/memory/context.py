@@ -39,8 +39,8 @@ class ContextState:
 
     It holds the model's compact cache of all tokens but the last, and the last one's id, so that going on needs no
     stored logits. Its size does not depend on the length, unless the model has softmax attention. SKA's float64 sums
-    are rounded to 48 of their 64 bits when the context is read (a relative change of 7e-12 at most; not for a float64
-    model), so that memory, file and every copy hold the same numbers.
+    are rounded to 48 of their 64 bits each time a context is read or read on from a parent (a relative change of 7e-12
+    at most each time; not for a float64 model), so that memory, file and every copy hold the same numbers.
 
     Make one with `ContextState.read` or `ContextState.load`.
 
