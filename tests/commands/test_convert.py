@@ -54,12 +54,12 @@ def test_a_model_of_bytes_is_converted_reported_and_kept(tmp_path, text):
     assert 0.5 < sizes["after"] / sizes["before"] < 0.51
     assert load_converted(output / "model")(torch.ones(1, 3, dtype=torch.int64)).logits.shape == (1, 3, 256)
     assert (output / "records.jsonl").exists()
-    (output / "model").rename(output / ".partial-model")  # as if killed before the last step
+    (output / "model").rename(output / ".partial-output-model-0123abcd")  # as if killed before the last step
     resumed = run(model, "--text", text, "-o", output, "--layers", "every 2nd", *SMALL)
     assert resumed.exit_code == 0, resumed.output
     assert len((output / "records.jsonl").read_text().splitlines()) == 1
     assert load_converted(output / "model").config.echo_ska_replaced[0]["layers"] == [1]
-    assert not (output / ".partial-model").exists()
+    assert not list(output.glob(".partial-*"))
     again = run(model, "--text", text, "-o", output, *SMALL)
     assert again.exit_code != 0
     assert "nothing is overwritten" in again.output
@@ -78,7 +78,7 @@ def test_a_disk_that_is_full_at_the_end_costs_no_training(tmp_path, text, files_
     assert said.startswith(f"The model {output / 'model'} could not be written (")
     assert f"the checkpoints in {output} are kept: make room, or see that" in said
     assert not (output / "model").exists()
-    assert not (output / ".partial-model").exists()
+    assert not list(output.glob(".partial-*"))
     assert run(*command).exit_code == 0
     assert (output / "model" / "model.safetensors").read_bytes() == weights
 

@@ -125,3 +125,20 @@ def test_output_and_json_of_one_name_are_refused(refused, tmp_path):
     same = tmp_path / "same"
     refused("--output and --json both name", "context", "read", tmp_path, tmp_path, "-o", same, "--json", same)
     refused("--output and --json both name", "train", "--text", tmp_path, "--output", same, "--json", same)
+
+
+@pytest.mark.parametrize(
+    ("option", "command"),
+    [
+        ("FILE", ["context", "read", "{model}", "{text}", "-o", "{text}.state"]),
+        ("--context", ["generate", "{model}", "--prompt", "Hi", "--context", "{text}"]),
+        ("--text", ["inspect", "{model}", "--text", "{text}"]),
+        ("--haystack", ["recall-text", "{model}", "--haystack", "{text}"]),
+    ],
+)
+def test_figures_do_not_take_the_place_of_what_is_read(refused, model_folder, tmp_path, option, command):
+    text = tmp_path / "only.txt"
+    text.write_text("My only copy.")
+    given = [part.format(model=model_folder, text=text) for part in command]
+    refused(f"{option} and --json both name {text}", *given, "--json", text)
+    assert text.read_text() == "My only copy."

@@ -57,6 +57,9 @@ def test_a_text_may_stand_in_the_command_itself(run, model_folder, tmp_path):
     written = json.loads(figures.read_text())
     assert written["input"] == {"text": None, "tokens": 5}
     assert written["pictures"] == []
+    for long in ("the cat sat on the mat. " * 11, "x" * 300):  # longer than a file's name can be
+        result = run("inspect", model_folder, "--text", long, "--length", 5, "--json", figures)
+        assert result.exit_code == 0, result.output
 
 
 def test_a_task_is_shown_by_its_roles(run, model_folder, tmp_path):

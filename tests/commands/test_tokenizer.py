@@ -54,8 +54,8 @@ def test_an_empty_folder_is_filled_or_left_empty(run, refused, tmp_path, files_u
     assert result.exit_code == 1
     assert "could not be written (" in result.stderr
     assert not list(kept.iterdir())
-    (kept / UNFINISHED).mkdir()  # as if one was killed
-    (kept / UNFINISHED / "tokenizer.json").write_text("{")
+    (kept / UNFINISHED / "0123abcd").mkdir(parents=True)  # as if one was killed
+    (kept / UNFINISHED / "0123abcd" / "tokenizer.json").write_text("{")
     result = run(*command)
     assert result.exit_code == 0, result.output
     assert len(AutoTokenizer.from_pretrained(kept)) == 262

@@ -42,3 +42,9 @@ def test_windows_cover_a_text_evenly():
     assert len(evenly_spaced(text, 30, 99)) == 3
     with pytest.raises(ValueError, match="need windows of at least 4 tokens"):
         evenly_spaced(text, 101, 1)
+
+
+def test_windows_stay_inside_a_text_longer_than_float32_counts():
+    text = torch.zeros(1, dtype=torch.uint8).expand(2**24 + 259)  # without its memory
+    assert evenly_spaced(text, 256, 64).shape == (64, 256)
+    assert evenly_spaced(text, 256, 1).shape == (1, 256)

@@ -71,6 +71,9 @@ def test_what_is_refused_leaves_the_model_as_it_was():
         ({"powr": 1}, "powr is no setting of SpectralKoopmanAttention: choose from blended, causal"),
         ({"num_heads": 3}, "num_heads follows from the model"),
         ({"layers": ["0"]}, "layers must name"),
+        ({"power": -1}, "power must be an integer >= 0"),
+        ({"init": "fresh", "refresh_interval": 0}, "refresh_interval must be an integer >= 1 or None"),
+        ({"initial_ridge": float("inf")}, "initial_ridge must be at least"),
     ):
         with pytest.raises(ValueError, match=sentence):
             replace_attention(model, **settings)
@@ -102,6 +105,28 @@ def test_a_saved_model_is_loaded_with_the_same_logits_and_dtypes(name, tmp_path)
         assert (loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight) == tied
     replace_attention(loaded, [1])  # and so on from there
     assert list(replaced_attentions(loaded)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("edited", "sentence"),
+    [
+        ("yes", "must be a list of layers, rank, init and settings: 'yes'"),
+        ([{"layers": [0], "init": "carry", "settings": {}}], "must be a list of layers, rank"),
+        ([{"layers": [9], "rank": 8, "init": "carry", "settings": {}}], "names layer 9, but there are 0 to 2"),
+        ([{"layers": [-3], "rank": 8, "init": "carry", "settings": {}}], "names layer -3, but there are 0 to 2"),
+        ([{"layers": [0, 0], "rank": 8, "init": "carry", "settings": {}}], "names layer 0 twice"),
+        ([{"layers": [0], "rank": 8, "init": "carry", "settings": {"foo": 1}}], "settings that are none: .*'foo'"),
+        (None, "config.json does not describe a model"),
+    ],
+)
+def test_an_edited_configuration_is_refused_in_one_sentence(edited, sentence, tmp_path):
+    model = host("llama")
+    replace_attention(model, [0])
+    model.save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text("{" if edited is None else json.dumps(json.loads(config.read_text()) | {FIELD: edited}))
+    with pytest.raises(ValueError, match=sentence):
+        load_converted(tmp_path)
 
 
 def test_without_this_package_a_converted_model_is_of_no_known_type(tmp_path):

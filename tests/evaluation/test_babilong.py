@@ -10,6 +10,7 @@ import pytest
 
 from echo_ska.evaluation.babilong import VARIANTS, load_babi, sample_folder
 from echo_ska.evaluation.hidden_text import Prose, hide
+from echo_ska.evaluation.local_tasks import babi_rows
 from echo_ska.training import book_path
 
 FILE = """1 Mary went to the hall.
@@ -155,3 +156,10 @@ def test_folders_without_files_are_refused(tmp_path):
         load_babi(tmp_path / "absent")
     with pytest.raises(ValueError, match="babilong has no variant 'qa11'"):
         load_babi(None, ["qa11"])
+
+
+def test_line_feeds_alone_end_a_line():
+    text = "1 Mary\u2028went\x0chome.\n2 Where is Mary?\thome\t1\n"
+    assert list(babi_rows(text)) == [
+        {"passage": "Mary\u2028went\x0chome.\n", "question": "Where is Mary?", "answer": "home"}
+    ]

@@ -77,6 +77,7 @@ def test_the_accuracy_is_that_of_the_likeliest_candidates(model, prose):
         right += question.candidates[likelihoods.index(max(likelihoods))] in question.answers
     assert result.accuracy == right / 8
     assert result.standard_error == pytest.approx((result.accuracy * (1 - result.accuracy) / 7) ** 0.5)
+    assert text_recall(model, tokenizer, task, prose, 600, 1).standard_error is None  # one score has no spread
     assert result.chance == task.chance
     assert result.samples == len(read) == 8
     assert result.tokens == sum(read) / 8

@@ -489,3 +489,13 @@ def test_a_folder_is_no_place_for_a_memory(tmp_path, overwrite):
     with pytest.raises(IsADirectoryError, match=r"is a folder: name a file$"):
         AssociativeMemory(2, 2).save(tmp_path, overwrite=overwrite)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_merging_refuses_what_writing_refuses():
+    one, other = AssociativeMemory(1, 1), AssociativeMemory(1, 1)
+    for memory in (one, other):
+        memory.write([[1.3e154]], [[1.0]])
+    with pytest.raises(ValueError, match=r"leave the range of torch\.float64: scale keys"):
+        one.merge(other)
+    assert one.count == 1
+    assert one.statistics.gram.isfinite().all()

@@ -125,6 +125,23 @@ def test_beams_and_samples(model):
     assert len({tuple(row.tolist()) for row in output.sequences}) > 1
 
 
+def test_a_generation_config_is_merged_with_the_models_own(model, monkeypatch):
+    state, asked = ContextState.read(model, ids(20)), GenerationConfig(max_new_tokens=4, do_sample=True)
+    expected = model.generate(ids(20)[None], max_new_tokens=4, do_sample=False)[:, 20:]
+    own = model.generation_config
+    merged = GenerationConfig(do_sample=True, num_return_sequences=3, use_cache=False)
+    monkeypatch.setattr(model, "generation_config", merged)
+    assert state.generate(model, generation_config=asked).shape == (3, 4)
+    assert torch.equal(state.generate(model, max_new_tokens=4, num_return_sequences=1, do_sample=False), expected)
+    for name in ("max_length", "min_length"):
+        monkeypatch.setattr(model, "generation_config", GenerationConfig(**{name: 30}))
+        with pytest.raises(ValueError, match=f"the model's generation_config has {name}: it would count"):
+            state.generate(model, do_sample=False, **({"max_new_tokens": 4} if name == "min_length" else {}))
+    monkeypatch.setattr(model, "generation_config", own)
+    with pytest.raises(ValueError, match="takes no use_cache=False"):
+        state.generate(model, generation_config=GenerationConfig(max_new_tokens=4, use_cache=False))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -145,6 +145,18 @@ def test_the_least_recently_used_are_evicted(tmp_path, model):
     assert_clean(store)
 
 
+def test_a_store_opened_with_less_room_deletes_what_is_beyond_it(tmp_path, model):
+    states, store = contexts(model, 4), ContextStore(tmp_path / "store")
+    size = max(store.put(state).nbytes for state in states)
+    again = ContextStore(tmp_path / "store", max_bytes=2 * size + 100)
+    assert [entry.token_hash for entry in again.list()] == [states[n].token_hash for n in (3, 2)]
+    assert_clean(again)
+    again.max_bytes = size + 100
+    again.sweep()
+    assert len(again.list()) == 1
+    assert_clean(again)
+
+
 def test_a_context_too_large_to_keep_is_read_all_the_same(tmp_path, model, caplog):
     store = ContextStore(tmp_path / "store", max_bytes=100)
     assert store.read(model, ids(20)).tokens == 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import random
 import struct
@@ -13,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from echo_ska.memory import AssociativeMemory
+from echo_ska.sealed import file as sealed_file
 from echo_ska.sealed import read_sealed_file, write_sealed_file
 
 KIND = "associative memory"
@@ -170,3 +172,29 @@ def test_tensors_and_metadata_of_any_kind_come_back(tmp_path):
         assert loaded[name].dtype == tensor.dtype
     with pytest.raises(ValueError, match="Out of range float"):
         write_sealed_file(tmp_path / "b", {}, {"x": float("nan")}, kind="anything", version=3)
+
+
+def test_a_file_saved_meanwhile_and_a_dangling_link_stay(tmp_path, monkeypatch):
+    path, flush = tmp_path / "a", sealed_file.flush
+
+    def slow(flushed):
+        monkeypatch.setattr(sealed_file, "flush", flush)
+        memory_of(3).save(path)  # by another process
+        flush(flushed)
+
+    monkeypatch.setattr(sealed_file, "flush", slow)
+    with pytest.raises(FileExistsError, match="choose another name"):
+        memory_of(5).save(path)
+    assert AssociativeMemory.load(path).count == 3
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError, match="choose another name"):
+        memory_of(5).save(tmp_path / "link")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a", "link"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_a_file_that_is_replaced_keeps_its_permissions(saved):
+    saved.chmod(0o600)
+    memory_of(5).save(saved, overwrite=True)
+    assert saved.stat().st_mode & 0o777 == 0o600
+    assert AssociativeMemory.load(saved).count == 5

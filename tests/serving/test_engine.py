@@ -8,7 +8,7 @@ import pytest
 import torch
 from serving_models import NAME, QUESTION, SYSTEM, chat_text, decoded, greedy, tiny
 
-from echo_ska.memory import ContextStore
+from echo_ska.memory import ContextStore, fingerprint
 from echo_ska.memory.index import DamagedIndexError
 from echo_ska.models import EchoConfig, EchoForCausalLM, byte_tokenizer, train_bpe
 from echo_ska.serving import engine as engine_module
@@ -38,6 +38,21 @@ def test_a_prompt_is_cut_where_its_system_messages_end(model):
     assert prompt.kept_at == (end, len(whole.encode()))
     assert engine.prepare(asked(QUESTION)).kept_at == (len(chat_text(QUESTION).encode()),)
     assert len(engine.prepare(asked(SYSTEM)).kept_at) == 1
+
+
+def test_the_models_bytes_are_read_once_an_engine(tmp_path, monkeypatch):
+    one, looks = tiny(), []
+    store = ContextStore(tmp_path / "store")
+    engine, look = Engine(one, byte_tokenizer(), NAME, store), fingerprint._function
+    monkeypatch.setattr(fingerprint, "_function", lambda model: (looks.append(model), look(model))[1])
+    prompt = engine.prepare(asked(SYSTEM, QUESTION))
+    first, _ = answer(engine, prompt)
+    again, outcome = answer(engine, prompt)
+    assert again == first
+    assert outcome.cached_tokens == len(prompt.ids)
+    assert not looks
+    assert fingerprint.model_fingerprint(one) == engine.fingerprint  # elsewhere it is looked at as before
+    assert len(looks) == 1
 
 
 def test_byte_pairs_are_cut_there_too(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -27,6 +28,19 @@ def test_the_least_requests():
     asked = completion()
     assert (asked.messages, asked.prompt, asked.is_chat) == (None, "Hi", False)
     assert asked.sampling == Sampling(max_new_tokens=16)
+
+
+def test_negative_seeds_are_seeds_and_fields_without_a_value_ask_for_nothing():
+    assert chat(seed=-1).sampling.seed == 2**63 - 1
+    assert chat(seed=-(2**63)).sampling.seed == 0
+    assert chat(reasoning_effort=None, prediction=None, tools=None) == chat()
+
+
+def test_what_is_nested_too_deeply_is_one_sentence():
+    for depth in range(100, sys.getrecursionlimit() + 200, 50):
+        body = '{"messages":[{"role":"user","content":"Hi"}],"temperature":' + "[" * depth + "]" * depth + "}"
+        with pytest.raises(RefusedError, match=r"temperature must be a number|nested too deeply"):
+            parse(body.encode(), "m", chat=True)
 
 
 def test_all_settings():
@@ -119,7 +133,7 @@ def test_a_message_may_be_what_an_answer_was():
         ("max_tokens must be an integer", "max_tokens", {"max_tokens": 1.5}),
         ("max_tokens must be an integer", "max_tokens", {"max_tokens": True}),
         ("differ", "max_tokens", {"max_tokens": 5, "max_completion_tokens": 6}),
-        ("seed must be an integer of at least 0", "seed", {"seed": -1}),
+        ("seed must be an integer of at least -9223372036854775808", "seed", {"seed": -(2**63) - 1}),
         ("seed must be below", "seed", {"seed": 2**63}),
         ("stop must be", "stop", {"stop": ""}),
         ("stop must be", "stop", {"stop": ["a"] * 5}),

@@ -37,6 +37,7 @@ def context_read(
     require_absent(output, "--output")
     require_apart(output, json_file)
     require_apart_from_model(model, json_file)
+    require_apart(file, json_file, "FILE")
     from echo_ska.commands.context import read_context
 
     read_context(model, file, output, device, json_file, console())

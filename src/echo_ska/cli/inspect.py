@@ -45,6 +45,7 @@ def inspect(
     require_folder(output, "--output")
     require_apart(output, json_file)
     require_apart_from_model(model, json_file)
+    require_apart(None if text is None else Path(text), json_file, "--text")
     from echo_ska.commands.inspect import InspectRequest
     from echo_ska.commands.inspect import inspect as start
 

@@ -41,10 +41,11 @@ def recall_text(
     **Examples:** `echo-ska recall-text MODEL --task needle --lengths 1024,4096,16384` ·
     `echo-ska recall-text MODEL --variants qa1,qa2 --data babi/ --haystack novels/ --samples 100 --json scores.json`
     """
-    from echo_ska.commands.files import require_apart_from_model, require_writable
+    from echo_ska.commands.files import require_apart, require_apart_from_model, require_writable
 
     require_writable(json_file, "--json")
     require_apart_from_model(model, json_file)
+    require_apart(haystack, json_file, "--haystack")
     from echo_ska.commands.recall_text import RecallTextRequest
     from echo_ska.commands.recall_text import recall_text as start
 

@@ -230,6 +230,7 @@ def generate(
     require_writable(json_file, "--json")
     require_apart_from_model(model, json_file)
     require_apart(state, json_file, "--state")
+    require_apart(context, json_file, "--context")
     from echo_ska.commands.generate import GenerateRequest
     from echo_ska.commands.generate import generate as start
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -144,13 +145,15 @@ def _text(given: str) -> tuple[str, bool]:
         raise ValueError("The text is empty: there is nothing to read.")
     path = Path(given)
     try:
-        if path.is_file():
-            return "".join(text_blocks(path)), True
-        if path.is_dir():
-            raise ValueError(f"--text {given} is a folder: name a file in it.")
-    except OSError:
-        if path.exists():
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
             raise
+        is_file = is_folder = False  # a text, longer than names can be
+    if is_file:
+        return "".join(text_blocks(path)), True
+    if is_folder:
+        raise ValueError(f"--text {given} is a folder: name a file in it.")
     if not any(character.isspace() for character in given):
         looks_like_a_path = path.suffix.lower() in TEXT_SUFFIXES or "/" in given or "\\" in given
         if looks_like_a_path:

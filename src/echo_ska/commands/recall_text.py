@@ -138,7 +138,7 @@ def _table(found: Sequence[TextRecall]) -> Table:
             f"{result.samples:,}",
             f"{result.tokens:,.0f}",
             f"{result.accuracy:.1%}",
-            f"{result.standard_error:.1%}",
+            "" if result.standard_error is None else f"{result.standard_error:.1%}",
             f"{result.chance:.1%}",
             format_bytes(result.state_bytes),
             f"{result.seconds:.1f}",

@@ -217,7 +217,7 @@ def _require_own_folder(output: Path | None) -> None:
 def _keep(record: RunRecord, model: EchoForCausalLM, output: Path, goal: Goal) -> None:
     """Save the model and append the record, unless the same run, scored on as much, was recorded before."""
     logging.disable_progress_bar()
-    with whole_model(output / "model") as folder:
+    with whole_model(output / "model", replace=True) as folder:
         if goal.tokenizer is not None:
             end = goal.tokenizer.eos_token_id
             model.generation_config.eos_token_id = model.generation_config.pad_token_id = end

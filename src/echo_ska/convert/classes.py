@@ -41,7 +41,7 @@ def converted_class(host: str) -> type[PreTrainedModel]:
 
     def start(model: Any, config: PreTrainedConfig, *arguments: Any, **options: Any) -> None:
         original.__init__(model, config, *arguments, **options)
-        for part in getattr(config, FIELD, None) or ():
+        for part in replaced_parts(config):
             _put_in(model, part)
         keep_in_float32(model)
         _refuse_attention_weights(model)
@@ -61,6 +61,26 @@ def converted_class(host: str) -> type[PreTrainedModel]:
     AutoConfig.register(config.model_type, config)
     AutoModelForCausalLM.register(config, model)
     return cast(type[PreTrainedModel], model)
+
+
+def replaced_parts(config: PreTrainedConfig) -> list[dict[str, Any]]:
+    """What a configuration's field says was replaced; nothing where it has none.
+
+    Raises:
+        ValueError: the field does not have the form that `make_converted` gives it.
+    """
+    parts = getattr(config, FIELD, None)
+    if parts is None:
+        return []
+    kinds = {"layers": list, "rank": int, "init": str, "settings": dict}
+    if not isinstance(parts, list) or any(
+        not isinstance(part, dict)
+        or part.keys() != kinds.keys()
+        or any(not isinstance(part[name], kind) for name, kind in kinds.items())
+        for part in parts
+    ):
+        raise ValueError(f"{FIELD} in the configuration must be a list of layers, rank, init and settings: {parts!r}")
+    return parts
 
 
 def make_converted(model: PreTrainedModel, part: dict[str, Any]) -> None:
@@ -115,8 +135,17 @@ def _reset(module: nn.Module) -> None:
 def _put_in(model: nn.Module, part: dict[str, Any]) -> None:
     blocks, name = decoder_layers(model)
     for index in part["layers"]:
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(blocks):
+            raise ValueError(
+                f"{FIELD} in the configuration names layer {index!r}, but there are 0 to {len(blocks) - 1}"
+            )
         attention = getattr(blocks[index], name)
+        if isinstance(attention, ReplacedAttention):
+            raise ValueError(f"{FIELD} in the configuration names layer {index} twice")
         with torch.no_grad():
             weights = head_weights(attention)
-        mixer = build_mixer(weights, part["rank"], part["settings"])
+        try:
+            mixer = build_mixer(weights, part["rank"], part["settings"])
+        except TypeError as error:  # a setting of no such name
+            raise ValueError(f"{FIELD} in the configuration has settings that are none: {error}") from None
         setattr(blocks[index], name, ReplacedAttention(mixer, index, weights.dropout).train(attention.training))

@@ -65,7 +65,8 @@ def evenly_spaced(tokens: Tensor, length: int, windows: int) -> Tensor:
     if len(tokens) < length or length < 4:
         raise ValueError(f"need windows of at least 4 tokens and a text that holds one, got {length} and {len(tokens)}")
     count = min(windows, len(tokens) // length)
-    starts = torch.linspace(0, len(tokens) - length, count).long()
+    free = len(tokens) - length
+    starts = torch.tensor([free * place // max(1, count - 1) for place in range(count)])  # float32 counts to 2^24
     return tokens[starts[:, None] + torch.arange(length)].long()
 
 

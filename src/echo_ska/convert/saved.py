@@ -29,7 +29,10 @@ def load_converted(folder: str | Path) -> PreTrainedModel:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not the folder of a model: it has no config.json")
     with refusing_own_code(folder):
-        config = AutoConfig.from_pretrained(folder, **OWN_CODE_IS_NOT_RUN)
+        try:
+            config = AutoConfig.from_pretrained(folder, **OWN_CODE_IS_NOT_RUN)
+        except (OSError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{folder / 'config.json'} does not describe a model: {_last_line(error)}") from None
     if not getattr(config, FIELD, None):
         raise ValueError(f"no attention was replaced in the model in {folder}: load it with AutoModelForCausalLM")
     try:
@@ -52,4 +55,4 @@ def load_converted(folder: str | Path) -> PreTrainedModel:
 
 
 def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1].strip()
+    return next(reversed(str(error).strip().splitlines()), type(error).__name__).strip()

@@ -80,7 +80,7 @@ class BabiLong(TextTask):
 
 
 def _story(row: dict[str, str], candidates: tuple[str, ...]) -> Story:
-    facts = tuple(row["passage"].splitlines())
+    facts = tuple(row["passage"].removesuffix("\n").split("\n"))
     names = frozenset(CAPITALIZED.findall(row["passage"])) - NOT_NAMES
     return Story(facts, f"Question: {row['question']}\nAnswer:", (row["answer"],), candidates, names)
 

@@ -48,7 +48,7 @@ def hellaswag_rows(text: str) -> Iterator[Row]:
     The harness's clean-up is done: what stands in brackets is removed, and the sentence that the ending goes on with
     gets a capital. What the text form has lost, which full stops stood for the titles of an article, stays lost.
     """
-    lines = text.splitlines()
+    lines = _lines(text)
     if len(lines) % 6:
         raise ValueError(f"questions have six lines each, but there are {len(lines)} lines")
     for start in range(0, len(lines), 6):
@@ -91,7 +91,7 @@ def lambada_rows(text: str) -> Iterator[Row]:
 def babi_rows(text: str) -> Iterator[Row]:
     """bAbI as published: numbered lines, a new story at number 1, questions with their answer behind a tab."""
     story: list[str] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(_lines(text), start=1):
         count, _, said = line.partition(" ")
         if not count.isdigit():
             raise ValueError(f"line {number} does not begin with a number")
@@ -103,6 +103,11 @@ def babi_rows(text: str) -> Iterator[Row]:
             yield {"passage": passage, "question": question.strip(), "answer": answer[0]}
         else:
             story.append(said.strip())
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of a file, which line feeds alone end: `str.splitlines` also cuts at characters of a text (U+2028)."""
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 LOCAL_TASKS = {
@@ -164,8 +169,8 @@ def chance_of(definition: dict[str, Any], questions: int) -> float | None:
     Returns:
         In [0, 1]; 0 where a word is to be guessed, None where nothing is.
     """
-    lines = Path(definition["dataset_kwargs"]["data_files"]["test"]).read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines[:questions]]
+    lines = Path(definition["dataset_kwargs"]["data_files"]["test"]).read_text(encoding="utf-8").split("\n")
+    rows = [json.loads(line) for line in lines[:questions] if line]
     if definition["output_type"] == "loglikelihood_rolling":
         return None
     if definition["output_type"] != "multiple_choice":

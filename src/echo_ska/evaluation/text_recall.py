@@ -34,7 +34,7 @@ class TextRecall:
         length: tokens asked for; 0 is the facts alone.
         samples: questions asked, all of them different.
         accuracy: mean share of a question's answers among the candidates found likeliest, as many as there are answers.
-        standard_error: of that mean.
+        standard_error: of that mean; None where a single question was asked.
         chance: see `TextTask.chance`.
         tokens: tokens read before the answer, the mean over questions.
         state_bytes: of the model's state after a text, the largest.
@@ -45,7 +45,7 @@ class TextRecall:
     length: int
     samples: int
     accuracy: float
-    standard_error: float
+    standard_error: float | None
     chance: float
     tokens: float
     state_bytes: int
@@ -135,13 +135,13 @@ def text_recall(
             if progress is not None:
                 progress(reading.tokens)
     mean = sum(scores) / samples
-    variance = sum((score - mean) ** 2 for score in scores) / max(1, samples - 1)
+    squares = sum((score - mean) ** 2 for score in scores)
     return TextRecall(
         task=task.name,
         length=length,
         samples=samples,
         accuracy=mean,
-        standard_error=math.sqrt(variance / samples),
+        standard_error=math.sqrt(squares / (samples - 1) / samples) if samples > 1 else None,
         chance=task.chance,
         tokens=tokens / samples,
         state_bytes=state_bytes,

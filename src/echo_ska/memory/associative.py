@@ -142,9 +142,11 @@ class AssociativeMemory:
         power, gain and blend do not matter, since they belong to the read.
 
         Raises:
-            ValueError: the sizes differ; or the lag moment of `other` is not exact and this power is not 0.
+            ValueError: the sizes differ; or the lag moment of `other` is not exact and this power is not 0; or the sums
+                leave their dtype's range. Nothing is changed then.
         """
-        self._install(self._statistics + self._like(other), self._lag_is_exact and other.lag_is_exact)
+        merged = self._in_range(self._statistics + self._like(other))
+        self._install(merged, self._lag_is_exact and other.lag_is_exact)
 
     def forget(self, keys: Rows, values: Rows, weights: Rows | None = None) -> None:
         """Take away pairs that were written, wherever they stood: exact in the Gram matrix and the value moment.
@@ -328,9 +330,12 @@ class AssociativeMemory:
         dtype = accumulator_dtype(self._device)
         for block in pair_blocks(keys, values, weights, self._settings, self._device, dtype):
             start = start + SufficientStatistics.from_tokens(*block)
-        if not all(bool(tensor.isfinite().all()) for tensor in start.tensors().values()):
-            raise ValueError(f"the sums leave the range of {dtype}: scale keys and values down")
-        return start
+        return self._in_range(start)
+
+    def _in_range(self, sums: SufficientStatistics) -> SufficientStatistics:
+        if not all(bool(tensor.isfinite().all()) for tensor in sums.tensors().values()):
+            raise ValueError(f"the sums leave the range of {sums.gram.dtype}: scale keys and values down")
+        return sums
 
     def _like(self, other: AssociativeMemory) -> SufficientStatistics:
         """The statistics of a memory of the same sizes, on this device."""

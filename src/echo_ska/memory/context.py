@@ -39,8 +39,8 @@ class ContextState:
 
     It holds the model's compact cache of all tokens but the last, and the last one's id, so that going on needs no
     stored logits. Its size does not depend on the length, unless the model has softmax attention. SKA's float64 sums
-    are rounded to 48 of their 64 bits when the context is read (a relative change of 7e-12 at most; not for a float64
-    model), so that memory, file and every copy hold the same numbers.
+    are rounded to 48 of their 64 bits each time a context is read or read on from a parent (a relative change of 7e-12
+    at most each time; not for a float64 model), so that memory, file and every copy hold the same numbers.
 
     Make one with `ContextState.read` or `ContextState.load`.
 
@@ -175,21 +175,30 @@ class ContextState:
         Raises:
             ValueError: a setting that contradicts the context, or a context of another model.
         """
+        given = settings.get("generation_config")
+
+        def asked(name: str) -> Any:
+            """As Hugging Face takes a setting: by name, else from the configuration given, else from the model's."""
+            found = (settings.get(name), getattr(given, name, None), getattr(model.generation_config, name, None))
+            return next((value for value in found if value is not None), None)
+
         for name, reason in _NOT_TAKEN.items():
             if settings.get(name) is not None:
                 raise ValueError(f"generate from a context takes no {name}: {reason}")
-            if getattr(settings.get("generation_config"), name, None) is not None:
+            if getattr(given, name, None) is not None:
                 raise ValueError(f"generate from a context takes no generation_config with {name}: {reason}")
-        if settings.get("use_cache") is False:
+        for name, instead in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+            if asked(name) and asked(instead) is None:
+                raise ValueError(f"the model's generation_config has {name}: {_NOT_TAKEN[name]}")
+        if settings.get("use_cache") is False or getattr(given, "use_cache", None) is False:
             raise ValueError("generate from a context takes no use_cache=False: the context is the cache")
+        if asked("use_cache") is False:  # the model's own: it is for prompts without a past
+            settings["use_cache"] = True
         cache = self._cache_for(model)
         prompt = torch.tensor([self.last_token])
         if input_ids is not None:
             prompt = torch.cat([prompt, token_ids(input_ids, model.config.vocab_size)])
-        common = settings.get("generation_config") or model.generation_config
-        rows = max(
-            settings.get(name) or getattr(common, name, None) or 1 for name in ("num_beams", "num_return_sequences")
-        )
+        rows = max(asked(name) or 1 for name in ("num_beams", "num_return_sequences"))
         if rows > 1:
             cache.batch_repeat_interleave(rows)
         # Hugging Face tells new ids from all ids by the mask: of the whole sequence, and longer than what is new.

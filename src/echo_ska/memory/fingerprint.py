@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import enum
 import hashlib
 import inspect
 import json
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -38,6 +40,7 @@ _BLOCK = 32
 """Words of eight bytes that are summed before sums are weighted by their places."""
 
 _kept: weakref.WeakKeyDictionary[nn.Module, _Kept] = weakref.WeakKeyDictionary()
+_unchanged: contextvars.ContextVar[tuple[nn.Module, str] | None] = contextvars.ContextVar("unchanged", default=None)
 
 
 @dataclasses.dataclass
@@ -101,6 +104,9 @@ def model_fingerprint(model: nn.Module) -> str:
         ValueError: the model has no numbers (it is on the meta device), is no Echo model, or holds something whose
             bytes cannot be had.
     """
+    unchanged = _unchanged.get()
+    if unchanged is not None and unchanged[0] is model:
+        return unchanged[1]
     function = _function(model)
     kept = _kept.get(model)
     if kept is not None and kept.holds_for(function):
@@ -118,6 +124,19 @@ def model_fingerprint(model: nn.Module) -> str:
     if not any(tensor.is_inference() for tensor in function.tensors.values()):  # torch does not count their changes
         _kept[model] = _Kept(function, fingerprint)
     return fingerprint
+
+
+@contextlib.contextmanager
+def as_unchanged(model: nn.Module, fingerprint: str) -> Iterator[None]:
+    """Within it, in this thread, `model_fingerprint(model)` is `fingerprint`, without a look at the model.
+
+    For who alone holds the model and does not change it: a server asks several times a request.
+    """
+    before = _unchanged.set((model, fingerprint))
+    try:
+        yield
+    finally:
+        _unchanged.reset(before)
 
 
 def function_fields(model: nn.Module) -> dict[str, Any]:

@@ -163,8 +163,9 @@ class ContextStore:
     def sweep(self) -> None:
         """Delete what killed processes left behind, and nothing that has another name than a store gives.
 
-        A new `ContextStore` does so by itself.
+        Contexts beyond `max_bytes` are deleted too. A new `ContextStore` does so by itself.
         """
+        self._mended(self._shrink)
         self._mended(self._sweep)
 
     def _find(self, model: EchoForCausalLM, ids: Tensor) -> tuple[ContextState, int] | None:
@@ -233,6 +234,17 @@ class ContextStore:
                 _delete(self.folder / STATES / name)
             self._index.drop(found)
         self._discard([name])
+
+    def _shrink(self) -> None:
+        if self.max_bytes is None:
+            return
+        try:
+            with self._index.transaction() as connection:
+                evicted = self._index.evict(connection, self.max_bytes)
+        except OSError as error:  # a full disk: opening a store, which can be read all the same, is not to fail by it
+            logger.warning("contexts beyond max_bytes could not be deleted: %s", error)
+            return
+        self._discard(evicted)
 
     def _sweep(self) -> None:
         with self._index.transaction() as connection:

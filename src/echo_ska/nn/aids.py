@@ -74,8 +74,21 @@ def drawn_by_sequence(like: Tensor, count: int, cu_seqlens: Tensor | None) -> Te
 
 def require_probability(name: str, value: float) -> None:
     """Raise ValueError unless `value` is in [0, 1)."""
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
+    if not is_number(value) or not 0 <= value < 1:
+        raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}")
+
+
+def require_whole(name: str, value: object, least: int, *, optional: bool = False) -> None:
+    """Raise ValueError unless `value` is an integer of at least `least`, or None where that is an option."""
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer >= {least}{' or None' if optional else ''}, got {value!r}")
+
+
+def is_number(value: object) -> bool:
+    """Whether it is an integer or a float, infinite and undefined ones included."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def gate_score(weight: float, stretch: float = GATE_STRETCH) -> float:

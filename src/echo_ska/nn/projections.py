@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from echo_ska.nn.aids import require_whole
 from echo_ska.nn.convolution import ShortConvolution
 from echo_ska.nn.initialization import start_as
 
@@ -13,8 +14,11 @@ def head_width(hidden_size: int, num_heads: int, head_dim: int | None) -> int:
     """`head_dim`, or hidden_size / num_heads where it is None.
 
     Raises:
-        ValueError: it is None and num_heads does not divide hidden_size.
+        ValueError: it is None and num_heads does not divide hidden_size, or one of them is no whole number above 0.
     """
+    for name, size in (("hidden_size", hidden_size), ("num_heads", num_heads)):
+        require_whole(name, size, 1)
+    require_whole("head_dim", head_dim, 1, optional=True)
     if head_dim is not None:
         return head_dim
     if hidden_size % num_heads:

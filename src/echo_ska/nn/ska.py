@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import operator
 from typing import Any, Literal, NamedTuple
 
@@ -16,9 +17,11 @@ from echo_ska.algebra import SufficientStatistics, weighted
 from echo_ska.nn.aids import (
     GATE_STRETCH,
     head_norm,
+    is_number,
     open_at_random,
     precise,
     require_probability,
+    require_whole,
     stretched_sigmoid,
     unit_norm,
 )
@@ -28,7 +31,7 @@ from echo_ska.nn.mixer import MixerState, SequenceMixer
 from echo_ska.nn.parts import PartExchange, last_sequence, last_tokens
 from echo_ska.nn.projections import QueryKeyValue, head_width
 from echo_ska.ops import RecurrentState, spectral_koopman_attention
-from echo_ska.ops.arguments import RIDGE_FLOOR
+from echo_ska.ops.arguments import RIDGE_FLOOR, require_power
 from echo_ska.ops.decoding import DecodingState, advance
 
 SUMMARY_SEGMENT = 4096
@@ -101,7 +104,7 @@ class SpectralKoopmanAttention(SequenceMixer):
         causal: False makes every token read all tokens that `write_mask` marks; the layer then has no state.
 
     Raises:
-        ValueError: the sizes do not fit, or settings exclude each other.
+        ValueError: a size or a setting is none, the sizes do not fit, or settings exclude each other.
     """
 
     # Zero has a meaning of its own for each of these, and is where none of them should drift.
@@ -131,10 +134,27 @@ class SpectralKoopmanAttention(SequenceMixer):
     ) -> None:
         super().__init__()
         head_dim = head_width(hidden_size, num_heads, head_dim)
-        if not initial_ridge >= RIDGE_FLOOR:
+        require_whole("rank", rank, 1)
+        require_power(power)
+        require_whole("conv_kernel", conv_kernel, 1, optional=True)
+        require_whole("key_delay", key_delay, 0)
+        require_whole("refresh_interval", refresh_interval, 1, optional=True)
+        for name, flag in (
+            ("blended", blended),
+            ("fixed_ridge", fixed_ridge),
+            ("write_gate", write_gate),
+            ("output_norm", output_norm),
+            ("zero_output", zero_output),
+            ("causal", causal),
+        ):
+            if not isinstance(flag, bool):
+                raise ValueError(f"{name} must be True or False, got {flag!r}")
+        if not is_number(norm_eps) or not 0 < norm_eps < math.inf:
+            raise ValueError(f"norm_eps must be a positive number, got {norm_eps!r}")
+        if not is_number(initial_ridge) or not RIDGE_FLOOR <= initial_ridge < math.inf:
             raise ValueError(
                 f"initial_ridge must be at least {RIDGE_FLOOR:g}, the least that float32 can honour "
-                f"(docs/numerics.md), got {initial_ridge}"
+                f"(docs/numerics.md), and finite, got {initial_ridge!r}"
             )
         if normalisation not in ("token", "sequence-max"):
             raise ValueError(f'normalisation must be "token" or "sequence-max", got {normalisation!r}')

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def write_sealed_file(
         metadata: JSON (no NaN).
         kind: what the file holds, e.g. "associative memory"; `read_sealed_file` asks for it by this name.
         version: of the format of `tensors` and `metadata`.
-        overwrite: replace a file that exists.
+        overwrite: replace a file that exists; its permissions stay.
 
     Raises:
         FileExistsError: there is such a file, and `overwrite` is False.
@@ -53,8 +54,8 @@ def write_sealed_file(
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: name a file")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists: choose another name, or pass overwrite=True to replace it")
+    if os.path.lexists(path) and not overwrite:
+        raise _exists(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written: the folder {path.parent} does not exist")
     seal = json.dumps(
@@ -71,12 +72,33 @@ def write_sealed_file(
     partial = path.with_name(f"{PARTIAL}{path.name}-{secrets.token_hex(4)}")
     try:
         with partial.open("xb") as file:
+            if overwrite and path.exists():
+                partial.chmod(stat.S_IMODE(path.stat().st_mode))
             file.write(contents)
         flush(partial)
-        partial.replace(path)
+        if overwrite:
+            partial.replace(path)
+        else:
+            _rename_to_new(partial, path)
         flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _rename_to_new(partial: Path, path: Path) -> None:
+    """Give a file its name, unless that is taken: a rename would take the place of what was saved there meanwhile."""
+    try:
+        os.link(partial, path)  # the caller deletes the other name
+    except FileExistsError:
+        raise _exists(path) from None
+    except OSError:  # a file system without links
+        if os.path.lexists(path):
+            raise _exists(path) from None
+        partial.replace(path)
+
+
+def _exists(path: Path) -> FileExistsError:
+    return FileExistsError(f"{path} exists: choose another name, or pass overwrite=True to replace it")
 
 
 def read_sealed_file(

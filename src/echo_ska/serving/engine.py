@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from echo_ska.evaluation.sampling import Reading, read_on, write_on
 from echo_ska.evaluation.streaming import TextStream
 from echo_ska.memory import ContextState, ContextStore, model_fingerprint
+from echo_ska.memory.fingerprint import as_unchanged
 from echo_ska.memory.index import DamagedIndexError
 from echo_ska.models import EchoForCausalLM
 from echo_ska.serving.protocol import RefusedError, Request, Sampling
@@ -68,7 +69,8 @@ class Engine:
     `prepare` may be called from any thread, `answer` from one at a time.
 
     Args:
-        model: in evaluation mode; every layer of it has a state.
+        model: in evaluation mode; every layer of it has a state. It is not to change from now on: its fingerprint is
+            taken once, here.
         tokenizer: the model's.
         name: what clients call the model.
         store: where states of prompts are kept and found; None keeps none.
@@ -159,7 +161,8 @@ class Engine:
                 raise CancelledAnswerError
 
         check()
-        reading, cached = self._read(prompt, check)
+        with as_unchanged(self._model, self.fingerprint):
+            reading, cached = self._read(prompt, check)
         most = self.max_new_tokens if sampling.max_new_tokens is None else sampling.max_new_tokens
         stream, stops = TextStream(self._tokenizer), StopStrings(sampling.stop)
         count = 0

@@ -134,9 +134,10 @@ def parse(body: bytes, model_name: str, chat: bool) -> Request:
     own = {"messages", "max_completion_tokens"} if chat else {"prompt"}
     for name in given.keys() - own - _SETTINGS - _LABELS:
         _require_text(name, "The name of a field", None)
-        if name not in _UNMET:
+        if name not in _UNMET and given[name] is not None:
             raise RefusedError(f"There is no field {name!r} here: leave it out.", name, "unknown_parameter")
-        _require_unasked(name, given[name])
+        if given[name] is not None:
+            _require_unasked(name, given[name])
     model = _typed(given, "model", str, "a string")
     if model is not None and model != model_name:
         raise RefusedError(
@@ -170,7 +171,7 @@ def _object(body: bytes) -> dict[str, Any]:
 
 def _require_unasked(name: str, value: Any) -> None:
     accepted, reason = _UNMET[name]
-    if value is None or any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in accepted):
+    if any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in accepted):
         return
     raise RefusedError(f"{name} is not supported, {reason}: leave it out.", name, "unsupported_parameter")
 
@@ -187,7 +188,7 @@ def _sampling(given: dict[str, Any], chat: bool) -> Sampling:
     top_p = _number(given, "top_p")
     if top_p is not None and not 0 < top_p <= 1:
         raise RefusedError(f"top_p must be above 0 and at most 1, got {top_p}.", "top_p")
-    seed = _integer(given, "seed", 0)
+    seed = _integer(given, "seed", -LARGEST_SEED - 1)
     if seed is not None and seed > LARGEST_SEED:
         raise RefusedError("seed must be below 2**63.", "seed")
     return Sampling(
@@ -195,7 +196,7 @@ def _sampling(given: dict[str, Any], chat: bool) -> Sampling:
         temperature=1.0 if temperature is None else temperature,
         top_k=_integer(given, "top_k", 1),
         top_p=top_p,
-        seed=seed,
+        seed=None if seed is None else seed % (LARGEST_SEED + 1),  # OpenAI takes negative ones
         stop=_stops(given.get("stop")),
     )
 
@@ -303,5 +304,8 @@ def _number(given: dict[str, Any], name: str) -> float | None:
 
 def _shown(value: Any) -> str:
     """A value in an error, short."""
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        return "something nested too deeply"
     return text if len(text) <= 40 else text[:37] + "..."
