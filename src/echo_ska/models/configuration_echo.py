@@ -23,7 +23,6 @@ _ON_DISK = "mixer_types"
 transformers reads that file as a plain `PreTrainedConfig` before it knows whose it is (`AutoTokenizer`, the Trainer on
 resuming), and that class refuses a `layer_types` of other kinds than its own models have.
 """
-_TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
 class EchoConfig(PreTrainedConfig):
@@ -73,6 +72,10 @@ class EchoConfig(PreTrainedConfig):
         "num_attention_heads": "num_heads",
         _ON_DISK: "layer_types",
     }
+    # What tools ask of every configuration; of the class, so that those who give none find none in config.json.
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (the Trainer adds a list to it)
 
     def __init__(
@@ -136,8 +139,6 @@ class EchoConfig(PreTrainedConfig):
         self.max_position_embeddings = max_position_embeddings
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
         self.use_cache = kwargs.get("use_cache", True)  # the base class drops it
-        for name in _TOKEN_IDS:  # which the base class takes, and tools ask for
-            setattr(self, name, kwargs.get(name))
         # Last, because the base class's own check of this field, at the end of its __init__, knows no SKA.
         self.layer_types = _layer_types(num_hidden_layers, layer_types, ska_layers, attention_layers)
         self._check()
@@ -301,7 +302,9 @@ def _inherited_names() -> set[str]:
         "attn_implementation",
         "name_or_path",
         "auto_map",
-        *_TOKEN_IDS,
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
         "num_labels",
         "quantization_config",
     }
