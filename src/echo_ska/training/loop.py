@@ -152,9 +152,8 @@ def train(
                 progress.figures |= means
                 journal.write({"step": done, **means, **steered, "seconds": time.perf_counter() - started})
                 shown = means
-            journal.report(
-                done, config.steps, shown
-            )  # every step: it may take a minute, and reporters limit themselves
+            # Of every step: it may take a minute, and reporters limit themselves.
+            journal.report(done, config.steps, shown)
             if evaluate is not None and done < config.steps and _is_due(done, config.evaluate_every, config):
                 evaluated = _evaluate(evaluate, engine, done)
                 progress.figures |= evaluated
