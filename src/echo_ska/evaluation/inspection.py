@@ -108,13 +108,13 @@ class LayerInspection:
             if ridge <= RIDGE_FLOOR * 1.001:
                 found.append(
                     f"{place}: its ridge stands at the floor, {RIDGE_FLOOR:g}, where gradients through float32 "
-                    "tokens may keep no digit (a CPU takes float64 tokens, at half the speed): start it higher "
+                    "tokens may keep no digit (a CPU takes float64 tokens, which take longer): start it higher "
                     "(initial_ridge)"
                 )
             elif ridge < NEAR_THE_FLOOR * RIDGE_FLOOR:
                 found.append(
                     f"{place}: its ridge {ridge:.2g} is near the floor, {RIDGE_FLOOR:g}: gradients through float32 "
-                    "tokens keep one to three digits (a CPU takes float64 tokens, at half the speed)"
+                    "tokens keep one to three digits (a CPU takes float64 tokens, which take longer)"
                 )
             if (digits := float(self.float32_digits[head])) < FEW_DIGITS:
                 kept = "no digit" if digits < 0.5 else "about one digit" if digits < 1.5 else "less than two digits"

@@ -22,7 +22,8 @@ FLOAT64_BELOW = 5e-3
 """The ridge, relative as above, below which float32 tokens of a causal read cost the gradients of keys their digits."""
 
 WHOLE_WINDOW = 32
-"""Tokens of a refresh interval from which on each window is whitened by just what it reads, and loses nothing."""
+"""Tokens of a refresh interval from which on each window is a segment of its own: whitened by just what its tokens
+read, they lose nothing in float32. Shorter ones share a factorisation, whose cost they would not repay."""
 
 ROUNDED_UNIT_NORM = 1.1
 """The squared norm of a key up to which it counts as a unit one: some are rounded to bfloat16 after normalising."""

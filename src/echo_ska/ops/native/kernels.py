@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from echo_ska.algebra import RidgeFactor
+from echo_ska.ops.arguments import WHOLE_WINDOW
 from echo_ska.ops.derivatives import first_derivatives, refuse_second_derivative
 from echo_ska.ops.native.build import Call, library
 from echo_ska.ops.native.workers import work_through
@@ -20,9 +21,6 @@ SEGMENT_LENGTH = 256
 # A segment is no longer than what stands before it (but for the first): then no direction's share of the Gram matrix
 # grows by orders of magnitude between two factorisations, which float32 tokens could not follow.
 FIRST_SEGMENT_LENGTH = 64
-# A window of this many tokens is a segment of its own: whitened by what its tokens read, they lose nothing in float32.
-# Shorter ones share a factorisation, whose cost they would not repay.
-WINDOW_ALONE = 32
 LARGE_BYTES = 4 << 20
 # What is kept per token pays while it stays near the processor; what is more is computed again (docs/benchmarks.md).
 KEPT_BYTES = 64 << 20
@@ -286,7 +284,7 @@ def segment_length(count: int, interval: int) -> int:
     longest = min(SEGMENT_LENGTH, max(FIRST_SEGMENT_LENGTH, count))
     if not interval:
         return longest // CHUNK_SIZE * CHUNK_SIZE
-    return interval if interval >= WINDOW_ALONE else interval * min(MOST_WINDOWS, longest // interval)
+    return interval if interval >= WHOLE_WINDOW else interval * min(MOST_WINDOWS, longest // interval)
 
 
 def most_segments(tokens: int, sequences: int, interval: int) -> int:
