@@ -7,8 +7,10 @@ import itertools
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from echo_ska.algebra import concatenate
 from echo_ska.nn import Mamba2, SoftmaxAttention, SpectralKoopmanAttention
 from echo_ska.nn.peers import (
     RWKV7,
@@ -125,27 +127,78 @@ def test_a_later_token_changes_no_earlier_output(mixer):
     assert not torch.allclose(before[:, 25:], after[:, 25:], atol=1e-3)
 
 
+@pytest.mark.parametrize("lengths", [(3, 37, 1, 19), (0, 2, 70, 1, 0, 9, 2)], ids=str)
 @pytest.mark.parametrize("continued", [False, True], ids=["fresh", "continued"])
-def test_packing_equals_separate_sequences(mixer, continued):
-    hidden = torch.randn(1, 60, 32, dtype=torch.float64, requires_grad=True)
-    bounds = [0, 3, 40, 41, 60]
+def test_packing_equals_separate_sequences(mixer, continued, lengths):
+    hidden = torch.randn(1, sum(lengths), 32, dtype=torch.float64, requires_grad=True)
+    bounds = [0, *itertools.accumulate(lengths)]
     state = None
     if continued:
         warm_up = torch.randn(1, 9, 32, dtype=torch.float64)
-        state = concatenate([mixer(warm_up[:, :n], output_state=True)[1] for n in (5, 5, 5, 5)])
+        _, state = mixer(warm_up[:, :5], output_state=True)
+        state = state.detach().map(lambda tensor: tensor.repeat_interleave(len(lengths), 0)).map(grown)
     packed, final = mixer(hidden, state, cu_seqlens=torch.tensor(bounds), output_state=True)
-    outputs = []
+    outputs, ends = [], []
     for n, (begin, end) in enumerate(itertools.pairwise(bounds)):
         own = None if state is None else row(state, n)
         output, last = mixer(hidden[:, begin:end], own, output_state=True)
         outputs.append(output)
-        if "key" not in final.tensors():  # a key-value cache of several rows is padded
-            for name, tensor in last.tensors().items():
-                assert torch.allclose(row(final, n).tensors()[name].double(), tensor.double(), atol=1e-9), name
+        ends.append(last)
+        for name, tensor in last.tensors().items():
+            found = row(final, n).tensors()[name]
+            if found.shape != tensor.shape:  # a key-value cache of several rows is padded
+                assert not found[:, tensor.shape[1] :].any(), name
+                found = found[:, : tensor.shape[1]]
+            assert torch.allclose(found.double(), tensor.double(), atol=1e-9), name
     separate = torch.cat(outputs, dim=1)
     assert torch.allclose(packed, separate, atol=1e-9)
-    found = torch.autograd.grad(packed.sin().sum(), hidden)[0]
-    assert torch.allclose(found, torch.autograd.grad(separate.sin().sum(), hidden)[0], atol=1e-9)
+    leaves = [hidden, *mixer.parameters(), *leaves_of(state)]
+    gradients = [
+        torch.autograd.grad(output.sin().sum() + sum(map(sines, states)), leaves, allow_unused=True)
+        for output, states in ((packed, [final]), (separate, ends))
+    ]
+    for found, expected in zip(*gradients, strict=True):
+        assert (found is None) == (expected is None)
+        assert found is None or torch.allclose(found, expected, atol=1e-9)
+
+
+def leaves_of(state):
+    return [] if state is None else [tensor for tensor in state.tensors().values() if tensor.requires_grad]
+
+
+def grown(tensor):
+    return tensor.requires_grad_() if tensor.is_floating_point() else tensor
+
+
+def sines(state):
+    return sum(tensor.sin().sum() for tensor in state.tensors().values() if tensor.requires_grad)
+
+
+class Elements(TorchDispatchMode):
+    """Counts the numbers that are computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        results = function(*args, **(kwargs or {}))
+        self.count += sum(tensor.numel() for tensor in tree_leaves(results) if isinstance(tensor, torch.Tensor))
+        return results
+
+
+def elements(mixer, length, **packing):
+    """Numbers computed for so many tokens, forward and backward, with softmax attention's scores among them."""
+    hidden = torch.randn(1, length, 32, dtype=torch.float64, requires_grad=True)
+    with Elements() as computed, sdpa_kernel(SDPBackend.MATH):
+        torch.autograd.grad(mixer(hidden, **packing)[0].sum(), hidden)
+    return computed.count
+
+
+def test_packing_a_long_sequence_with_short_ones_costs_what_they_cost_alone(mixer):
+    packed = elements(mixer, 512, cu_seqlens=torch.tensor([0, 256, *range(260, 513, 4)]))
+    alone = elements(mixer, 256) + 64 * elements(mixer, 4)
+    assert packed < 1.5 * alone
 
 
 def test_rows_of_unequal_length_continue_together(mixer):

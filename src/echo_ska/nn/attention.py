@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from echo_ska.algebra import accumulator_dtype
 from echo_ska.nn.mixer import MixerState, SequenceMixer
-from echo_ska.nn.packing import pad_packed, sequence_lengths, unpad
+from echo_ska.nn.packing import run_by_length, sequence_lengths, token_places
 from echo_ska.nn.projections import QueryKeyValue, head_width
 
 # While decoding, a full cache gets room for an eighth of its tokens more: copying it whole is then a small part of
@@ -44,12 +44,12 @@ class KeyValueState(MixerState):
 
 
 class FreshTokens(NamedTuple):
-    """What a call brings: N sequences of up to T tokens.
+    """What a call brings: N sequences, dense [B, T, ...] with B = N or packed [1, T, ...].
 
     Attributes:
-        query, key, value: [N, T, H, D], queries and keys rotated.
+        query, key, value: [B, T, H, D], queries and keys rotated.
         tail: the short convolution's last inputs, or None.
-        positions: [N, T].
+        sequences, positions: the sequence that each token belongs to and its position in that, [B, T].
         past, new: tokens read before and in this call, [N].
     """
 
@@ -57,6 +57,7 @@ class FreshTokens(NamedTuple):
     key: Tensor
     value: Tensor
     tail: Tensor | None
+    sequences: Tensor
     positions: Tensor
     past: Tensor
     new: Tensor
@@ -120,11 +121,10 @@ class RotaryAttention(SequenceMixer):
         )
         new = sequence_lengths(hidden_states, cu_seqlens)  # [N]
         past = torch.zeros_like(new) if state is None else state.lengths
-        if cu_seqlens is not None:
-            query, key, value = (pad_packed(tensor, cu_seqlens) for tensor in (query, key, value))  # [N, T, H, D]
-        positions = past[:, None] + torch.arange(query.shape[1], device=query.device)  # [N, T]
+        sequences, places = token_places(hidden_states, cu_seqlens)
+        positions = past[sequences] + places  # [B, T]
         query, key = (rotated(vectors, positions, self.rope_theta) for vectors in (query, key))
-        return FreshTokens(query, key, value, tail, positions, past, new)
+        return FreshTokens(query, key, value, tail, sequences, positions, past, new)
 
     def advance_in(self, hidden_states: Tensor, state: Any, slots: Tensor, seen: Tensor) -> Tensor:
         """Write one token a row into `slots` [N, 1] of the cache and attend to the places that are `seen` [N, L]."""
@@ -174,26 +174,20 @@ class SoftmaxAttention(RotaryAttention):
         output_state: bool = False,
     ) -> tuple[Tensor, KeyValueState | None]:
         """Mix along time; see `SequenceMixer.forward`."""
-        query, key, value, tail, positions, past, new = self.fresh_tokens(
+        query, key, value, tail, sequences, positions, past, new = self.fresh_tokens(
             hidden_states, state, cu_seqlens, output_state
         )
-        mask = None
+        if state is None:
+            (attended,) = run_by_length(_attend, (), (query, key, value), cu_seqlens)
+        if state is not None or (output_state and cu_seqlens is not None):
+            ends = (past + new).cpu()  # on the host, where they say what to cut
+            before = self.init_state(len(ends), device=key.device, dtype=key.dtype) if state is None else state
+            key, value = (
+                _append(cached, fresh, sequences, positions, ends)
+                for cached, fresh in ((before.key, key), (before.value, value))
+            )  # [N, L, H, D]
         if state is not None:
-            longest = int((past + new).max()) if len(new) else 0
-            key = _append(state.key, past, key, positions, longest)
-            value = _append(state.value, past, value, positions, longest)
-        if state is not None and (query.shape[1] > 1 or bool((past != past[:1]).any())):
-            columns = torch.arange(key.shape[1], device=key.device)
-            mask = (columns <= positions[..., None]).unsqueeze(1)  # [N, 1, T, L]
-        attended = F.scaled_dot_product_attention(
-            query.transpose(1, 2),
-            key.transpose(1, 2),
-            value.transpose(1, 2),
-            attn_mask=mask,
-            is_causal=mask is None and query.shape[1] > 1,
-        ).transpose(1, 2)  # [N, T, H, D]
-        if cu_seqlens is not None:
-            attended = unpad(attended, cu_seqlens)
+            (attended,) = run_by_length(_attend_to_cache, (ends, key, value), (query, positions), cu_seqlens, ends)
         mixed = self.o_proj(attended.flatten(-2))
         if tail is None:
             return mixed, None
@@ -239,12 +233,30 @@ def rotated(vectors: Tensor, positions: Tensor, theta: float | None) -> Tensor:
     return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
 
 
-def _append(cached: Tensor, past: Tensor, fresh: Tensor, positions: Tensor, length: int) -> Tensor:
-    """`fresh` [N, T, H, D] written behind the first past[n] rows of `cached` [N, L, H, D]; cut at `length`."""
-    if bool((past == cached.shape[1]).all()):
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> tuple[Tensor]:
+    """[N, T, H, D] over keys and values [N, L, H, D] under a mask [N, 1, T, L]; without one, causal where T > 1."""
+    attended = F.scaled_dot_product_attention(
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=mask is None and query.shape[1] > 1,
+    )
+    return (attended.transpose(1, 2),)
+
+
+def _attend_to_cache(ends: Tensor, key: Tensor, value: Tensor, query: Tensor, positions: Tensor) -> tuple[Tensor]:
+    """`query` [N, T, H, D] at `positions` [N, T] over the first ends[n] places of a cache [N, L, H, D]."""
+    longest = int(ends.max()) if len(ends) else 0
+    mask = None
+    if query.shape[1] > 1 or bool((ends < longest).any()):
+        mask = (torch.arange(longest, device=key.device) <= positions[..., None]).unsqueeze(1)  # [N, 1, T, longest]
+    return _attend(query, key[:, :longest], value[:, :longest], mask)
+
+
+def _append(cached: Tensor, fresh: Tensor, sequences: Tensor, positions: Tensor, ends: Tensor) -> Tensor:
+    """`fresh` [B, T, H, D] written to its `sequences` and `positions` [B, T] of `cached` [N, L, H, D], up to `ends`."""
+    if len(fresh) == len(cached) and bool((ends == cached.shape[1] + fresh.shape[1]).all()):
         return torch.cat([cached, fresh], dim=1)
-    if positions.numel() == 0:
-        return cached[:, :length]
-    room = F.pad(cached, (0, 0, 0, 0, 0, int(positions.max()) + 1 - cached.shape[1]))
-    rows = torch.arange(len(past), device=cached.device)[:, None].expand_as(positions)
-    return room.index_put((rows, positions), fresh.to(cached.dtype))[:, :length]
+    room = F.pad(cached, (0, 0, 0, 0, 0, int(ends.max()) - cached.shape[1]))
+    return room.index_put((sequences, positions), fresh.to(cached.dtype))

@@ -16,6 +16,7 @@ from echo_ska.nn.convolution import ShortConvolution
 from echo_ska.nn.fla import kernel_for
 from echo_ska.nn.initialization import start_as, start_steps
 from echo_ska.nn.mixer import MixerState, SequenceMixer
+from echo_ska.nn.packing import run_by_length
 from echo_ska.nn.parts import last_sequence, last_tokens
 from echo_ska.nn.simple_gla import SIMPLE_GLA, simple_gla_scan
 
@@ -276,35 +277,28 @@ def state_space_scan(
     Returns:
         y [B, T, H, P] and the final state [rows, H, P, N] or None.
     """
-    length = x.shape[1]
-    if cu_seqlens is None:
-        if length == 1:
-            y, after = _step(x, dt, A, B, C, state)
-            return y, after if output_state else None
-        chunk_size = max(1, min(chunk_size, length))
-        padding = -length % chunk_size
-        if padding:  # a token with dt = 0 neither decays nor writes
-            x, dt, B, C = (F.pad(value, (0, 0) * (value.dim() - 2) + (0, padding)) for value in (x, dt, B, C))
-        chunks = x.shape[1] // chunk_size
-        x, dt, B, C = (value.unflatten(1, (chunks, chunk_size)) for value in (x, dt, B, C))
-        y, final = _scan_chunks(x, dt, A, B, C, state, None, output_state)
-        return y.flatten(1, 2)[:, :length], final
+    if cu_seqlens is not None:
 
-    # Packed sequences: each starts a chunk of its own and fills its last chunk up with tokens of dt = 0.
-    lengths = cu_seqlens.diff().tolist()
-    chunk_size = max(1, min(chunk_size, max(lengths)))
-    counts = [-(-tokens // chunk_size) for tokens in lengths]
-    gaps = torch.tensor([count * chunk_size - tokens for count, tokens in zip(counts, lengths, strict=True)])
-    shifts = (gaps.cumsum(0) - gaps).repeat_interleave(torch.tensor(lengths))
-    places = (torch.arange(length) + shifts).to(x.device)
-    x, dt, B, C = (
-        value.new_zeros(1, sum(counts) * chunk_size, *value.shape[2:])
-        .index_copy(1, places, value)
-        .unflatten(1, (sum(counts), chunk_size))
-        for value in (x, dt, B, C)
-    )
-    y, final = _scan_chunks(x, dt, A, B, C, state, counts, output_state)
-    return y.flatten(1, 2)[:, places], final
+        def scan(*inputs: Tensor) -> tuple[Tensor, ...]:
+            *before, x, dt, B, C = inputs
+            y, final = state_space_scan(x, dt, A, B, C, *before, chunk_size=chunk_size, output_state=output_state)
+            return (y,) if final is None else (y, final)
+
+        y, *finals = run_by_length(scan, () if state is None else (state,), (x, dt, B, C), cu_seqlens)
+        return y, finals[0] if output_state else None
+
+    length = x.shape[1]
+    if length == 1:
+        y, after = _step(x, dt, A, B, C, state)
+        return y, after if output_state else None
+    chunk_size = max(1, min(chunk_size, length))
+    padding = -length % chunk_size
+    if padding:  # a token with dt = 0 neither decays nor writes
+        x, dt, B, C = (F.pad(value, (0, 0) * (value.dim() - 2) + (0, padding)) for value in (x, dt, B, C))
+    chunks = x.shape[1] // chunk_size
+    x, dt, B, C = (value.unflatten(1, (chunks, chunk_size)) for value in (x, dt, B, C))
+    y, final = _scan_chunks(x, dt, A, B, C, state, output_state)
+    return y.flatten(1, 2)[:, :length], final
 
 
 def _step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -323,13 +317,11 @@ def _scan_chunks(
     B: Tensor,
     C: Tensor,
     state: Tensor | None,
-    counts: list[int] | None,
     output_state: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The scan of R rows of K chunks of Q tokens.
 
-    x [R, K, Q, H, P], dt [R, K, Q, H], A [H], B and C [R, K, Q, N]. `counts` says how many of the K chunks belong
-    to each packed sequence (R = 1); None says that every row is one sequence. Returns y as x and the final state.
+    x [R, K, Q, H, P], dt [R, K, Q, H], A [H], B and C [R, K, Q, N]. Returns y as x and the final state.
     """
     _, chunks, size, heads, width = x.shape
     # Decay from the chunk's start up to and with a token. Only differences of it inside the chunk are used, so
@@ -351,18 +343,13 @@ def _scan_chunks(
     to_end = torch.exp(decay[:, :, -1:] - decay)  # [R, K, Q, H]
     writes = (written * to_end[..., None]).flatten(3).transpose(-1, -2) @ B  # [R, K, H P, N]
     writes = writes.unflatten(2, (heads, width))
-    starts, final = _carry(writes, torch.exp(decay[:, :, -1])[..., None, None], state, counts)
+    starts, final = _carry(writes, torch.exp(decay[:, :, -1])[..., None, None], state)
     carried = (C @ starts.flatten(2, 3).transpose(-1, -2)).unflatten(-1, (heads, width))  # [R, K, Q, H, P]
     return torch.addcmul(y, carried, torch.exp(decay)[..., None]), final if output_state else None
 
 
-def _carry(writes: Tensor, decays: Tensor, state: Tensor | None, counts: list[int] | None) -> tuple[Tensor, Tensor]:
-    """The states before each of the chunks [R, K, H, P, N] and after the last one of each sequence [rows, H, P, N]."""
-    if counts is not None:
-        pieces = zip(writes.split(counts, 1), decays.split(counts, 1), strict=True)
-        initial = [None] * len(counts) if state is None else state.split(1)
-        carried = [_carry(*piece, before, None) for piece, before in zip(pieces, initial, strict=True)]
-        return torch.cat([starts for starts, _ in carried], 1), torch.cat([final for _, final in carried])
+def _carry(writes: Tensor, decays: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The states before each of the chunks [R, K, H, P, N] and after the last one of each row [R, H, P, N]."""
     state = writes.new_zeros(len(writes), *writes.shape[2:]) if state is None else state.to(writes.dtype)
     if not writes.shape[1]:  # no token: the state itself, but never the caller's memory
         return torch.empty_like(writes), state.clone()

@@ -19,7 +19,7 @@ from echo_ska.nn.aids import (
 )
 from echo_ska.nn.fla import kernel_for, scan_by
 from echo_ska.nn.mixer import MixerState, SequenceMixer
-from echo_ska.nn.packing import pad_packed, unpad
+from echo_ska.nn.packing import run_by_length
 from echo_ska.nn.peers.chunks import scan_chunks
 from echo_ska.nn.projections import QueryKeyValue, head_width
 
@@ -186,20 +186,13 @@ class LinearMixer(SequenceMixer):
         )
         with torch.autocast(hidden_states.device.type, enabled=False):
             tokens = self._tokens(hidden_states, query, key, value, cu_seqlens)
-            if cu_seqlens is not None:
-                tokens = tuple(pad_packed(tensor, cu_seqlens) for tensor in tokens)
-            rows, length = tokens[0].shape[:2]
             if state is None:
-                memory = tokens[0].new_zeros(rows, *self.memory_shape)
+                sequences = len(hidden_states) if cu_seqlens is None else len(cu_seqlens) - 1
+                memory = tokens[0].new_zeros(sequences, *self.memory_shape)
             else:
                 memory = state.memory.to(tokens[0].dtype)
-            if length:
-                read, memory = self.scan(memory, *tokens)
-            else:
-                read, memory = tokens[0].new_zeros(rows, 0, self.num_heads, self.head_dim), memory.clone()
+            read, memory = run_by_length(self._scan, (memory,), tokens, cu_seqlens)
             read = self._finished(read, value.dtype, tokens)
-            if cu_seqlens is not None:
-                read = unpad(read, cu_seqlens)
         mixed = self.o_proj(read.flatten(-2))
         return mixed, None if tail is None else LinearState(tail, memory)
 
@@ -211,6 +204,13 @@ class LinearMixer(SequenceMixer):
             tokens = self._tokens(hidden_states, query, key, value)
             read = self._finished(self.recur(state.memory, *tokens), value.dtype, tokens)
         return self.o_proj(read.flatten(-2)).unsqueeze(1)
+
+    def _scan(self, memory: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """`scan`, of any number of tokens."""
+        rows, length = tokens[0].shape[:2]
+        if length:
+            return self.scan(memory, *tokens)
+        return tokens[0].new_zeros(rows, 0, self.num_heads, self.head_dim), memory.clone()
 
     def _tokens(
         self, hidden_states: Tensor, query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor | None = None

@@ -14,7 +14,7 @@ from echo_ska.algebra import accumulator_dtype
 from echo_ska.nn.aids import norm_weight, precise
 from echo_ska.nn.initialization import start_steps
 from echo_ska.nn.mixer import MixerState, SequenceMixer
-from echo_ska.nn.packing import pad_packed, sequence_lengths, unpad
+from echo_ska.nn.packing import run_by_length, sequence_lengths
 from echo_ska.nn.peers.chunks import scan_chunks
 from echo_ska.nn.projections import QueryKeyValue
 
@@ -155,13 +155,12 @@ class Mamba3(SequenceMixer):
         z, *controls = self.in_proj(hidden_states).split(self.sizes, dim=-1)
         with torch.autocast(hidden_states.device.type, enabled=False):
             tokens = self._tokens(C, B, x, *controls)
-            if cu_seqlens is not None:  # a token of dt = 0, as padding is, neither decays nor turns nor writes
-                tokens = tuple(pad_packed(tensor, cu_seqlens) for tensor in tokens)
-            read, after = self._scan(tokens, state, sequence_lengths(hidden_states, cu_seqlens), output_state)
-            if cu_seqlens is not None:
-                read = unpad(read, cu_seqlens)
+            lengths = sequence_lengths(hidden_states, cu_seqlens)
+            before = self.init_state(len(lengths), device=x.device, dtype=x.dtype) if state is None else state
+            rows = lengths, before.angle, before.ssm, before.previous_b, before.previous_x
+            read, *after = run_by_length(self._scan, rows, tokens, cu_seqlens)
         mixed = self._projected_out(read, self._heads(x), z)
-        return mixed, None if tail is None or after is None else Mamba3State(tail, *after)
+        return mixed, None if tail is None else Mamba3State(tail, *after)
 
     def advance(self, hidden_states: Tensor, state: Mamba3State) -> Tensor:
         """The recurrence itself, in place; see `SequenceMixer.advance`."""
@@ -223,19 +222,17 @@ class Mamba3(SequenceMixer):
         turn = math.pi * torch.tanh(angle.to(dtype)).unsqueeze(-2) * dt.unsqueeze(-1)
         return C, B, self._heads(x), now, dt - now, log_decay, turn
 
-    def _scan(
-        self, tokens: tuple[Tensor, ...], state: Mamba3State | None, lengths: Tensor, output_state: bool
-    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-        """All tokens [N, T, H, ...]: what is read, [N, T, H, P], and the state's tensors after `lengths` [N] tokens."""
-        C, B, x, now, before, log_decay, turn = tokens
+    def _scan(self, lengths: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """What N sequences of `lengths` [N] tokens read, [N, T, H, P], and the state's tensors after that.
+
+        `inputs` are those tensors before, and the tokens [N, T, H, ...]. A token of dt = 0, as padding is, neither
+        decays nor turns nor writes.
+        """
+        C, B, x, now, before, log_decay, turn = inputs[4:]
+        angle, memory, previous_b, previous_x = (tensor.to(x.dtype) for tensor in inputs[:4])
         rows, length = x.shape[:2]
-        if state is None:
-            state = self.init_state(rows, device=x.device, dtype=x.dtype)
-        angle, memory, previous_b, previous_x = (
-            tensor.to(x.dtype) for tensor in (state.angle, state.ssm, state.previous_b, state.previous_x)
-        )
         if length == 0:
-            return x, (angle.clone(), memory.clone(), previous_b.clone(), previous_x.clone())
+            return x, angle.clone(), memory.clone(), previous_b.clone(), previous_x.clone()
         total = turn.to(accumulator_dtype(turn.device)).cumsum(1) + angle.unsqueeze(1)
         angles = _wrapped(total).to(x.dtype)
         C, B = _turned(C, angles), _turned(B, angles)
@@ -245,13 +242,11 @@ class Mamba3(SequenceMixer):
         both = now + F.pad(before[:, 1:], (0, 0, 0, 1))
         weights = torch.stack([now, both, log_decay], dim=-1)
         read, memory = scan_chunks(trapezoid_chunk, memory, (C, B, x, weights), self.chunk_size)
-        if not output_state:
-            return read, None
         places = (lengths - 1).clamp_min(0)
         row = torch.arange(rows, device=x.device)
         read_any = (lengths > 0).view(-1, 1, 1)
         ends = (torch.where(read_any, new[row, places], old) for new, old in ((B, previous_b), (x, previous_x)))
-        return read, (angles[:, -1].clone(), memory, *ends)
+        return read, angles[:, -1].clone(), memory, *ends
 
     def _projected_out(self, read: Tensor, x: Tensor, z: Tensor) -> Tensor:
         """y = read + D x of each head [..., H, P], normalised, gated by z [..., H P] and projected to [..., d]."""

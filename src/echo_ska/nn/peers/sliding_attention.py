@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from echo_ska.nn.attention import RotaryAttention
 from echo_ska.nn.mixer import MixerState
-from echo_ska.nn.packing import unpad
+from echo_ska.nn.packing import run_by_length
 
 
 @dataclasses.dataclass
@@ -61,21 +62,33 @@ class SlidingAttention(RotaryAttention):
         output_state: bool = False,
     ) -> tuple[Tensor, SlidingState | None]:
         """Mix along time; see `SequenceMixer.forward`."""
-        query, key, value, tail, _, past, new = self.fresh_tokens(hidden_states, state, cu_seqlens, output_state)
-        if state is not None:
-            key, value = (
-                torch.cat([_in_order(ring, past).to(fresh.dtype), fresh], dim=1)
-                for ring, fresh in ((state.key, key), (state.value, value))
-            )  # [N, W + T, H, D]
-        attended = windowed_attention(query, key, value, self.window, None if state is None else past)
-        if cu_seqlens is not None:
-            attended = unpad(attended, cu_seqlens)
+        query, key, value, tail, _, _, past, new = self.fresh_tokens(hidden_states, state, cu_seqlens, output_state)
+        before = (past, new) if state is None else (past, new, state.key, state.value)
+        read = functools.partial(self._read, output_state)
+        attended, *rings = run_by_length(read, before, (query, key, value), cu_seqlens)
         mixed = self.o_proj(attended.flatten(-2))
         if tail is None:
             return mixed, None
-        first = past if state is None else past - self.window  # the position that key[:, 0] stands for
-        key, value = (_ring(vectors, first, past + new, self.window) for vectors in (key, value))
+        key, value = rings
         return mixed, SlidingState(tail, key, value, past + new)
+
+    def _read(self, output_state: bool, past: Tensor, new: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:
+        """What N sequences of T tokens read, [N, T, H, D], and their rings after that, if asked for.
+
+        `past` and `new` [N] count tokens; `vectors` are the rings before [N, W, H, D], if any, and queries, keys and
+        values [N, T, H, D].
+        """
+        *rings, query, key, value = vectors
+        if rings:
+            key, value = (
+                torch.cat([_in_order(ring, past).to(fresh.dtype), fresh], dim=1)
+                for ring, fresh in zip(rings, (key, value), strict=True)
+            )  # [N, W + T, H, D]
+        attended = windowed_attention(query, key, value, self.window, past if rings else None)
+        if not output_state:
+            return (attended,)
+        first = past - self.window if rings else past  # the position that key[:, 0] stands for
+        return attended, *(_ring(vectors, first, past + new, self.window) for vectors in (key, value))
 
     def advance(self, hidden_states: Tensor, state: SlidingState) -> Tensor:
         """Write one token a row over the one that leaves the window, and attend; see `SequenceMixer.advance`."""
