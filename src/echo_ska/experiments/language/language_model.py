@@ -6,7 +6,8 @@ with two layers of SKA and SwiGLU, and Echo, the same with Koopman MLPs. Paramet
 the width of the feed-forward layers; every mixer but Mamba-2, which is as published, has SKA's aids (short
 convolutions, delayed keys, a tied start). One layer of attention in six is the share of Nemotron-H (arXiv 2504.03624),
 which counts mixers and feed-forward layers alike: 4 of its 52 are attention, here 1 of 12, and 92 % are not. Each model
-at the best of the same three rates, by its bits per byte on `valid/` after 400 steps; three seeds.
+at the best of the same three rates, by its bits per byte on `valid/` after 400 steps, and of higher ones as long as the
+highest is its best; three seeds.
 
 Then bits per byte on the unseen authors of `test/` and on every further folder, at contexts of 256 to 16,384 bytes, 32
 times the training's, the same bytes at every length (`evaluation.context_length`). Models with a state of fixed size
@@ -98,6 +99,7 @@ class TextPlan:
         few: those that have attention in the hybrid with 8 %.
         steps, batch_size, length: of every training, in windows of `length` bytes.
         rates, tuning_steps: what every arm tries, and how long.
+        further: see `Comparison`.
         contexts, blocks: what is scored of every part, see `Scoring`.
         tuned_blocks: of `VALID`, at the training's length.
         measure: further figures of a trained network.
@@ -116,6 +118,7 @@ class TextPlan:
     length: int
     rates: tuple[float, ...]
     tuning_steps: int
+    further: tuple[float, ...] = ()
     contexts: tuple[int, ...] = (256, 512, 1024, 2048, 4096, 8192, 16_384)
     blocks: int = 8
     tuned_blocks: int = 512
@@ -183,7 +186,9 @@ class TextPlan:
             )
             for arm in self.arms()
         ]
-        return Comparison(trials, self.rates, self.tuned_on, self.tuning_steps, at_once=self.at_once)
+        return Comparison(
+            trials, self.rates, self.tuned_on, self.tuning_steps, at_once=self.at_once, further=self.further
+        )
 
     def quick_comparison(self, texts: TextFolder) -> Comparison:
         """What is run of the quick form: nothing is tried, see `Comparison.at_recorded_rates`."""
@@ -233,6 +238,7 @@ PLAN = TextPlan(
     length=512,
     rates=(2e-3, 5e-3, 1.2e-2),
     tuning_steps=400,
+    further=(2.9e-2, 7e-2),
 )
 
 

@@ -25,6 +25,7 @@ PLAN = dataclasses.replace(
     steps=2000,
     batch_size=16,
     rates=(4e-4, 8e-4, 1.6e-3),
+    further=(3.2e-3, 6.4e-3),
     at_once=1,
 )
 

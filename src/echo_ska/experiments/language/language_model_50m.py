@@ -32,6 +32,7 @@ PLAN = TextPlan(
     batch_size=32,
     length=1024,
     rates=(7e-4, 1.5e-3, 3e-3),
+    further=(6e-3, 1.2e-2),
     tuning_steps=150,
     measure=read_whole,
     precision="bf16",

@@ -8,8 +8,8 @@ seeds. L is in bits per byte of unseen text at the training's length (`evaluatio
 
 The extrapolation to echo-1b leaves the measured sizes by three orders of magnitude, and is of bytes of novels after a
 fixed, small amount of text, not of tokens of the web: it says where the line points, not what would be found. A model
-that rereads one novel may gain less by size than one that reads new text. About two hours on one core, by estimate,
-most of them for the two largest.
+that rereads one novel may gain less by size than one that reads new text. About three hours on one core, most of them
+for the two largest.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ScalingPlan:
 
     Attributes:
         widths: of the models, ascending; all else follows from it as in echo-1m.
-        rates: learning rates that each tries.
+        rates, tuning_steps: learning rates that each tries, and how long.
         steps, batch_size, length: of every training.
         scored_bytes: of held-out text, for the choice of a rate and again, of other text, for the report.
     """
@@ -50,6 +50,7 @@ class ScalingPlan:
     widths: tuple[int, ...] = (24, 40, 64, 96, 128)
     rates: tuple[float, ...] = (4e-3, 8e-3, 1.6e-2, 3.2e-2)
     steps: int = 2000
+    tuning_steps: int = 500
     batch_size: int = 16
     length: int = 256
     scored_bytes: int = 65_536
@@ -90,7 +91,7 @@ def comparison(texts: TextFolder, plan: ScalingPlan = PLAN) -> Comparison:
         )
         for width in reversed(plan.widths)
     ]
-    return Comparison(trials, plan.rates, (plan.scoring(VALID),))
+    return Comparison(trials, plan.rates, (plan.scoring(VALID),), plan.tuning_steps)
 
 
 def training_text(network: EchoForCausalLM, trial: TextTrial) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The same care for every arm: each tries the same learning rates, and its seeds run at its best one."""
+"""The same care for every arm: each tries learning rates by the same rule, and its seeds run at its best one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class Comparison:
 
     Attributes:
         trials: one an arm, all of one experiment, the longest first; their seeds are replaced, as are their rates.
-        rates: tried for each with seed 0; none where every trial keeps its own.
+        rates: tried for each with seed 0, ascending; none where every trial keeps its own.
+        further: higher ones, which an arm tries one after another as long as the highest so far is its best.
         tuned_on: what is asked to decide between rates (`TrainedRun.merit` says how), at lengths that training saw.
         tuning_steps: of every try; None are the trial's own.
         device: where they are trained and asked, "cpu" or "cuda".
@@ -38,6 +39,7 @@ class Comparison:
     tuning_steps: int | None = None
     device: str = "cpu"
     at_once: int | None = None
+    further: Sequence[float] = ()
 
     def on(self, device: str) -> Comparison:
         """The same, trained there."""
@@ -54,7 +56,7 @@ class Comparison:
         same = dataclasses.replace(self, trials=[trial for trial in self.trials if trial.arm.name in names])
         found = {name: records[0].figures["learning_rate"] for name, records in same.recorded(path).items()}
         at_rates = [trial.with_(learning_rate=found.get(trial.arm.name, middle)) for trial in trials]
-        return dataclasses.replace(self, trials=at_rates, rates=())
+        return dataclasses.replace(self, trials=at_rates, rates=(), further=())
 
     def run(self, console: Console, seeds: int, path: Path) -> dict[str, list[RunRecord]]:
         """Every trial at every rate, asked `tuned_on`; then all seeds at its best rate, asked everything.
@@ -75,7 +77,8 @@ class Comparison:
             raise ValueError(f"seeds must be at least 1, got {seeds}.")
         name = self.trials[0].experiment
         run = _runner(self.device, self.at_once)
-        run_missing(console, name, [run for runs in self._tries for run in runs], path, run)
+        for _ in range(1 + len(self.further)):
+            run_missing(console, name, [one for tries in self._tries(path) for one, _ in tries], path, run)
         chosen = [trial for trial in self._at_best_rate(path) if trial is not None]
         runs = [trial.with_(seed=seed).recorded_run(self.device) for seed in range(seeds) for trial in chosen]
         records = run_missing(console, name, runs, path, run)
@@ -91,27 +94,46 @@ class Comparison:
 
     def tries(self, path: Path) -> list[RunRecord]:
         """The records of the rates that were tried, as far as there are any."""
-        runs = [run for runs in self._tries for run in runs]
-        return [record for record in recorded(self.trials[0].experiment, runs, path) if record is not None]
+        return [record for tries in self._tries(path) for _, record in tries if record is not None]
+
+    def candidates(self, trial: TrainedRun, rates: Sequence[float] | None = None) -> list[TrainedRun]:
+        """A trial at every rate, `rates` by default, with seed 0, asked what decides between them."""
+        tried = trial.to_tune(self.tuning_steps or trial.steps, self.tuned_on)
+        return [tried.with_(learning_rate=rate) for rate in (self.rates if rates is None else rates)]
 
     @cached_property
-    def _tries(self) -> list[list[RecordedRun]]:
-        """By trial, a run a rate; kept, since a configuration takes a while to describe."""
-        return [[candidate.recorded_run(self.device) for candidate in self.candidates(trial)] for trial in self.trials]
+    def _runs(self) -> list[list[RecordedRun]]:
+        """By trial, a run a rate and further rate; kept, since a configuration takes a while to describe."""
+        rates = (*self.rates, *self.further)
+        return [[one.recorded_run(self.device) for one in self.candidates(trial, rates)] for trial in self.trials]
 
-    def candidates(self, trial: TrainedRun) -> list[TrainedRun]:
-        """A trial at every rate with seed 0, asked what decides between them."""
-        tried = trial.to_tune(self.tuning_steps or trial.steps, self.tuned_on)
-        return [tried.with_(learning_rate=rate) for rate in self.rates]
+    def _tries(self, path: Path) -> list[list[tuple[RecordedRun, RunRecord | None]]]:
+        """By trial, the rates that it is to try, by what is recorded so far, each with its record."""
+        return [
+            self._to_try(trial, runs, recorded(trial.experiment, runs, path))
+            for trial, runs in zip(self.trials, self._runs, strict=True)
+        ]
+
+    def _to_try(
+        self, trial: TrainedRun, runs: list[RecordedRun], records: list[RunRecord | None]
+    ) -> list[tuple[RecordedRun, RunRecord | None]]:
+        """All `rates`, and of `further` what the records ask for."""
+        count = len(self.rates)
+        while 0 < count < len(runs):
+            found = [record for record in records[:count] if record is not None]
+            if len(found) < count or max(found, key=trial.merit) is not found[-1]:
+                break
+            count += 1
+        return list(zip(runs[:count], records[:count], strict=True))
 
     def _at_best_rate(self, path: Path) -> list[TrainedRun | None]:
         """Each trial at the best of its rates; None while one of them is not recorded."""
         if not self.rates:
             return list(self.trials)
         best: list[TrainedRun | None] = []
-        for trial, runs in zip(self.trials, self._tries, strict=True):
-            found = [record for record in recorded(trial.experiment, runs, path) if record is not None]
-            if len(found) < len(runs):
+        for trial, tries in zip(self.trials, self._tries(path), strict=True):
+            found = [record for _, record in tries if record is not None]
+            if len(found) < len(tries):
                 best.append(None)
             else:
                 best.append(trial.with_(learning_rate=max(found, key=trial.merit).figures["learning_rate"]))
