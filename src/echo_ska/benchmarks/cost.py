@@ -1,8 +1,8 @@
 """What a training costs, counted before it is run: operations, hours on a GPU that is named, bytes of weights.
 
 Counted are the products of matrices, a multiplication and an addition as two operations, as torch's FlopCounterMode
-has it: it finds the same numbers where it can see (it knows neither our kernels in C and Triton nor softmax attention
-on a CPU). In the forward pass of one token:
+has it: of linear layers and Mamba-2's scan it finds the same numbers (it knows neither our kernels in C and Triton nor
+softmax attention on a CPU). In the forward pass of one token:
 
 - every linear layer of the model, the head included: 2 x its weights;
 - Mamba-2's scan by chunks of 64 tokens; SKA's moments, solves and reads by chunks of 32, in the exact read with the
@@ -10,10 +10,10 @@ on a CPU). In the forward pass of one token:
   refresh; softmax attention over the pairs s <= t alone, which is where the length enters (`operations` has them all).
 
 A training step adds the backward pass: two products for each of a linear layer's and a scan's, those that
-`operations` counts for SKA's read and for attention, what they compute again included. Not counted: convolutions,
-norms, gates and activations (no products of matrices; a few per cent), the optimiser, and blocks that gradient
-checkpointing runs a second time. So a utilisation (MFU) by these counts says what share of a GPU's peak went into
-the model's products.
+`operations` counts for SKA's read and for attention. Not counted: what SKA's read computes again, its whitening,
+convolutions, norms, gates and activations (no products of matrices; a few per cent), the optimiser, and blocks that
+gradient checkpointing runs a second time. So a utilisation (MFU) by these counts says what share of a GPU's peak went
+into the model's products.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Counted operations of the routes: a multiplication and an addition are two, and only products of matrices count.
 
 Products with the S x S scores of a chunk are counted in full where the route computes them in full and masks them
-afterwards. What a backward pass computes again is counted.
+afterwards. Of what a backward pass computes again, the scores of attention and of linear attention are counted, whose
+backward passes always do so; what SKA's does, which depends on the size of the call, is not, nor is its whitening.
 """
 
 from __future__ import annotations

@@ -58,10 +58,13 @@ class BenchRequest:
             asked["parts"] = _names(self.parts)
         if self.rounds is not None:
             asked["rounds"] = self.rounds
-        # More tokens in a row make a longer run of the same plan.
-        plan = dataclasses.replace(plan, **({"name": "own"} | asked if asked else {}))  # type: ignore[arg-type]
         if self.decode_tokens is not None:
-            plan = dataclasses.replace(plan, decode_tokens=self.decode_tokens)
+            if asked or self.decode_tokens < plan.decode_tokens:  # more in a row make a longer run of the same plan
+                asked["name"] = "own"
+            asked["decode_tokens"] = self.decode_tokens
+        elif asked:
+            asked["name"] = "own"
+        plan = dataclasses.replace(plan, **asked)  # type: ignore[arg-type]
         plan.check()
         return plan
 

@@ -6,8 +6,8 @@ is the sentence
     The special magic number for <word> is <number>.
 
 and the question asks for the number of one word and begins its answer, as RULER does. Numbers have seven digits. All
-candidates are numbers of the same kind: those of all needles in the text, so that having seen a number is not enough,
-and where these are too few, others that are not in it.
+candidates are numbers of the same kind: those of all needles in the text, so that with several needles having seen a
+number is not enough, and where these are too few, others that are not in it.
 """
 
 from __future__ import annotations

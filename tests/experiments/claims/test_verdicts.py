@@ -43,7 +43,7 @@ from echo_ska.experiments.recall import (
 )
 from echo_ska.experiments.regression import in_context_regression as experiment
 from echo_ska.experiments.state import context_parallel
-from echo_ska.experiments.trials.arms import AIDED
+from echo_ska.experiments.trials.arms import AIDED, NO_POSITIONS
 from echo_ska.experiments.trials.texts import TextFolder
 from echo_ska.experiments.trials.trial import Question
 from echo_ska.training import RunRecord
@@ -65,7 +65,13 @@ def compared(experiment: Any, figures: dict[str, float], seeds: int | None = Non
 
 
 def arms(ssm: float, attention: float, ska: float, aided: float | None = None) -> dict[str, float]:
-    return {"ssm": ssm, AIDED: ssm if aided is None else aided, "ssm+attention": attention, "ssm+ska": ska}
+    return {
+        "ssm": ssm,
+        AIDED: ssm if aided is None else aided,
+        "ssm+attention": attention,
+        NO_POSITIONS: attention,
+        "ssm+ska": ska,
+    }
 
 
 def transferred(figures: dict[str, float], with_dropout: float) -> Write:

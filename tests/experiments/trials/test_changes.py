@@ -10,6 +10,7 @@ import torch
 from echo_ska.experiments.trials import changes
 from echo_ska.experiments.trials.arms import small
 from echo_ska.nn.aids import stretched_sigmoid
+from echo_ska.nn.attention import rotated
 from echo_ska.ops import spectral_koopman_attention
 
 
@@ -93,10 +94,38 @@ def test_mamba_with_the_aids_reads_what_stood_after_the_same_token():
     torch.testing.assert_close(x, projected[..., : layer.inner_size])
     torch.testing.assert_close(queries[:, 2], keys[:, 1])
     assert not torch.allclose(queries[:, 1], keys[:, 1])
-    torch.testing.assert_close(layer.dt_bias.exp().log1p() * layer.A_log.exp(), torch.tensor([1e-3, 0.1]))
+    step = layer.dt_bias.exp().log1p()
+    torch.testing.assert_close(step * layer.A_log.exp(), torch.tensor([1e-3, 0.1]))
+    assert step[0] < step[1] / 50
+    changes.even_mamba_aids(network)
+    step = layer.dt_bias.exp().log1p()
+    torch.testing.assert_close(step * layer.A_log.exp(), torch.tensor([1e-3, 0.1]))
+    torch.testing.assert_close(step, torch.full((2,), 0.1))
+
+
+def test_attention_without_positions_does_not_see_how_far_a_token_is():
+    layer = small("full_attention").build(128, 0).model.layers[1].mixer.eval()
+    hidden = torch.randn(1, 9, 64)
+    network = small("full_attention").build(128, 0).eval()
+    changes.no_positions(network)
+    (free,) = [block.mixer for block in network.model.layers if hasattr(block.mixer, "rope_theta")]
+    # Kept from the start, another token's key is read alike by the last query, however many are in between.
+    filler = torch.zeros(1, 50, 64)
+
+    def read(mixer, between):
+        tokens = torch.cat([hidden[:, :4], between, hidden[:, 4:]], dim=1)
+        query, key, _, _ = mixer.qkv(tokens)
+        places = torch.arange(tokens.shape[1])[None]
+        query, key = (rotated(vectors, places, mixer.rope_theta) for vectors in (query, key))
+        return (query[:, -1] * key[:, 3]).sum(-1)
+
+    torch.testing.assert_close(read(free, filler), read(free, filler[:, :0]))
+    assert not torch.allclose(read(layer, filler), read(layer, filler[:, :0]), atol=1e-2)
 
 
 def test_what_has_no_memory_cannot_be_changed():
+    with pytest.raises(ValueError, match="no softmax attention"):
+        changes.no_positions(small("ska").build(128, 0))
     for change, mixer in ((changes.spread_decays, "gla"), (changes.mamba_aids, "ska")):
         fields = {"layer_types": [mixer] * 3, "ska_at_ends": True}
         with pytest.raises(ValueError, match="has no"):

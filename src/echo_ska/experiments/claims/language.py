@@ -36,7 +36,7 @@ def _gather(plan: TextPlan, folder: Path) -> Evidence[Results]:
 
 def _ahead(results: Results, context: int) -> str:
     difference, best = lead(results, TEST, context)
-    return f"{difference:+.3f} against {best}"
+    return f"{abs(difference):.3f} {'better' if difference >= 0 else 'worse'} than {best}"
 
 
 def _no_worse(results: Results) -> Finding:
@@ -54,7 +54,7 @@ def _grows(results: Results) -> Finding:
         return far - near
 
     found = {control: gained(control) for control in CONTROLS if control in results}
-    shown = "; ".join(f"{control} {gain:+.3f}" for control, gain in found.items())
+    shown = "lead by which it grows: " + "; ".join(f"{control} {gain:+.3f}" for control, gain in found.items())
     return Finding(min(found.values()) > 0, shown)
 
 

@@ -1,9 +1,10 @@
 """length-generalisation (claim 2): trained on needles in 64 tokens, asked in up to 1,048,576.
 
 Four needles, keys and values in filler, asked for at the end. SSM (as published, and with the aids that attention and
-SKA have), SSM + attention and SSM + SKA of equal parameters, the same batches, each at its best of the same rates,
-three seeds. The model with attention is asked up to 65,536 tokens: its cost grows with the square of the length; so is
-the SSM with the aids. Six to fifty minutes a run on one core, most of it reading the long sequences.
+SKA have), SSM + attention (with rotary positions, and with none) and SSM + SKA of equal parameters, the same batches,
+each at its best of the same rates, three seeds. The models with attention are asked up to 65,536 tokens: their cost
+grows with the square of the length; so is the SSM with the aids. Six to fifty minutes a run on one core, most of it
+reading the long sequences.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from echo_ska.experiments.trials.arms import AIDED, small_arms, with_aided
+from echo_ska.experiments.trials.arms import AIDED, small_arms, with_controls
 from echo_ska.experiments.trials.comparison import Results, draw_by_length, table_rows
 from echo_ska.experiments.trials.figures import short_number
 from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
@@ -47,7 +48,7 @@ def trials(quick: bool = False) -> list[Trial]:
     """A trial an arm."""
     return [
         Trial(NAME, arm, TASK, STEPS, BATCH_SIZE, RATES[1], questions(arm, quick))
-        for arm in with_aided(small_arms(TASK.vocab_size))
+        for arm in with_controls(small_arms(TASK.vocab_size))
     ]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from echo_ska.experiments.trials.changes import mamba_aids
+from echo_ska.experiments.trials.changes import even_mamba_aids, no_positions
 from echo_ska.experiments.trials.trial import Arm, as_large_as
 from echo_ska.models import EchoConfig
 from echo_ska.models.presets import find_preset
@@ -19,6 +19,7 @@ ECHO = "ssm+ska"
 IN_PLACE_OF_SKA = {"ssm": "mamba2", "ssm+attention": "full_attention", ECHO: "ska"}
 """The three kinds that every claim is about, by the names of tables and pictures."""
 AIDED = "ssm, with the aids"
+NO_POSITIONS = "ssm+attention, no positions"
 
 SMALL: dict[str, Any] = {
     "hidden_size": 64,
@@ -43,11 +44,20 @@ def small_arms(vocab_size: int, **fields: Any) -> list[Arm]:
     ]
 
 
-def with_aided(arms: list[Arm]) -> list[Arm]:
-    """The arms, and behind the SSM as published the same with the others' aids in all of its layers."""
-    (published,) = (arm for arm in arms if arm.name == "ssm")
-    aided = dataclasses.replace(published, name=AIDED, changes=(*published.changes, mamba_aids))
-    return [each for arm in arms for each in ((arm, aided) if arm is published else (arm,))]
+def with_controls(arms: list[Arm]) -> list[Arm]:
+    """The arms, and behind two of them the same with one change: what another start and no positions are worth.
+
+    The SSM as published gets the others' aids in all of its layers; attention loses its rotary positions, which it does
+    not know beyond the training's length (order it has from Mamba-2, as SKA has).
+    """
+    changed = {"ssm": (AIDED, even_mamba_aids), "ssm+attention": (NO_POSITIONS, no_positions)}
+    found = []
+    for arm in arms:
+        found.append(arm)
+        if arm.name in changed:
+            name, change = changed[arm.name]
+            found.append(dataclasses.replace(arm, name=name, changes=(*arm.changes, change)))
+    return found
 
 
 def million_arms(vocab_size: int, **fields: Any) -> list[Arm]:

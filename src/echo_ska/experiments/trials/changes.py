@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from echo_ska.models import EchoForCausalLM
 from echo_ska.nn import Mamba2, SpectralKoopmanAttention
 from echo_ska.nn.aids import gate_score, unit_norm
+from echo_ska.nn.attention import RotaryAttention
 from echo_ska.nn.initialization import inverse_softplus
 from echo_ska.nn.peers.decay import HeadDecay, spread
 from echo_ska.nn.projections import QueryKeyValue
@@ -76,6 +77,19 @@ def half_delay(network: EchoForCausalLM) -> None:
             taps = qkv.convolution.weight[qkv.widths[0] : qkv.widths[0] + qkv.widths[1]]
             of_heads = taps.view(qkv.num_heads, qkv.key_dim, -1)[1::2]
             of_heads.zero_()[..., 0] = 1.0
+
+
+def no_positions(network: EchoForCausalLM) -> None:
+    """Softmax attention without rotary positions: it reads by content alone, at any length (arXiv 2305.19466).
+
+    Raises:
+        ValueError: there is none.
+    """
+    layers = [module for module in network.modules() if isinstance(module, RotaryAttention)]
+    if not layers:
+        raise ValueError("The network has no softmax attention whose positions could be left out.")
+    for layer in layers:
+        layer.rope_theta = None
 
 
 def plain_sigmoid(network: EchoForCausalLM) -> None:
@@ -204,6 +218,8 @@ class _Products:
 
 
 MEMORY_SPANS = (1000.0, 10.0)
+EVEN_STEP = 0.1
+"""The largest of the steps that Mamba-2's published start draws."""
 
 
 def spread_decays(network: EchoForCausalLM) -> None:
@@ -237,6 +253,21 @@ def mamba_aids(network: EchoForCausalLM) -> None:
             nn.init.zeros_(layer.convolution.bias)
         _, _, keys, queries, _ = layer.in_proj.weight.split([layer.inner_size, *sizes, layer.heads])
         queries.copy_(keys)
+
+
+@torch.no_grad()
+def even_mamba_aids(network: EchoForCausalLM) -> None:
+    """`mamba_aids`, with the decays spread by the rates: every head starts with the same step.
+
+    In Mamba-2 the step is also how strongly a token is written. Spread by the steps, the slowest head starts with a
+    hundredth of the fastest's writes, next to nothing beside the layer's skip.
+    """
+    mamba_aids(network)
+    for layer in network.modules():
+        if isinstance(layer, Mamba2):
+            spans = torch.tensor(spread(MEMORY_SPANS, layer.heads))
+            layer.A_log.copy_(-(spans * EVEN_STEP).log())
+            nn.init.constant_(layer.dt_bias, inverse_softplus(EVEN_STEP))
 
 
 @torch.no_grad()

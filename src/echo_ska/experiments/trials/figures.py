@@ -14,10 +14,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-COLOURS = {"ssm": "#595959", "ssm, with the aids": "#CC79A7", "ssm+attention": "#D55E00", "ssm+ska": "#0072B2"}
-"""Okabe and Ito's purple, vermilion and blue, and a grey."""
+COLOURS = {
+    "ssm": "#595959",
+    "ssm, with the aids": "#CC79A7",
+    "ssm+attention": "#D55E00",
+    "ssm+attention, no positions": "#009E73",
+    "ssm+ska": "#0072B2",
+}
+"""Okabe and Ito's purple, vermilion, green and blue, and a grey."""
 
-MARKERS = {"ssm": "s", "ssm, with the aids": "D", "ssm+attention": "^", "ssm+ska": "o"}
+MARKERS = {
+    "ssm": "s",
+    "ssm, with the aids": "D",
+    "ssm+attention": "^",
+    "ssm+attention, no positions": "v",
+    "ssm+ska": "o",
+}
 
 
 def length_axis(axes: Axes, lengths: Sequence[int], label: str = "tokens in the sequence") -> None:
