@@ -88,7 +88,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "echo_ska.experiments.state.context_parallel",
     ),
     "demo-rates": Experiment(
-        "The demo's three models, and its SSM as published, at four learning rates each.",
+        "The demo's four models, and its SSM as published, at four learning rates each.",
         "echo_ska.experiments.demo.rates",
     ),
     "demo-seeds": Experiment(

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 
 from echo_ska.experiments.demo import recall
+from echo_ska.experiments.trials.arms import NO_POSITIONS
 
 
 def test_the_three_models_have_equal_parameter_counts() -> None:
     counts = {model.name: sum(p.numel() for p in model.build(0).parameters()) for model in recall.RECALL_MODELS}
-    assert list(counts) == ["ssm", "ssm+attention", "ssm+ska"]
+    assert list(counts) == ["ssm", "ssm+attention", NO_POSITIONS, "ssm+ska"]
     # What to set, should a size change: the count is linear in intermediate_size.
     per_unit = {model.name: 3 * recall.HIDDEN_SIZE * len(model.layer_types) for model in recall.RECALL_MODELS}
     wanted = {
@@ -30,7 +31,7 @@ def test_only_mixers_widths_and_learning_rates_differ() -> None:
             layer_types=first.layer_types,
             learning_rate=first.learning_rate,
             intermediate_size=first.intermediate_size,
-            aided=first.aided,
+            changes=first.changes,
         )
         assert alike == first
 
@@ -38,13 +39,18 @@ def test_only_mixers_widths_and_learning_rates_differ() -> None:
 def test_the_ssm_has_the_aids_of_the_others() -> None:
     """Its keys start delayed by a token; the convolution of Mamba-2 as published starts at random."""
     aided = recall.recall_model("ssm")
-    for model in (aided, replace(aided, aided=False)):
+    for model in (aided, replace(aided, changes=())):
         for layer in model.build(0).model.layers:
             mixer = layer.mixer
             keys = mixer.convolution.weight[mixer.inner_size : mixer.inner_size + mixer.state_size]
-            assert bool((keys == keys.new_tensor([0, 1, 0, 0])).all()) == model.aided
-    published = recall.recall_configuration(replace(aided, aided=False), 0)
-    assert recall.recall_configuration(aided, 0) == published | {"aided": True}
+            assert bool((keys == keys.new_tensor([0, 1, 0, 0])).all()) == bool(model.changes)
+    published = recall.recall_configuration(replace(aided, changes=()), 0)
+    assert recall.recall_configuration(aided, 0) == published | {"changes": ["even_mamba_aids"]}
+
+
+def test_attention_comes_with_positions_and_without() -> None:
+    layers = [recall.recall_model(name).build(0).model.layers[1].mixer for name in ("ssm+attention", NO_POSITIONS)]
+    assert [layer.rope_theta for layer in layers] == [10_000.0, None]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +84,7 @@ def test_measurements_are_reported_and_repeatable(trained: tuple) -> None:
 def test_state_bytes_are_those_of_the_live_cache(name: str) -> None:
     network = recall.recall_model(name).build(0).eval()
     measured = recall.measure_state_bytes(network, [64, 256])
-    assert (measured[64] == measured[256]) == (name != "ssm+attention")
+    assert (measured[64] == measured[256]) == ("attention" not in name)
 
 
 def test_a_wrong_state_bytes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from echo_ska.experiments.demo import run as demo_module
 from echo_ska.experiments.demo.recall import RECALL_MODELS
 from echo_ska.experiments.demo.run import DemoSettings, run_demo
 from echo_ska.experiments.demo.text import TextModel
+from echo_ska.experiments.trials.arms import NO_POSITIONS
 from echo_ska.experiments.trials.figures import mean_with_range, percent, short_bytes, short_number
 
 TINY = DemoSettings(
@@ -53,7 +54,7 @@ def test_the_json_has_the_promised_form(demo: tuple[dict, Path, str]) -> None:
     written = json.loads((folder / "made" / "demo.json").read_text())
     assert written == json.loads(json.dumps(result))
     assert isinstance(written["seconds"], float)
-    assert [model["name"] for model in written["models"]] == ["ssm", "ssm+attention", "ssm+ska"]
+    assert [model["name"] for model in written["models"]] == ["ssm", "ssm+attention", NO_POSITIONS, "ssm+ska"]
     for model in written["models"]:
         assert isinstance(model["parameters"], int)
         assert list(model["accuracy"]) == list(model["state_bytes"]) == ["64", "128"]

@@ -1,4 +1,4 @@
-"""demo-rates: the demo's three models, and its SSM as published, at four learning rates each.
+"""demo-rates: the demo's four models, and its SSM as published, at four learning rates each.
 
 Same task, steps and batches for all; one seed, which is none of the demo's, and other sequences than the demo asks.
 About two minutes a run on one core.
@@ -32,7 +32,7 @@ from echo_ska.training import RunRecord, make_record
 NAME = "demo-rates"
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 QUICK_RATES = (3e-3, 1e-2)
-PUBLISHED = dataclasses.replace(recall_model("ssm"), name="ssm, as published", aided=False)
+PUBLISHED = dataclasses.replace(recall_model("ssm"), name="ssm, as published", changes=())
 FIRST_SEED = 1000
 """What chooses a rate is no run that is reported: the demo's seeds count from 0."""
 SEQUENCES = {TASK.length: 1024, 64 * TASK.length: 64}

@@ -1,24 +1,27 @@
 """The demo's models and their task: who is compared, how each is trained, and how its recall is measured.
 
-Three models of one class and equal parameter counts, trained alike on multi-query recall in 64 tokens. They differ in
+Four models of one class and equal parameter counts, trained alike on multi-query recall in 64 tokens. They differ in
 the mixer of the middle layer, in their learning rate (each has one that it does well at), and in the feed-forward
-width, which makes up for the mixers' different sizes. No model is told which tokens matter. All three have the aids
-that SKA starts with: a short convolution that delays the keys, queries that are tied to them. The SSM has them in all
-of its layers; in those of the other two Mamba-2 is as published.
+width, which makes up for the mixers' different sizes; attention comes with rotary positions, as most models have it,
+and with none. No model is told which tokens matter. All have the aids that SKA starts with: a short convolution that
+delays the keys, queries that are tied to them. The SSM has them in all of its layers; in those of the others Mamba-2 is
+as published.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from echo_ska.evaluation.recall import recall_accuracy
-from echo_ska.experiments.trials.changes import mamba_aids
+from echo_ska.experiments.trials.arms import NO_POSITIONS
+from echo_ska.experiments.trials.changes import Change, even_mamba_aids, no_positions
 from echo_ska.experiments.trials.trial import EVALUATION_SEED, SEGMENT_LENGTH
 from echo_ska.models import EchoConfig, EchoForCausalLM
 from echo_ska.tasks import MultiQueryRecallGrid
@@ -48,7 +51,7 @@ class RecallModel:
         intermediate_size: the feed-forward layers' width, chosen to make parameter counts equal.
         steps: optimiser steps of `batch_size` sequences.
         batch_size: sequences in a step.
-        aided: whether Mamba-2 starts with the others' aids (`mamba_aids`), and not as published.
+        changes: applied to the freshly built network.
     """
 
     name: str
@@ -57,7 +60,7 @@ class RecallModel:
     intermediate_size: int
     steps: int = STEPS
     batch_size: int = BATCH_SIZE
-    aided: bool = False
+    changes: tuple[Change, ...] = ()
 
     def config(self) -> EchoConfig:
         """The architecture."""
@@ -78,8 +81,8 @@ class RecallModel:
         """The untrained model; `seed` decides every weight."""
         torch.manual_seed(seed)
         network = EchoForCausalLM(self.config())
-        if self.aided:
-            mamba_aids(network)
+        for change in self.changes:
+            change(network)
         return network
 
     def training_config(self, seed: int) -> TrainingConfig:
@@ -97,11 +100,16 @@ class RecallModel:
         return RecallData(TASK, self.batch_size, seed)
 
 
-# Rates of those in demo-rates: at theirs attention and SKA answer everything at the training's length there. The SSM
-# learns at none there, and has the one at which it learns from the demo's own seed.
+_HYBRID = RecallModel(
+    "ssm+attention", ("mamba2", "full_attention", "mamba2"), learning_rate=3e-3, intermediate_size=144
+)
+# Rates of those in demo-rates: at theirs attention and SKA answer everything at the training's length there.
 RECALL_MODELS = (
-    RecallModel("ssm", ("mamba2", "mamba2", "mamba2"), learning_rate=3e-3, intermediate_size=128, aided=True),
-    RecallModel("ssm+attention", ("mamba2", "full_attention", "mamba2"), learning_rate=3e-3, intermediate_size=144),
+    RecallModel(
+        "ssm", ("mamba2", "mamba2", "mamba2"), learning_rate=1e-2, intermediate_size=128, changes=(even_mamba_aids,)
+    ),
+    _HYBRID,
+    dataclasses.replace(_HYBRID, name=NO_POSITIONS, changes=(no_positions,)),
     RecallModel("ssm+ska", ("mamba2", "ska", "mamba2"), learning_rate=1e-2, intermediate_size=152),
 )
 
@@ -128,12 +136,12 @@ def train_recall_model(model: RecallModel, seed: int, reporter: Reporter | None)
 def recall_configuration(model: RecallModel, seed: int) -> dict[str, Any]:
     """The configuration that `train_recall_model` records, known without training, in the types that JSON gives."""
     parts: dict[str, Any] = {
-        "training": asdict(model.training_config(seed)),
+        "training": dataclasses.asdict(model.training_config(seed)),
         "data": model.data(seed).describe(),
         "model": describe_model(model.build(seed)),
     }
-    if model.aided:
-        parts["aided"] = True
+    if model.changes:
+        parts["changes"] = [change.__name__ for change in model.changes]
     as_json: dict[str, Any] = json.loads(json.dumps(parts))
     return as_json
 

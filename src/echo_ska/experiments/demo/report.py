@@ -20,20 +20,19 @@ def print_start(console: Console, jobs: int, cores: int) -> None:
 
 
 def print_report(console: Console, result: dict[str, Any]) -> None:
-    """The recall table and the text part of a demo's `result` (see `run_demo`)."""
+    """The recall tables and the text part of a demo's `result` (see `run_demo`)."""
     models, training_length = result["models"], result["training_length"]
-    table = Table(title=f"Recall after training on {training_length} tokens: accuracy, and bytes of state kept")
-    table.add_column("tokens", justify="right")
-    for model in models:
-        table.add_column(model["name"], justify="right")
-        table.add_column("bytes", justify="right", style="dim")
-    for length in models[0]["accuracy"]:
-        cells = [f"{int(length):,} ({int(length) // training_length}x)"]
+    titles = (f"Answers right after training on {training_length} tokens", "Bytes of state kept for one sequence")
+    for title, figure, shown in zip(titles, ("accuracy", "state_bytes"), (_share, "{:,}".format), strict=True):
+        table = Table(title=title)
+        table.add_column("tokens", justify="right")
         for model in models:
-            cells += [f"{percent(model['accuracy'][length])} %", f"{model['state_bytes'][length]:,}"]
-        table.add_row(*cells)
-    console.print()
-    console.print(table)
+            table.add_column(model["name"], justify="right")
+        for length in models[0][figure]:
+            values = (shown(model[figure][length]) for model in models)
+            table.add_row(f"{int(length):,} ({int(length) // training_length}x)", *values)
+        console.print()
+        console.print(table)
     sizes = ", ".join(f"{model['name']} {model['parameters']:,}" for model in models)
     answers = list(result["answers"].values())
     _say(
@@ -43,6 +42,10 @@ def print_report(console: Console, result: dict[str, Any]) -> None:
     )
     _print_text(console, result["text"])
     _say(console, f"\nAll of this was measured in this run, in {format_seconds(result['seconds'])}.")
+
+
+def _share(value: float) -> str:
+    return f"{percent(value)} %"
 
 
 def _print_text(console: Console, text: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """`echo-ska demo`: the memory cliff and its absence, measured in minutes on two cores.
 
-Four jobs side by side: three models of equal size and budget learn multi-query recall in 64 tokens and are asked in up
+Five jobs side by side: four models of equal size and budget learn multi-query recall in 64 tokens and are asked in up
 to 4,096 (`experiments.recall`), and a small byte-level Echo learns from one book and reads another
 (`experiments.text`). Then a table, a picture and, if asked for, a JSON file.
 """
@@ -25,13 +25,14 @@ from echo_ska.experiments.demo.recall import (
     train_recall_model,
 )
 from echo_ska.experiments.demo.text import TextModel, run_text_part
+from echo_ska.experiments.trials.arms import NO_POSITIONS
 from echo_ska.experiments.trials.pool import Job, Stage, run_jobs
 from echo_ska.training.records import checkout_state, describe_hardware, describe_versions, usable_cores, write_json
 
 MINIMUM_SEQUENCES = 64
 TOKENS_A_LENGTH = 65_536
 
-START_ORDER = ("ssm+ska", "ssm+attention", "ssm", "text")
+START_ORDER = ("ssm+ska", "ssm+attention", NO_POSITIONS, "ssm", "text")
 """Longest first, as timed on one core, so that two cores end at about the same time."""
 
 
@@ -60,11 +61,18 @@ class DemoSettings:
         lengths = [TASK.length * 2**k for k in range(self.doublings + 1)]
         return {length: max(self.minimum_sequences, self.tokens_a_length // length) for length in lengths}
 
+    def describe(self) -> dict[str, Any]:
+        """For the JSON file."""
+        described = asdict(self)
+        for model in described["models"]:
+            model["changes"] = [change.__name__ for change in model["changes"]]
+        return described
+
 
 def run_demo(
     *, output: Path, json_path: Path | None, console: Console, settings: DemoSettings | None = None
 ) -> dict[str, Any]:
-    """Train and measure all four models, print what came out, and draw it.
+    """Train and measure all five models, print what came out, and draw it.
 
     Args:
         output: folder for `recall.png`; made if it does not exist.
@@ -102,7 +110,7 @@ def run_demo(
         "chance": TASK.chance,
         "training_length": TASK.length,
         "answers": {str(length): TASK.pairs * count for length, count in settings.sequences().items()},
-        "settings": asdict(settings) | {"task": asdict(TASK), "evaluation_seed": EVALUATION_SEED},
+        "settings": settings.describe() | {"task": asdict(TASK), "evaluation_seed": EVALUATION_SEED},
         "hardware": describe_hardware(),
         "versions": describe_versions(),
         "commit": commit,
