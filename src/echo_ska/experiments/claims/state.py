@@ -193,7 +193,7 @@ CLAIM: Claim[States] = Claim(
     summary=_summary,
     tables=_tables,
     draw=_draw,
-    picture="The demo's three models: answers right, and bytes of state, against tokens; attention's bytes grow, "
+    picture="The demo's four models: answers right, and bytes of state, against tokens; attention's bytes grow, "
     "SKA's do not.",
     caveats=("Grouped-query or quantised caches, which keep less than the twin's.",),
     criteria_after=True,
