@@ -35,3 +35,9 @@ def test_cost_is_readable(seconds, said):
 
 def test_a_date_that_was_not_recorded():
     assert dict(provenance([replace(RECORD, date="")]))["dates"] == "not recorded"
+
+
+def test_a_training_on_the_cpu_of_a_machine_with_a_gpu():
+    hardware = {"cpu": "x", "cores": 8, "threads": 4, "gpu": "A GPU"}
+    record = replace(RECORD, hardware=hardware, configuration={"training": {"device": "cpu"}})
+    assert dict(provenance([record]))["hardware"] == "x, 4 of 8 cores"

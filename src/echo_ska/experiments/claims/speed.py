@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -124,12 +123,14 @@ def decoding_speeds(record: RunRecord) -> dict[int, float]:
 def crossover(speeds: Mapping[int, float]) -> str:
     """From where on a route is faster than softmax attention."""
     lengths = sorted(speeds)
-    if speeds[lengths[0]] > 1:
+    slower = [length for length in lengths if speeds[length] <= 1]
+    if not slower:
         return f"faster from {lengths[0]:,} tokens, the shortest measured"
-    for below, above in pairwise(lengths):
-        if speeds[above] > 1:
-            return f"faster from between {below:,} and {above:,} tokens"
-    return f"slower up to {lengths[-1]:,} tokens"
+    if slower == lengths:
+        return f"slower up to {lengths[-1]:,} tokens"
+    if slower[-1] == lengths[-1]:
+        return f"faster at some lengths, slower at {lengths[-1]:,} tokens"
+    return f"faster from between {slower[-1]:,} and {lengths[lengths.index(slower[-1]) + 1]:,} tokens"
 
 
 def _slower(machines: Machines, route: str, lengths: slice) -> Finding | None:

@@ -43,8 +43,9 @@ def _numbers(numbers: Sequence[int]) -> str:
 
 
 def _machine(record: RunRecord) -> str:
-    hardware = record.hardware
-    where = hardware.get("gpu") or hardware.get("cpu") or "unknown"
+    hardware, training = record.hardware, record.configuration.get("training") or {}
+    on_cpu = isinstance(training, dict) and training.get("device") == "cpu"  # on a machine that has a GPU besides
+    where = (None if on_cpu else hardware.get("gpu")) or hardware.get("cpu") or "unknown"
     return f"{where}, {hardware.get('threads')} of {hardware.get('cores')} cores"
 
 
