@@ -88,5 +88,8 @@ CLAIM: Claim[Results] = Claim(
     draw=experiment.draw,
     picture="How strongly the read follows the query, and its Jacobian's effective rank, against length; before "
     "training dashed.",
-    caveats=("Larger models, other layers than the one between two Mamba-2 layers, and gradients during training.",),
+    caveats=(
+        "Larger models, other layers than the one between two Mamba-2 layers, and gradients during training.",
+        "Attention without rotary positions, which still answers beyond the training's length.",
+    ),
 )
