@@ -26,7 +26,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from echo_ska.experiments.trials.changes import Change, gate_starts_low, mamba_aids, spread_decays
+from echo_ska.experiments.trials.changes import Change, even_mamba_aids, gate_starts_low, spread_decays
 from echo_ska.experiments.trials.comparison import Results, percent_range, with_count
 from echo_ska.experiments.trials.figures import label_lines, percent, save, short_bytes
 from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
@@ -128,7 +128,7 @@ FAMILIES = {
     "mesa net, one wide head": Family("mesa_net", "rank", "#009E73", _ONE_WIDE, (spread_decays,), dashes="--"),
     "sliding attention": Family("sliding_attention", "sliding_window", "#7A5195"),
     "based": Family("based", "rank", "#A39100"),
-    "mamba-2": Family("mamba2", "state_size", "#333333", changes=(mamba_aids,)),
+    "mamba-2": Family("mamba2", "state_size", "#333333", changes=(even_mamba_aids,)),
     "mamba-2, as published": Family("mamba2", "state_size", "#333333", dashes="--"),
     "mamba-3": Family("mamba3", "state_size", "#B2182B"),
 }

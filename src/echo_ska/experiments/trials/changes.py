@@ -236,16 +236,20 @@ def spread_decays(network: EchoForCausalLM) -> None:
 
 
 @torch.no_grad()
-def mamba_aids(network: EchoForCausalLM) -> None:
+def even_mamba_aids(network: EchoForCausalLM) -> None:
     """Mamba-2 starts as SKA's peers do: keys (B) delayed by a token, queries (C) tied to them, decays spread.
 
-    Its own start draws the taps of the short convolution, the projections of B and C apart, and the rates.
+    Its own start draws the taps of the short convolution, the projections of B and C apart, the rates and the steps.
+    Here all steps start alike, and the rates make the spans: in Mamba-2 the step is also how strongly a token is
+    written, and of heads that start slow by a small step next to nothing is read beside the layer's skip.
     """
     layers = [module for module in network.modules() if isinstance(module, Mamba2)]
     if not layers:
         raise ValueError("The network has no Mamba-2 layer.")
     for layer in layers:
-        _spread(layer.A_log, layer.dt_bias)
+        spans = torch.tensor(spread(MEMORY_SPANS, layer.heads))
+        layer.A_log.copy_(-(spans * EVEN_STEP).log())
+        nn.init.constant_(layer.dt_bias, inverse_softplus(EVEN_STEP))
         sizes = [layer.inner_size, layer.state_size, layer.state_size]
         delays = torch.tensor([0] * sizes[0] + [1] * sizes[1] + [0] * sizes[2])
         layer.convolution.weight.copy_(F.one_hot(delays, layer.convolution.kernel_size))
@@ -253,21 +257,6 @@ def mamba_aids(network: EchoForCausalLM) -> None:
             nn.init.zeros_(layer.convolution.bias)
         _, _, keys, queries, _ = layer.in_proj.weight.split([layer.inner_size, *sizes, layer.heads])
         queries.copy_(keys)
-
-
-@torch.no_grad()
-def even_mamba_aids(network: EchoForCausalLM) -> None:
-    """`mamba_aids`, with the decays spread by the rates: every head starts with the same step.
-
-    In Mamba-2 the step is also how strongly a token is written. Spread by the steps, the slowest head starts with a
-    hundredth of the fastest's writes, next to nothing beside the layer's skip.
-    """
-    mamba_aids(network)
-    for layer in network.modules():
-        if isinstance(layer, Mamba2):
-            spans = torch.tensor(spread(MEMORY_SPANS, layer.heads))
-            layer.A_log.copy_(-(spans * EVEN_STEP).log())
-            nn.init.constant_(layer.dt_bias, inverse_softplus(EVEN_STEP))
 
 
 @torch.no_grad()
