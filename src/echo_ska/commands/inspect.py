@@ -20,6 +20,7 @@ from torch import Tensor
 
 from echo_ska.commands.goals import make_task, say
 from echo_ska.commands.load import load_model, load_tokenizer, require_model_folder
+from echo_ska.commands.screen import screen
 from echo_ska.evaluation.inspection import Inspection, LayerInspection, inspect_model
 from echo_ska.evaluation.inspection_plot import draw_eigenvalues, draw_positions, draw_spectra
 from echo_ska.evaluation.inspection_summary import (
@@ -189,7 +190,7 @@ def _inspect(model: EchoForCausalLM, ids: Tensor) -> Inspection:
         BarColumn(),
         TaskProgressColumn(),
         TimeRemainingColumn(),
-        console=(console := Console(stderr=True)),
+        console=(console := screen(stderr=True)),
         transient=True,
         disable=not console.is_terminal,
     ) as bar:
