@@ -38,7 +38,6 @@ def test_a_table_that_is_piped_is_whole(shown):
     assert "…" not in whole
 
 
-
 @pytest.mark.parametrize("columns", ["60", "100"])
 def test_a_width_that_was_told_is_kept(shown, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)

@@ -208,3 +208,20 @@ def test_recipes_that_need_something(refused):
     refused("learns a corpus: give --data DIR, which `echo-ska data prepare hub:", "train", "--recipe=echo-180m")
     refused("there is no TRAIN/ and no TEST/ here: give --text PATH", "train", "--recipe=echo-books")
     refused("no recipe 'nope': choose from echo-novel", "train", "--recipe=nope")
+
+
+@pytest.mark.parametrize("recipe", ["echo-novel", "echo-180m"])
+def test_a_task_has_other_token_ids_than_a_recipe(refused, recipe):
+    said = (
+        f"--recipe is for --text and --data: a task has token ids of its own, with which {recipe} would train another"
+    )
+    refused(said, "train", "--recipe", recipe, "--task=mqar")
+    refused(f"leave --recipe out, and give --model {RECIPES[recipe].model}", "train", "--recipe", recipe, "--task=mqar")
+
+
+@pytest.mark.parametrize(
+    "option", ["--score-bytes=64", "--samples=2", "--sample-bytes=9", "--temperature=0.8", "--top-k=3"]
+)
+def test_what_says_how_text_is_written_and_scored_is_no_setting_of_a_task(refused, option):
+    name = option.partition("=")[0]
+    refused(f"{name} is for --text and --data: a task has no such setting", "train", "--task=mqar", option)

@@ -349,7 +349,9 @@ def test_a_step_that_does_not_fit_is_refused(mixer, shape):
 
 
 def test_tokens_of_another_width_are_refused_with_both_widths(mixer):
-    said = r"must be \[batch, time, 32\], as wide as the layer's hidden_size, got \[2, {}, 16\]: build .* hidden_size=16"
+    said = (
+        r"must be \[batch, time, 32\], as wide as the layer's hidden_size, got \[2, {}, 16\]: build .* hidden_size=16"
+    )
     with pytest.raises(ValueError, match=said.format(5)):
         mixer(torch.randn(2, 5, 16, dtype=torch.float64))
     state = mixer.init_state(2)

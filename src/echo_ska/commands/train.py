@@ -128,7 +128,7 @@ def _prepared(request: TrainRequest) -> tuple[Goal, TrainingConfig, EchoForCausa
         goal = LearnCorpus(request)
     else:
         goal = LearnText(request) if request.text else LearnRecall(request)
-    if request.recipe is not None and request.task is None:
+    if request.recipe is not None:
         what = "text, learnt byte by byte," if request.data is None else f"the tokenizer of {request.data}"
         require_vocabulary(request.recipe, goal.vocab_size, what)
     model_config = _model_config(request, goal.vocab_size)
