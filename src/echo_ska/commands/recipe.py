@@ -118,9 +118,9 @@ def recipe_options(name: str, given: set[str]) -> dict[str, Any]:
     recipe = find_recipe(name)
     if "task" in given:
         raise ValueError(
-            f"--recipe is for --text and --data: a task has token ids of its own, with which {name} would train another "
-            f"model; leave --recipe out, and give --model {recipe.model} and what else of it you want for the task "
-            f"(`echo-ska recipe show {name}` prints its options)."
+            f"--recipe is for --text and --data: a task has token ids of its own, with which {name} would train "
+            f"another model; leave --recipe out, and give --model {recipe.model} and what else of it you want for the "
+            f"task (`echo-ska recipe show {name}` prints its options)."
         )
     options = recipe.train_options() | recipe.scale_options()
     if not given & {"text", "more_text", "data"}:
