@@ -160,7 +160,9 @@ def test_a_refused_command_opens_no_curves_of_the_run_that_it_was_refused_for(ru
     before = sorted((tmp_path / "run" / "tensorboard").iterdir())
     result = run(*command, "--learning-rate", "0.5", "--wandb=echo")
     assert result.exit_code != 0
-    assert "was trained with another training.learning_rate" in " ".join(result.output.split())
+    assert "--learning-rate 0.5, but the run in" in result.stderr
+    assert "was begun with --learning-rate 0.003: give the same options" in result.stderr
+    assert "Going on from" not in result.stdout
     assert sorted((tmp_path / "run" / "tensorboard").iterdir()) == before
     assert not (tmp_path / "run" / "wandb").exists()
 
