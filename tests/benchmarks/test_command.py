@@ -7,6 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from echo_ska.benchmarks import run as run_module
 from echo_ska.cli import app
 
 TINY = [
@@ -36,6 +37,25 @@ def test_it_prints_keeps_and_draws(tmp_path):
     assert kept["configuration"]["lengths"] == [8, 16]
     assert kept["hardware"]["threads"] == 1
     assert set(kept["figures"]["training"]) == {"softmax", "linear"}
+
+
+def test_ctrl_c_keeps_what_was_measured_and_exits_as_other_commands_do(tmp_path, monkeypatch):
+    measure = run_module.measure_length
+
+    def interrupted(routes, tokens, *rest):
+        if tokens == 16:
+            raise KeyboardInterrupt
+        return measure(routes, tokens, *rest)
+
+    monkeypatch.setattr(run_module, "measure_length", interrupted)
+    result = run(*TINY, "--output", tmp_path, "--json", tmp_path.parent / "bench.json")
+    kept = tmp_path / "bench.jsonl"
+    assert result.exit_code == 130
+    assert result.stderr == f"Stopped; what was measured until then is kept in {kept}.\n"
+    assert "Forward and backward" in result.stdout
+    record = json.loads(kept.read_text())
+    assert set(record["figures"]["training"]["linear"]) == {"8"}
+    assert json.loads((tmp_path.parent / "bench.json").read_text()) == record
 
 
 @pytest.mark.parametrize(

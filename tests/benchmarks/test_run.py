@@ -61,6 +61,7 @@ def test_what_was_measured_before_ctrl_c_is_kept(when, monkeypatch, tmp_path):
     assert stopped.configuration["name"] == "own"  # which no claim reads
     (note,) = stopped.figures["notes"]
     assert note.startswith("stopped by Ctrl-C after")
+    assert stopped.figures["stopped"] is True
     assert set(stopped.figures["training"]["ska"]) == ({"8", "16"} if "decoding" in when else {"8"})
     assert "decoding" not in stopped.figures
     rows = {name: rows_of(name, stopped) for name in TABLES}

@@ -112,6 +112,7 @@ def test_what_is_refused(run, refused, model_folder, tmp_path):
     refused("There is no task 'nothing'", "inspect", model_folder, "--task", "nothing")
     refused("The task has 8192 token ids, the model 256", "inspect", model_folder, "--task", "mqar")
     refused("--task-set is for --task", "inspect", model_folder, "--text", "a b", "--task-set", "pairs=2")
+    refused("--seed is for --task: text has no such setting", "inspect", model_folder, "--text", "a b", "--seed", 0)
     refused("fewer than --length 9", "inspect", model_folder, "--text", "a b", "--length", 9)
     refused("The text is empty", "inspect", model_folder, "--text", "")
     refused("cannot be a folder", "inspect", model_folder, "--text", "a b", "-o", model_folder / "config.json" / "out")

@@ -7,11 +7,13 @@ import shutil
 import sys
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from echo_ska.commands.convert import load_host
 from echo_ska.commands.load import load_model, load_tokenizer
 from echo_ska.convert import load_converted
 from echo_ska.corpus import CorpusTokenizer
+from echo_ska.models import EchoForCausalLM
 
 CODE = """
 from pathlib import Path
@@ -94,3 +96,51 @@ def test_a_model_needs_no_generation_config(model_folder, tmp_path):
     folder = shutil.copytree(model_folder, tmp_path / "edited")
     (folder / "generation_config.json").unlink()
     assert load_model(folder, "cpu").config.rank == 8
+
+
+EDITS = {
+    "hidden_size": ({"hidden_size": 64}, "model.embed_tokens.weight", [256, 32], [256, 64], 47),
+    "num_heads": ({"num_heads": 4}, "model.layers.1.mixer.raw_ridge", [2], [4], 15),
+    "vocab_size": ({"vocab_size": 300}, "model.embed_tokens.weight", [256, 32], [300, 32], 1),
+}
+
+
+def edited(model_folder, tmp_path, fields):
+    folder = shutil.copytree(model_folder, tmp_path / "edited")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
+    return folder
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_configuration_of_other_shapes_names_the_first(model_folder, refused, tmp_path, capfd, edit):
+    fields, name, saved, wanted, more = EDITS[edit]
+    folder = edited(model_folder, tmp_path, fields)
+    said = (
+        f"he weights in {folder} do not fit its config.json: {name} is {saved} in them and {wanted} by the "
+        f"configuration ({more} more differ); put back the config.json that was saved with them"
+    )
+    refused(said, "generate", folder, "--prompt", "x")
+    for kind in (EchoForCausalLM, AutoModelForCausalLM):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            kind.from_pretrained(folder)
+    with pytest.raises(RuntimeError, match=re.escape(said)):  # what transformers raises
+        EchoForCausalLM.from_pretrained(folder)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        load_host(folder)
+    assert "MISMATCH" not in capfd.readouterr().err
+
+
+def test_mismatched_sizes_are_ignored_where_that_is_asked_for(model_folder, tmp_path):
+    folder = edited(model_folder, tmp_path, {"vocab_size": 300})
+    model, found = EchoForCausalLM.from_pretrained(folder, ignore_mismatched_sizes=True, output_loading_info=True)
+    assert model.lm_head.weight.shape == (300, 32)
+    assert {name for name, _, _ in found["mismatched_keys"]} == {"model.embed_tokens.weight", "lm_head.weight"}
+
+
+@pytest.mark.parametrize(("layers", "words"), [(3, "the model has no model.layers.3."), (5, "model.layers.4.")])
+def test_a_configuration_of_more_or_fewer_layers_is_refused(model_folder, refused, tmp_path, capfd, layers, words):
+    kinds = ["mamba2", "ska", "full_attention", "mamba2", "mamba2"][:layers]
+    folder = edited(model_folder, tmp_path, {"num_hidden_layers": layers, "mixer_types": kinds})
+    refused(words, "generate", folder, "--prompt", "x")
+    assert "LOAD REPORT" not in capfd.readouterr().err

@@ -7,6 +7,9 @@ import shlex
 
 import pytest
 import typer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from echo_ska.benchmarks.cost import PEAKS
 from echo_ska.cli import app
@@ -15,6 +18,19 @@ from echo_ska.training import ScaleConfig
 from echo_ska.training.recipes import RECIPES
 
 SCALE = ("strategy", "accumulate", "checkpoint_activations", "compile", "spike_factor")
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    """Makes the folder of a tokenizer of so many tokens."""
+
+    def tokenizer(size):
+        words = Tokenizer(WordLevel({"<end>": 0} | {f"w{number}": number for number in range(1, size)}, "<end>"))
+        folder = tmp_path / f"tokenizer of {size}"
+        PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>").save_pretrained(folder)
+        return folder
+
+    return tokenizer
 
 
 def test_all_recipes_are_listed(run, tmp_path):
@@ -29,11 +45,13 @@ def test_all_recipes_are_listed(run, tmp_path):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_one_is_shown_with_cost_and_commands(name, run, tmp_path):
-    result = run("recipe", "show", name, "--tokenizer", "tokenizers/mine", "--json", tmp_path / "recipe.json")
-    assert result.exit_code == 0, result.output
+def test_one_is_shown_with_cost_and_commands(name, run, tokenizer, tmp_path):
     recipe = RECIPES[name]
-    for command in recipe.commands("tokenizers/mine"):
+    named = ["--tokenizer", tokenizer(recipe.vocab_size)] if recipe.corpus else []
+    result = run("recipe", "show", name, *named, "--json", tmp_path / "recipe.json")
+    assert result.exit_code == 0, result.output
+    assert "TOKENIZER" not in result.stdout
+    for command in recipe.commands(*map(str, named[1:])):
         assert shlex.join(command) in result.stdout
     assert f"{recipe.tokens:,} tokens" in result.stdout
     assert ("The paper's: " in result.stdout) == bool(recipe.from_the_paper)
@@ -95,6 +113,21 @@ def test_what_cannot_be_is_one_sentence(refused):
     refused(
         "--utilisation must be above 0 and at most 1, got 30.0", "recipe", "show", "echo-50m", "--utilisation", "30"
     )
+
+
+def test_a_tokenizer_that_the_printed_commands_could_not_use_is_refused(refused, run, tokenizer, tmp_path):
+    show = ("recipe", "show", "echo-50m", "--tokenizer")
+    assert "TOKENIZER is the folder of a Hugging Face tokenizer of 32,000 tokens" in run(*show[:-1]).stdout
+    remedy = "name the folder of one of 32,000 tokens (`echo-ska tokenizer train TEXT --vocab-size 32000 -o FOLDER`"
+    refused(f"--tokenizer {tmp_path / 'absent'} is no folder: {remedy}", *show, tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    refused(f"{tmp_path / 'empty'} holds no tokenizer (tokenizer.json)", *show, tmp_path / "empty")
+    small = tokenizer(100)
+    refused(f"{small} has 100 token ids and the recipe echo-50m is of 32,000: {remedy}", *show, small)
+    refused("--tokenizer bytes has 256 token ids", *show, "bytes")
+    (small / "tokenizer.json").write_text("{")
+    refused(f"The tokenizer in {small} cannot be read", *show, small)
+    refused("--tokenizer is for recipes of a corpus: echo-novel learns bytes", *show[:2], "echo-novel", "--tokenizer=x")
 
 
 @pytest.mark.parametrize("utilisation", ["0", "1.5", "nan"])

@@ -160,7 +160,9 @@ def test_a_refused_command_opens_no_curves_of_the_run_that_it_was_refused_for(ru
     before = sorted((tmp_path / "run" / "tensorboard").iterdir())
     result = run(*command, "--learning-rate", "0.5", "--wandb=echo")
     assert result.exit_code != 0
-    assert "was trained with another training.learning_rate" in " ".join(result.output.split())
+    assert "--learning-rate 0.5, but the run in" in result.stderr
+    assert "was begun with --learning-rate 0.003: give the same options" in result.stderr
+    assert "Going on from" not in result.stdout
     assert sorted((tmp_path / "run" / "tensorboard").iterdir()) == before
     assert not (tmp_path / "run" / "wandb").exists()
 
@@ -208,3 +210,20 @@ def test_recipes_that_need_something(refused):
     refused("learns a corpus: give --data DIR, which `echo-ska data prepare hub:", "train", "--recipe=echo-180m")
     refused("there is no TRAIN/ and no TEST/ here: give --text PATH", "train", "--recipe=echo-books")
     refused("no recipe 'nope': choose from echo-novel", "train", "--recipe=nope")
+
+
+@pytest.mark.parametrize("recipe", ["echo-novel", "echo-180m"])
+def test_a_task_has_other_token_ids_than_a_recipe(refused, recipe):
+    said = (
+        f"--recipe is for --text and --data: a task has token ids of its own, with which {recipe} would train another"
+    )
+    refused(said, "train", "--recipe", recipe, "--task=mqar")
+    refused(f"leave --recipe out, and give --model {RECIPES[recipe].model}", "train", "--recipe", recipe, "--task=mqar")
+
+
+@pytest.mark.parametrize(
+    "option", ["--score-bytes=64", "--samples=2", "--sample-bytes=9", "--temperature=0.8", "--top-k=3"]
+)
+def test_what_says_how_text_is_written_and_scored_is_no_setting_of_a_task(refused, option):
+    name = option.partition("=")[0]
+    refused(f"{name} is for --text and --data: a task has no such setting", "train", "--task=mqar", option)

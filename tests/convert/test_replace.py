@@ -249,6 +249,10 @@ def test_folders_that_hold_no_converted_model_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="not those of this model"):
         load_converted(tmp_path)
+    config[FIELD][0] |= {"layers": [0], "rank": config[FIELD][0]["rank"] + 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"do not fit its config.json: model.layers.0.self_attn.mixer.*; put back"):
+        load_converted(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(ValueError, match="cannot be read"):

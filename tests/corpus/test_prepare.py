@@ -3,6 +3,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -175,10 +176,13 @@ def begun(rows, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"held_out": 0.3}, r"was prepared with another held out \(0.2\): give the same settings to go on"),
-        ({"shard_tokens": 1000}, r"another shard tokens \(900\)"),
-        ({"max_tokens": 10**6}, r"another max tokens \(None\)"),
-        ({"field": "body"}, r"another field \(text\)"),
+        ({"held_out": 0.3}, "^--held-out 0.3, but .* was begun with --held-out 0.2: give the same sources and options"),
+        ({"shard_tokens": 1000}, "^--shard-tokens 1000, but .* with --shard-tokens 900: .*, or another --output"),
+        ({"max_tokens": 10**6}, "^--max-tokens 1000000, but .* with no --max-tokens"),
+        (
+            {"field": "body", "held_out": 0.3},
+            "^--field body and --held-out 0.3, .* with --field text and --held-out 0.2",
+        ),
     ],
 )
 def test_another_configuration_is_refused_and_nothing_lost(begun, rows, changes, words):
@@ -191,9 +195,10 @@ def test_another_configuration_is_refused_and_nothing_lost(begun, rows, changes,
 
 def test_other_sources_or_another_tokenizer_are_refused_and_nothing_lost(begun, rows, tokenizer_folder):
     before, written = contents(begun), rows.read_text()
-    with pytest.raises(ValueError, match=r"another tokenizer \(bytes\)"):
+    with pytest.raises(ValueError, match=r"^--tokenizer \S+ \(of sha256 \w{12}\), but .* with --tokenizer bytes:"):
         prepare_corpus([str(rows)], begun, CorpusSettings(str(tokenizer_folder), held_out=0.2, shard_tokens=900))
-    with pytest.raises(ValueError, match="another sources"):
+    one = re.escape(f"{rows.name} (bytes {len(rows.read_bytes()):,})")
+    with pytest.raises(ValueError, match=f"^SOURCE {one}, {one}, but .* was begun with SOURCE {one}: give the same"):
         prepare_corpus([str(rows), str(rows)], begun, SETTINGS)
     rows.write_text(written.replace("Document 3 ", "Document 4 "))  # of the same size
     with pytest.raises(ValueError, match="are not what they were when it was begun"):

@@ -348,6 +348,19 @@ def test_a_step_that_does_not_fit_is_refused(mixer, shape):
         mixer.step(torch.randn(2, 1, 32, dtype=torch.float64), state)
 
 
+def test_tokens_of_another_width_are_refused_with_both_widths(mixer):
+    said = (
+        r"must be \[batch, time, 32\], as wide as the layer's hidden_size, got \[2, {}, 16\]: build .* hidden_size=16"
+    )
+    with pytest.raises(ValueError, match=said.format(5)):
+        mixer(torch.randn(2, 5, 16, dtype=torch.float64))
+    state = mixer.init_state(2)
+    for _ in range(2):  # the second time, SKA's state is in its decoding form
+        with pytest.raises(ValueError, match=said.format(1)):
+            mixer.step(torch.randn(2, 1, 16, dtype=torch.float64), state)
+        mixer.step(torch.randn(2, 1, 32, dtype=torch.float64), state)
+
+
 class Step(torch.nn.Module):
     """A mixer's `advance` as an exporter wants it: tensors in, tensors out."""
 

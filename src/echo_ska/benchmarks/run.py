@@ -38,8 +38,8 @@ Row = TypeVar("Row", bound=_Labelled)
 def run_benchmark(plan: Plan, say: Callable[[str], None] = lambda text: None) -> RunRecord:
     """Follow the plan; a record of what came out, with the plan as its configuration.
 
-    Ctrl-C ends it early: the record then has what was measured until then, a note that says so, and "own" as its
-    plan's name.
+    Ctrl-C ends it early: the record then has what was measured until then, a note that says so, `stopped` (true) among
+    its figures, and "own" as its plan's name.
 
     Args:
         plan: what to measure.
@@ -98,6 +98,7 @@ class _Run:
     def stop(self) -> None:
         """Say that the rest of the plan is not measured."""
         self._note(f"stopped by Ctrl-C after {format_seconds(time.perf_counter() - self.started)}: the rest is missing")
+        self.figures["stopped"] = True
         self.plan = dataclasses.replace(self.plan, name="own")
 
     def record(self) -> RunRecord:

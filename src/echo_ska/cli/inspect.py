@@ -19,7 +19,7 @@ def inspect(
     length: Annotated[
         int | None, typer.Option(min=1, help="Tokens to read: of the text all else, of a task its own length.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Task: of the sequence.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Task: of the sequence, 0 unless told.")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Where to draw; without it nothing is.")
     ] = None,

@@ -20,7 +20,7 @@ ModelFolder = Annotated[
 
 
 def console() -> Console:
-    """Standard output."""
-    from rich.console import Console
+    """Standard output; see `screen`."""
+    from echo_ska.commands.screen import screen
 
-    return Console()
+    return screen()

@@ -36,8 +36,9 @@ def recipe_show(
         float, typer.Option(help="The share of a GPU's peak that goes into the model (MFU): an assumption.")
     ] = 0.3,
     tokenizer: Annotated[
-        str, typer.Option(metavar="FOLDER", help="The tokenizer that the printed commands name.")
-    ] = "TOKENIZER",
+        str | None,
+        typer.Option(metavar="FOLDER", help="Corpus: the tokenizer that the printed commands name, of its vocabulary."),
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Show a recipe: what is the paper's in it, what it costs, and the commands that carry it out.

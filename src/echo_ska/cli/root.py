@@ -181,7 +181,7 @@ def bench(
     Every route is first held to its definition in float64, gradients included; one that fails is named and not
     timed. Then all are timed in one run, turn by turn: training, reading a long context, decoding, whole layers.
     About fifteen minutes on two CPU cores; what would take too long or too much memory is left out and named, and
-    Ctrl-C keeps what was measured.
+    Ctrl-C keeps what was measured (exit code 130).
 
     **Examples:** `echo-ska bench --quick` · `echo-ska bench --lengths 512,2048 --routes ska,softmax --parts training`
     """

@@ -29,7 +29,9 @@ def train(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Settings of `echo-ska recipe list`; options given here override it."),
+        typer.Option(
+            metavar="NAME", help="Text, corpus: settings of `echo-ska recipe list`; options given here override it."
+        ),
     ] = None,
     model: Annotated[
         str, typer.Option(metavar="PRESET", help="What to train, a name from `echo-ska models`.")
@@ -171,10 +173,11 @@ def train(
         "compile": compile,
         "spike_factor": spike_factor,
     }
+    given = _given(ctx)
     if recipe is not None:
         from echo_ska.commands.recipe import recipe_options
 
-        for name, value in recipe_options(recipe, _given(ctx)).items():
+        for name, value in recipe_options(recipe, given).items():
             (scale if name in scale else asked)[name] = value
     task_settings = {
         "pairs": pairs,
@@ -183,7 +186,8 @@ def train(
         "num_keys": num_keys,
         "num_values": num_values,
     }
-    train_command(TrainRequest(**asked, task_settings=task_settings, scale=ScaleConfig(**scale)), json_file, console())
+    request = TrainRequest(**asked, task_settings=task_settings, scale=ScaleConfig(**scale), given=frozenset(given))
+    train_command(request, json_file, console())
 
 
 def _given(ctx: typer.Context) -> set[str]:

@@ -70,7 +70,11 @@ class BenchRequest:
 
 
 def start_bench(request: BenchRequest, output: Path, json_file: Path | None, console: Console) -> None:
-    """Measure, print, append the record to OUTPUT/bench.jsonl and draw OUTPUT/bench.png."""
+    """Measure, print, append the record to OUTPUT/bench.jsonl and draw OUTPUT/bench.png.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, once what was measured is printed and kept.
+    """
     with _progress(console) as say:
         record = run_benchmark(request.plan(), say)
     show(record, console)
@@ -81,6 +85,8 @@ def start_bench(request: BenchRequest, output: Path, json_file: Path | None, con
     if draw(record, picture):
         console.print(Text(f"Drawn to {picture}."), soft_wrap=True)
     write_json(json_file, dataclasses.asdict(record))
+    if record.figures.get("stopped"):
+        raise KeyboardInterrupt(f"Stopped; what was measured until then is kept in {kept}.")
 
 
 def show(record: RunRecord, console: Console) -> None:

@@ -13,6 +13,7 @@ from rich.table import Table
 from echo_ska.commands.goals import say
 from echo_ska.commands.load import load_model, load_tokenizer, require_model_folder, require_state
 from echo_ska.commands.reading import reading
+from echo_ska.commands.screen import screen
 from echo_ska.commands.show import KINDS
 from echo_ska.evaluation.memory_plot import format_bytes
 from echo_ska.memory import ContextState, ContextStore
@@ -42,7 +43,7 @@ def read_context(
     tokenizer = load_tokenizer(model_folder, model.config.vocab_size)
     state: ContextState | None = None
     began = time.perf_counter()
-    with reading(tokenizer, Console(stderr=True)) as reader:
+    with reading(tokenizer, screen(stderr=True)) as reader:
         for ids in reader.pieces(file):
             if len(ids):
                 before = 0 if state is None else state.tokens

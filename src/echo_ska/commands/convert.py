@@ -25,7 +25,9 @@ from echo_ska.convert.data import TokenWindows, WithCopying
 from echo_ska.convert.hosts import decoder_layers, learnt_positions
 from echo_ska.convert.replace import cast_converted
 from echo_ska.evaluation.memory_plot import format_bytes
+from echo_ska.models.loading import unreported
 from echo_ska.models.own_code import OWN_CODE_IS_NOT_RUN, refusing_own_code
+from echo_ska.models.shapes import require_shapes
 from echo_ska.training import (
     DataSource,
     Reporter,
@@ -202,12 +204,17 @@ def load_host(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | 
         raise ValueError(f"{folder} is not the folder of a model: it has no config.json.")
     logging.disable_progress_bar()
     try:
-        with refusing_own_code(folder):
+        with refusing_own_code(folder), unreported():
             model, found = AutoModelForCausalLM.from_pretrained(
-                folder, use_safetensors=True, output_loading_info=True, **OWN_CODE_IS_NOT_RUN
+                folder,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below
+                **OWN_CODE_IS_NOT_RUN,
             )
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise ValueError(f"The model in {folder} cannot be read: {str(error).strip().splitlines()[0]}") from None
+    require_shapes(model, found["mismatched_keys"], folder)
     if lacking := sorted(found["missing_keys"]):
         named = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
         raise ValueError(f"The weights in {folder} are not all of this model, missing: {named}.")

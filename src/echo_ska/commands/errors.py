@@ -93,7 +93,8 @@ def _say(text: str, colour: str, error: Exception | None) -> None:
             if error is None or is_shared(error):
                 return
             text = f"process {rank}: {text}"
-    from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True, soft_wrap=True).print(Text(text, style=colour))
+    from echo_ska.commands.screen import screen
+
+    screen(stderr=True, soft_wrap=True).print(Text(text, style=colour))

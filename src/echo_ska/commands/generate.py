@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from echo_ska.commands.load import load_model, load_tokenizer, require_model_folder, require_state
 from echo_ska.commands.reading import reading
+from echo_ska.commands.screen import screen
 from echo_ska.commands.show import KINDS
 from echo_ska.evaluation.memory_plot import format_bytes
 from echo_ska.evaluation.sampling import Reading, check_sampling, printable, read_on, write_on
@@ -60,7 +61,7 @@ def generate(request: GenerateRequest, json_file: Path | None) -> None:
     tokenizer = load_tokenizer(request.model, model.config.vocab_size)
     state = None if request.state is None else ContextState.load(request.state, model)
     tokens_of_state = 0 if state is None else state.tokens
-    console = Console(stderr=True, soft_wrap=True)
+    console = screen(stderr=True, soft_wrap=True)
 
     began = time.perf_counter()
     read = _read(model, tokenizer, state, request.context, prompt, console)

@@ -40,6 +40,8 @@ TEXT_LENGTH = 256
 PROMPT_BYTES = 64
 SCORE_BYTES = 65_536
 """Of each held-out file."""
+WRITING = ("score_bytes", "samples", "sample_bytes", "temperature", "top_k")
+"""Settings of how held-out text is scored and samples are written, which tasks do without."""
 EVALUATED_AT = (1, 2, 4, 8)  # times the training length
 EVALUATED_TOKENS = 32_768  # at each of them, about
 EVALUATION_SEED = 1_000_003
@@ -76,6 +78,8 @@ class TrainRequest:
     top_k: int | None
     task_settings: dict[str, int | None]
     task_set: list[str]
+    given: frozenset[str] = frozenset()
+    """The names of what somebody gave, whatever its value."""
 
 
 class Goal(Protocol):
@@ -185,6 +189,8 @@ class LearnRecall:
     def __init__(self, request: TrainRequest) -> None:
         if request.held_out:
             raise ValueError("--held-out is for --text: a task draws new sequences to ask.")
+        if given := [name for name in WRITING if name in request.given]:
+            raise ValueError(f"{_options(given)} is for --text and --data: a task has no such setting.")
         self.name = f"train-{request.task}"
         assert request.task is not None
         self.task = make_task(request.task, request.length, request.task_settings, request.task_set)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from echo_ska.commands.goals import make_task, say
 from echo_ska.commands.load import load_model, load_tokenizer, require_model_folder
+from echo_ska.commands.screen import screen
 from echo_ska.evaluation.inspection import Inspection, LayerInspection, inspect_model
 from echo_ska.evaluation.inspection_plot import draw_eigenvalues, draw_positions, draw_spectra
 from echo_ska.evaluation.inspection_summary import (
@@ -52,7 +53,7 @@ class InspectRequest:
     text: str | None
     task: str | None
     length: int | None
-    seed: int
+    seed: int | None
     task_set: list[str]
     output: Path | None
     device: str
@@ -89,6 +90,8 @@ def inspect(request: InspectRequest, json_file: Path | None, console: Console) -
     """
     if (request.text is None) == (request.task is None):
         raise ValueError("Give either --text (a file or the text itself) or --task NAME (docs/tasks.md).")
+    if request.text is not None and (request.task_set or request.seed is not None):
+        raise ValueError(f"{'--task-set' if request.task_set else '--seed'} is for --task: text has no such setting.")
     require_model_folder(request.model)
     given = None if request.task is None else _of_task(request)
     text = None if request.text is None else _text(request.text)
@@ -134,8 +137,9 @@ def inspect(request: InspectRequest, json_file: Path | None, console: Console) -
 def _of_task(request: InspectRequest) -> Input:
     assert request.task is not None
     task = make_task(request.task, request.length, {}, request.task_set)
-    batch = task.sample(1, torch.Generator().manual_seed(request.seed))
-    source = {"task": request.task, "settings": str(task), "vocab_size": task.vocab_size, "seed": request.seed}
+    seed = 0 if request.seed is None else request.seed
+    batch = task.sample(1, torch.Generator().manual_seed(seed))
+    source = {"task": request.task, "settings": str(task), "vocab_size": task.vocab_size, "seed": seed}
     return Input(batch.input_ids[0], str, task.roles(batch)[0], source)
 
 
@@ -162,8 +166,6 @@ def _text(given: str) -> tuple[str, bool]:
 
 
 def _of_text(request: InspectRequest, text: tuple[str, bool], model: EchoForCausalLM) -> Input:
-    if request.task_set:
-        raise ValueError("--task-set is for --task: text has no such setting.")
     tokenizer = load_tokenizer(request.model, model.config.vocab_size)
     ids = encode(tokenizer, text[0])
     if len(ids) == 0:
@@ -189,7 +191,7 @@ def _inspect(model: EchoForCausalLM, ids: Tensor) -> Inspection:
         BarColumn(),
         TaskProgressColumn(),
         TimeRemainingColumn(),
-        console=(console := Console(stderr=True)),
+        console=(console := screen(stderr=True)),
         transient=True,
         disable=not console.is_terminal,
     ) as bar:

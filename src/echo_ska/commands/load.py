@@ -12,7 +12,9 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 from transformers.utils import logging
 
 from echo_ska.models import EchoConfig, EchoForCausalLM
+from echo_ska.models.loading import unreported
 from echo_ska.models.own_code import OWN_CODE_IS_NOT_RUN, refusing_own_code
+from echo_ska.models.shapes import OtherShapesError
 
 
 def require_model_folder(folder: Path) -> None:
@@ -53,13 +55,21 @@ def load_model(folder: Path, device: str = "auto") -> EchoForCausalLM:
     logging.disable_progress_bar()
     _require_configurations(folder)
     try:
-        model, found = EchoForCausalLM.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True, local_files_only=True
-        )
+        with unreported():
+            model, found = EchoForCausalLM.from_pretrained(
+                folder, use_safetensors=True, output_loading_info=True, local_files_only=True
+            )
+    except OtherShapesError:
+        raise
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"The weights in {folder} cannot be read: {_first_line(error)}.") from None
     if lacking := sorted(found["missing_keys"]):
         raise ValueError(f"The weights in {folder} are not all of this model: {lacking[0]} is missing.")
+    if unknown := sorted(found["unexpected_keys"]):
+        raise ValueError(
+            f"The weights in {folder} do not fit its config.json: the model has no {unknown[0]}; put back the "
+            "config.json that was saved with them."
+        )
     return model.to(device).eval()
 
 

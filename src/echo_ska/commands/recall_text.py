@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from echo_ska.commands.load import load_model, load_tokenizer, require_model_folder, require_state
+from echo_ska.commands.screen import screen
 from echo_ska.evaluation.babilong import load_babi
 from echo_ska.evaluation.hidden_text import Prose, TextTask
 from echo_ska.evaluation.memory_plot import format_bytes
@@ -114,7 +115,7 @@ def _tasks(request: RecallTextRequest) -> Sequence[TextTask]:
 
 def _progress() -> Progress:
     """A bar on standard error, which goes at the end; none where no terminal is."""
-    console = Console(stderr=True)
+    console = screen(stderr=True)
     return Progress(
         TextColumn("{task.fields[doing]}"),
         BarColumn(),

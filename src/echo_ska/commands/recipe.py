@@ -14,6 +14,7 @@ from rich.text import Text
 
 from echo_ska.benchmarks.cost import PEAKS, Cost, training_cost
 from echo_ska.commands.goals import say
+from echo_ska.corpus.tokenizer import BYTES, CorpusTokenizer
 from echo_ska.evaluation.memory_plot import format_bytes
 from echo_ska.training import ScaleConfig
 from echo_ska.training.recipes import RECIPES, Recipe, find_recipe
@@ -41,15 +42,17 @@ def list_recipes(json_file: Path | None, console: Console) -> None:
     write_json(json_file, {"recipes": listed})
 
 
-def show_recipe(name: str, utilisation: float, tokenizer: str, json_file: Path | None, console: Console) -> None:
-    """Print one recipe with its cost and its commands.
+def show_recipe(name: str, utilisation: float, tokenizer: str | None, json_file: Path | None, console: Console) -> None:
+    """Print one recipe with its cost and its commands, which name `tokenizer` or a place for it.
 
     Raises:
-        ValueError: no recipe has that name, or the utilisation is not in (0, 1].
+        ValueError: no recipe has that name, the utilisation is not in (0, 1], or `tokenizer` is none for the recipe.
     """
     recipe = find_recipe(name)
     if not 0 < utilisation <= 1:
         raise ValueError(f"--utilisation must be above 0 and at most 1, got {utilisation}.")
+    if tokenizer is not None:
+        _require_tokenizer(recipe, tokenizer)
     cost = cost_of(recipe)
     hours = {gpu: cost.hours(peak, utilisation) for gpu, peak in PEAKS.items()}
     training = recipe.training
@@ -95,9 +98,9 @@ def show_recipe(name: str, utilisation: float, tokenizer: str, json_file: Path |
             f"At an MFU of {utilisation:.0%}, an assumption, and without loss between GPUs: nobody has run it.",
         )
     console.print(Text("\nCommands", style="bold"))
-    for command in recipe.commands(tokenizer):
+    for command in recipe.commands() if tokenizer is None else recipe.commands(tokenizer):
         say(console, f"  {shlex.join(command)}")
-    if recipe.corpus and tokenizer == "TOKENIZER":
+    if recipe.corpus and tokenizer is None:
         say(console, f"TOKENIZER is the folder of a Hugging Face tokenizer of {recipe.vocab_size:,} tokens.")
     write_json(json_file, described(recipe, cost) | {"utilisation_assumed": utilisation, "hours_on_one": hours})
 
@@ -110,11 +113,17 @@ def recipe_options(name: str, given: set[str]) -> dict[str, Any]:
         given: the options that somebody has given, which go before the recipe's.
 
     Raises:
-        ValueError: no recipe has that name, or what it learns has to be given.
+        ValueError: no recipe has that name, a task is to be learnt, or what it learns has to be given.
     """
     recipe = find_recipe(name)
+    if "task" in given:
+        raise ValueError(
+            f"--recipe is for --text and --data: a task has token ids of its own, with which {name} would train "
+            f"another model; leave --recipe out, and give --model {recipe.model} and what else of it you want for the "
+            f"task (`echo-ska recipe show {name}` prints its options)."
+        )
     options = recipe.train_options() | recipe.scale_options()
-    if not given & {"text", "more_text", "data", "task"}:
+    if not given & {"text", "more_text", "data"}:
         if recipe.corpus:
             prepare = shlex.join(recipe.commands()[0])
             raise ValueError(
@@ -150,6 +159,23 @@ def require_vocabulary(name: str, vocab_size: int, what: str) -> None:
             f"another model: prepare a corpus with a tokenizer of {recipe.vocab_size:,} tokens (`echo-ska tokenizer "
             f"train TEXT --vocab-size {recipe.vocab_size} -o FOLDER` makes one), or leave --recipe out and give the "
             f"options that `echo-ska recipe show {name}` prints."
+        )
+
+
+def _require_tokenizer(recipe: Recipe, name: str) -> None:
+    """Raise ValueError unless a corpus of the recipe can be prepared with the tokenizer of that name."""
+    if not recipe.corpus:
+        raise ValueError(f"--tokenizer is for recipes of a corpus: {recipe.name} learns bytes, leave it out.")
+    remedy = (
+        f"name the folder of one of {recipe.vocab_size:,} tokens (`echo-ska tokenizer train TEXT --vocab-size "
+        f"{recipe.vocab_size} -o FOLDER` makes it)."
+    )
+    if name != BYTES and not Path(name).is_dir():
+        raise ValueError(f"--tokenizer {name} is no folder: {remedy}")
+    if (found := CorpusTokenizer(name).vocab_size) != recipe.vocab_size:
+        raise ValueError(
+            f"--tokenizer {name} has {found:,} token ids and the recipe {recipe.name} is of {recipe.vocab_size:,}: "
+            f"{remedy}"
         )
 
 

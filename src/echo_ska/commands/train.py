@@ -17,6 +17,7 @@ from echo_ska.commands.errors import is_out_of_memory, memory_asked_for
 from echo_ska.commands.goal_corpus import LearnCorpus
 from echo_ska.commands.goals import Goal, LearnRecall, LearnText, TrainRequest, say
 from echo_ska.commands.keep import whole_model
+from echo_ska.commands.other_options import other_options
 from echo_ska.commands.recipe import require_vocabulary
 from echo_ska.models import EchoConfig, EchoForCausalLM
 from echo_ska.models.presets import preset
@@ -35,7 +36,7 @@ from echo_ska.training.device import training_device, uses_bfloat16
 from echo_ska.training.engine import require_named_outputs
 from echo_ska.training.processes import before_joining, is_first_process, is_shared, launched_processes, shared
 from echo_ska.training.records import append_new, read, write_json
-from echo_ska.training.resume import describe_model, held_folder
+from echo_ska.training.resume import OtherSettingsError, describe_model, held_folder
 
 
 def train_command(request: TrainRequest, json_file: Path | None, console: Console) -> None:
@@ -58,8 +59,6 @@ def train_command(request: TrainRequest, json_file: Path | None, console: Consol
         console,
         f"{request.model}: {model.num_parameters():,} parameters, layers {', '.join(model_config.layer_types)}.",
     )
-    if request.output is not None and (found := list_checkpoints(request.output)):
-        say(console, f"Going on from {found[-1]}.")
     throughput = _throughput(config, model_config, goal)
     try:
         with ExitStack() as opened, console_reporter("training", console, throughput) as reporter:
@@ -68,6 +67,8 @@ def train_command(request: TrainRequest, json_file: Path | None, console: Consol
             def begin() -> None:
                 """In the first process, once the run may go on: a command that is refused touches no curves."""
                 goal.check(console)
+                if request.output is not None and (found := list_checkpoints(request.output)):
+                    say(console, f"Going on from {found[-1]}.")
                 if request.output is not None:
                     observers.append(opened.enter_context(_observers(request, config, model, goal, throughput)))
 
@@ -90,6 +91,9 @@ def train_command(request: TrainRequest, json_file: Path | None, console: Consol
         goal.report(model, untrained, figures, console)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_how_to_resume(request.output)) from None
+    except OtherSettingsError as error:
+        other = ValueError(other_options(request, error.differing))
+        raise (shared(other) if is_shared(error) else other) from error
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -128,7 +132,7 @@ def _prepared(request: TrainRequest) -> tuple[Goal, TrainingConfig, EchoForCausa
         goal = LearnCorpus(request)
     else:
         goal = LearnText(request) if request.text else LearnRecall(request)
-    if request.recipe is not None and request.task is None:
+    if request.recipe is not None:
         what = "text, learnt byte by byte," if request.data is None else f"the tokenizer of {request.data}"
         require_vocabulary(request.recipe, goal.vocab_size, what)
     model_config = _model_config(request, goal.vocab_size)

@@ -8,7 +8,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from echo_ska.convert.classes import FIELD
+from echo_ska.models.loading import unreported
 from echo_ska.models.own_code import OWN_CODE_IS_NOT_RUN, refusing_own_code
+from echo_ska.models.shapes import require_shapes
 
 
 def load_converted(folder: str | Path) -> PreTrainedModel:
@@ -36,18 +38,20 @@ def load_converted(folder: str | Path) -> PreTrainedModel:
     if not getattr(config, FIELD, None):
         raise ValueError(f"no attention was replaced in the model in {folder}: load it with AutoModelForCausalLM")
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            use_safetensors=True,
-            output_loading_info=True,
-            local_files_only=True,
-            trust_remote_code=False,
-        )
+        with unreported():
+            model, found = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below
+                **OWN_CODE_IS_NOT_RUN,
+            )
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"the weights in {folder} cannot be read: {_last_line(error)}") from None
     except OSError as error:
         raise ValueError(f"weights are missing in {folder}: save the model again ({_last_line(error)})") from None
+    require_shapes(model, found["mismatched_keys"], folder)
     if odd := sorted({*found["missing_keys"], *found["unexpected_keys"]}):
         raise ValueError(f"the weights in {folder} are not those of this model: {odd[0]} is missing or unknown")
     loaded: PreTrainedModel = model

@@ -30,6 +30,8 @@ from echo_ska.sealed import PARTIAL, sole_folder
 
 ENCODED_AT_ONCE = 1 << 20  # characters, about
 EMPTY, NOT_TEXT = "empty", "not text"
+SHOWN_SOURCES = 3
+"""That many are named where a corpus is of others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,15 +265,39 @@ def _begun(directory: Path, asked: dict[str, Any], tokenizer: CorpusTokenizer) -
     if not any(index.splits.values()):  # the first shard was never finished: nothing binds to its settings
         return _empty(asked, tokenizer)
     differing = [name for name in asked if index.settings.get(name) != asked[name]]
+    now = [_as_option(name, asked[name]) for name in differing]
+    was = [_as_option(name, index.settings.get(name)) for name in differing]
     if index.tokenizer != tokenizer.describe():
-        differing.append("tokenizer")
-    if differing:
-        was = {**index.settings, "tokenizer": index.tokenizer["sha256"]}
+        now.append(f"--tokenizer {tokenizer.folder or BYTES}" + _of_sha256(tokenizer.sha256))
+        sha256 = str(index.tokenizer["sha256"])
+        was.append(f"--tokenizer {BYTES}" if sha256 == BYTES else f"another --tokenizer{_of_sha256(sha256)}")
+    if now:
         raise ValueError(
-            f"{directory} was prepared with another {differing[0].replace('_', ' ')} ({was[differing[0]]}): give the "
-            "same settings to go on with it, or prepare in another directory."
+            f"{' and '.join(now)}, but {directory} was {'prepared' if index.complete else 'begun'} with "
+            f"{' and '.join(was)}: give the same sources and options to go on with it, or another --output."
         )
     return index
+
+
+def _as_option(name: str, value: Any) -> str:
+    """A setting as the command line gives it; sources with what tells those of one name apart."""
+    if name == "sources":
+        shown = [_described(source) for source in value[:SHOWN_SOURCES]]
+        return f"SOURCE {', '.join(shown)}" + (f" and {len(value) - len(shown)} more" if value[len(shown) :] else "")
+    option = f"--{name.replace('_', '-')}"
+    return f"no {option}" if value is None else f"{option} {value}"
+
+
+def _described(source: dict[str, Any]) -> str:
+    rest = {name: value for name, value in source.items() if name not in ("kind", "name") and value is not None}
+    shown = ", ".join(
+        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in rest.items()
+    )
+    return f"{source['name']} ({shown})" if shown else str(source["name"])
+
+
+def _of_sha256(sha256: str) -> str:
+    return "" if sha256 == BYTES else f" (of sha256 {sha256[:12]})"
 
 
 def _require_same(

@@ -1,4 +1,4 @@
-"""Saved weights that are held to their checksums."""
+"""Saved weights that are held to their checksums, and to the shapes of the model's parameters."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from echo_ska.models.shapes import require_shapes
 from echo_ska.sealed.folder import SUMS, broken_sum, write_sums
 
 SEALED_FILES = ("model*.safetensors", "model*.safetensors.index.json")
@@ -44,10 +45,18 @@ class SealedWeights(PreTrainedModel):
 
         Raises:
             ValueError: a weight file is not as it was saved.
+            OtherShapesError: a weight has another shape than the configuration says, unless `ignore_mismatched_sizes`.
         """
         if isinstance(pretrained_model_name_or_path, str | os.PathLike):
             _require_whole(Path(pretrained_model_name_or_path, settings.get("subfolder") or ""))
         return super().from_pretrained(pretrained_model_name_or_path, *arguments, **settings)
+
+    @classmethod
+    def _finalize_model_loading(cls, model: Any, load_config: Any, loading_info: Any) -> Any:
+        """As Hugging Face's: it is what `from_pretrained` ends with. Other shapes are one sentence, and no table."""
+        if not load_config.ignore_mismatched_sizes:
+            require_shapes(model, loading_info.mismatched_keys, load_config.pretrained_model_name_or_path)
+        return super()._finalize_model_loading(model, load_config, loading_info)
 
 
 def _seal(folder: Path) -> None:

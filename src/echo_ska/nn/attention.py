@@ -96,7 +96,8 @@ class RotaryAttention(SequenceMixer):
         head_dim = head_width(hidden_size, num_heads, head_dim)
         if rope_theta is not None and head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary positions, got {head_dim}")
-        self.num_heads, self.head_dim, self.rope_theta = num_heads, head_dim, rope_theta
+        self.hidden_size, self.num_heads, self.head_dim = hidden_size, num_heads, head_dim
+        self.rope_theta = rope_theta
         self.qkv = QueryKeyValue(
             hidden_size,
             num_heads=num_heads,

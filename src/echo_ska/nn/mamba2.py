@@ -83,6 +83,7 @@ class Mamba2(SequenceMixer):
                 f"head_dim = {head_dim} does not divide expand * hidden_size = {expand} * {hidden_size} = "
                 f"{inner_size}; set head_dim to a divisor of {inner_size}, such as {math.gcd(inner_size, head_dim)}"
             )
+        self.hidden_size = hidden_size
         self.heads = inner_size // head_dim
         self.head_dim = head_dim
         self.state_size = state_size

@@ -102,6 +102,9 @@ class SequenceMixer(nn.Module):
         """`step` after `prepare`: a program on tensors alone, which `torch.compile` and `torch.export` take whole."""
         raise NotImplementedError
 
+    hidden_size: int | None = None
+    """Width d of the tokens, which calls are held to; None where a mixer does not say."""
+
     has_state = True
     """False where a layer reads the whole sequence at once and nothing can be carried."""
 
@@ -123,6 +126,12 @@ class SequenceMixer(nn.Module):
         """Raise a ValueError, saying what to change, if the input's shape, a packing or a state does not fit."""
         if hidden_states.dim() != 3:
             raise ValueError(f"hidden_states must be [batch, time, hidden_size], got {list(hidden_states.shape)}")
+        width = hidden_states.shape[2]
+        if self.hidden_size is not None and width != self.hidden_size:
+            raise ValueError(
+                f"hidden_states must be [batch, time, {self.hidden_size}], as wide as the layer's hidden_size, got "
+                f"{list(hidden_states.shape)}: build the layer with hidden_size={width}, or give it tokens of its width"
+            )
         rows = hidden_states.shape[0]
         if cu_seqlens is not None:
             rows = len(check_boundaries(cu_seqlens, rows, hidden_states.shape[1])) - 1

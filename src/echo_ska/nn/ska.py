@@ -161,7 +161,8 @@ class SpectralKoopmanAttention(SequenceMixer):
         if refresh_interval is not None and not causal:
             raise ValueError("refresh_interval is for causal reading: leave it None with causal=False")
         require_probability("gate_dropout", gate_dropout)
-        self.num_heads, self.rank, self.head_dim, self.power = num_heads, rank, head_dim, power
+        self.hidden_size, self.num_heads, self.rank = hidden_size, num_heads, rank
+        self.head_dim, self.power = head_dim, power
         self.gate_dropout = gate_dropout
         self.initial_ridge, self.normalisation, self.zero_output = initial_ridge, normalisation, zero_output
         self.refresh_interval, self.causal, self.gate_stretch = refresh_interval, causal, GATE_STRETCH
@@ -394,6 +395,7 @@ class SpectralKoopmanAttention(SequenceMixer):
         """Also for a state in its decoding form, whose tensors are other ones; see `SequenceMixer.check_inputs`."""
         if not isinstance(state, SpectralKoopmanState) or isinstance(state.recurrent, RecurrentState):
             return super().check_inputs(hidden_states, state, cu_seqlens)
+        super().check_inputs(hidden_states, None, cu_seqlens)
         rows, height = hidden_states.shape[0], 2 * self.rank + self.head_dim
         tail = self.qkv.init_tail(rows, device="meta", dtype=None)
         for name, tensor, wanted in (

@@ -185,12 +185,16 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
     return saved
 
 
-def compare_configurations(recorded: dict[str, Any], asked: dict[str, Any]) -> list[str]:
-    """Dotted names of the fields whose values differ, sorted."""
+def compare_configurations(recorded: dict[str, Any], asked: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted names of the fields whose values differ, sorted, with both; None stands for one that is missing."""
     first, second = _flatten(recorded), _flatten(json.loads(json.dumps(asked)))
     missing = object()
-    names = first.keys() | second.keys()
-    return sorted(name for name in names if first.get(name, missing) != second.get(name, missing))
+    names = sorted(first.keys() | second.keys())
+    return {
+        name: (first.get(name), second.get(name))
+        for name in names
+        if first.get(name, missing) != second.get(name, missing)
+    }
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

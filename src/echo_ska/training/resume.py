@@ -20,6 +20,21 @@ BOOKKEEPING = {f"training.{name}" for name in ("log_every", "evaluate_every", "c
 """Settings that may change between a checkpoint and its resumption, for they do not touch the weights."""
 
 
+class OtherSettingsError(ValueError):
+    """A checkpoint is of another training than the one that is asked for.
+
+    Attributes:
+        differing: the value that was recorded and the one that is asked for, by the dotted names of what differs.
+    """
+
+    def __init__(self, path: Path, differing: dict[str, tuple[Any, Any]]) -> None:
+        super().__init__(
+            f"{path} was trained with another {', another '.join(differing)}: use the same settings to resume it, or "
+            "train in another directory."
+        )
+        self.differing = differing
+
+
 @contextmanager
 def held_folder(directory: Path) -> Iterator[None]:
     """Hold the folder of a run, which is made, against every other holder.
@@ -84,8 +99,8 @@ def checkpoint_to_resume(directory: Path, configuration: dict[str, Any], resume:
         resume: whether there may be one.
 
     Raises:
-        ValueError: it is damaged, or of another configuration, whose differing fields are named; or there is one and
-            `resume` is False.
+        OtherSettingsError: it is of another configuration.
+        ValueError: it is damaged; or there is one and `resume` is False.
     """
     found = list_checkpoints(directory)
     if not found:
@@ -94,12 +109,9 @@ def checkpoint_to_resume(directory: Path, configuration: dict[str, Any], resume:
         raise ValueError(f"{directory} already holds checkpoints: resume, or train in another directory.")
     checkpoint = read_checkpoint(found[-1])
     asked = {part: settings for part, settings in configuration.items() if part in checkpoint.configuration}
-    differing = set(compare_configurations(checkpoint.configuration, asked)) - BOOKKEEPING
-    if differing:
-        raise ValueError(
-            f"{checkpoint.path} was trained with another {', another '.join(sorted(differing))}: "
-            "use the same settings to resume it, or train in another directory."
-        )
+    compared = compare_configurations(checkpoint.configuration, asked)
+    if differing := {name: values for name, values in compared.items() if name not in BOOKKEEPING}:
+        raise OtherSettingsError(checkpoint.path, differing)
     return checkpoint
 
 

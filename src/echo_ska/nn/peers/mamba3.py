@@ -103,6 +103,7 @@ class Mamba3(SequenceMixer):
             )
         if chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+        self.hidden_size = hidden_size
         self.heads, self.head_dim, self.state_size, self.chunk_size = (
             inner // head_dim,
             head_dim,
