@@ -292,8 +292,6 @@ def test_json_is_refused_before_any_work(refused, tmp_path, command):
         (["data", "show", "{}"], "DIR"),
         (["train", "--task=mqar", "-o", "{}"], "--output"),
         (["train", "--data", "{}"], "--data"),
-        (["demo", "-o", "{}"], "--output"),
-        (["bench", "-o", "{}"], "--output"),
         (["convert", "absent", "--text=t", "-o", "{}"], "--output"),
         (["context", "read", "{}/model", "a.txt", "-o", "absent"], "the run of MODEL"),
         (["context", "show", "{}"], "STATE"),

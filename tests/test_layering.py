@@ -23,11 +23,12 @@ ALLOWED = {
     "tasks": set(),
     "training": {"sealed", "algebra", "ops", "nn", "models", "parallel", "tasks"},
     "corpus": {"sealed", "models", "training"},
-    "evaluation": {"algebra", "ops", "nn", "models", "tasks", "training"},
+    "evaluation": {"sealed", "algebra", "ops", "nn", "models", "tasks", "training"},
     "convert": {"algebra", "ops", "nn", "models", "tasks", "training"},
     "serving": {"sealed", "algebra", "ops", "nn", "models", "memory", "evaluation"},
     "benchmarks": {"algebra", "ops", "nn", "models", "memory", "training", "evaluation"},
     "experiments": {
+        "sealed",
         "algebra",
         "ops",
         "nn",

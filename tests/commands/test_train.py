@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from echo_ska.benchmarks.cost import training_cost
-from echo_ska.commands import goals
+from echo_ska.commands import goals, rare_lines
 from echo_ska.commands import train as train_module
 from echo_ska.models import EchoConfig
 from echo_ska.training.checkpoint import list_checkpoints
@@ -79,6 +79,15 @@ def test_a_disk_that_is_full_at_the_end_costs_no_training(run, text, tmp_path, f
     assert run(*command).exit_code == 0
     assert {path.name: path.read_bytes() for path in (output / "model").iterdir()} == model
     assert len(read(output / "records.jsonl")) == 1
+
+
+def test_lines_say_how_much_held_out_text_is_scored(run, text, monkeypatch):
+    monkeypatch.setattr(rare_lines, "LINE_SECONDS", 0.0)
+    result = run("train", "--text", text, *TINY, *SHORT, "--score-bytes=64")
+    assert result.exit_code == 0, result.output
+    lines = [line for line in result.stdout.splitlines() if line.startswith("Scoring held-out text: ")]
+    assert lines
+    assert set(lines) == {"Scoring held-out text: 64 of 64 bytes read."}
 
 
 def test_a_finished_run_is_scored_on_what_is_asked_now(run, text, tmp_path):

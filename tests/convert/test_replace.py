@@ -41,6 +41,12 @@ def test_layers_that_do_not_exist_are_refused(asked):
         chosen_layers(asked, 5)
 
 
+@pytest.mark.parametrize("asked", [[True], [1, True], [False], [1.0], [1, 1.0], [[1]], ["1"], [None], 1, True, 2.5])
+def test_what_is_no_list_of_whole_numbers_is_refused(asked):
+    with pytest.raises(ValueError, match=r"layers must name at least one of 0 to 4, as in \[0, 2\], got "):
+        chosen_layers(asked, 5)
+
+
 @pytest.mark.parametrize("init", ["carry", "fresh"])
 @pytest.mark.parametrize("name", HOSTS)
 def test_parameters_are_counted(name, init):
@@ -71,6 +77,7 @@ def test_what_is_refused_leaves_the_model_as_it_was():
         ({"powr": 1}, "powr is no setting of SpectralKoopmanAttention: choose from blended, causal"),
         ({"num_heads": 3}, "num_heads follows from the model"),
         ({"layers": ["0"]}, "layers must name"),
+        ({"layers": [True]}, r"layers must name .*, got \[True\]"),
         ({"power": -1}, "power must be an integer >= 0"),
         ({"init": "fresh", "refresh_interval": 0}, "refresh_interval must be an integer >= 1 or None"),
         ({"initial_ridge": float("inf")}, "initial_ridge must be at least"),

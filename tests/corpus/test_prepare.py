@@ -408,7 +408,7 @@ def test_ended_while_a_shard_is_closed_the_same_command_goes_on(
         real(path)
 
     monkeypatch.setattr(writer_module, "flush", ended)
-    monkeypatch.setattr("echo_ska.sealed.folder.flush", ended)
+    monkeypatch.setattr("echo_ska.sealed.disk.flush", ended)
     with pytest.raises(type(error)):
         prepare_corpus([str(rows)], corpus, settings)
     monkeypatch.undo()

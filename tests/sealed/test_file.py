@@ -14,8 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from echo_ska.memory import AssociativeMemory
-from echo_ska.sealed import file as sealed_file
-from echo_ska.sealed import read_sealed_file, write_sealed_file
+from echo_ska.sealed import disk, read_sealed_file, write_sealed_file
 
 KIND = "associative memory"
 
@@ -175,14 +174,14 @@ def test_tensors_and_metadata_of_any_kind_come_back(tmp_path):
 
 
 def test_a_file_saved_meanwhile_and_a_dangling_link_stay(tmp_path, monkeypatch):
-    path, flush = tmp_path / "a", sealed_file.flush
+    path, flush = tmp_path / "a", disk.flush
 
     def slow(flushed):
-        monkeypatch.setattr(sealed_file, "flush", flush)
+        monkeypatch.setattr(disk, "flush", flush)
         memory_of(3).save(path)  # by another process
         flush(flushed)
 
-    monkeypatch.setattr(sealed_file, "flush", slow)
+    monkeypatch.setattr(disk, "flush", slow)
     with pytest.raises(FileExistsError, match="choose another name"):
         memory_of(5).save(path)
     assert AssociativeMemory.load(path).count == 3
@@ -198,3 +197,37 @@ def test_a_file_that_is_replaced_keeps_its_permissions(saved):
     memory_of(5).save(saved, overwrite=True)
     assert saved.stat().st_mode & 0o777 == 0o600
     assert AssociativeMemory.load(saved).count == 5
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+    (tmp_path / "folder").mkdir()
+    there, link = tmp_path / "folder" / "there", tmp_path / "link"
+    memory_of(3).save(there)
+    there.chmod(0o600)
+    link.symlink_to(there)
+    with pytest.raises(FileExistsError, match="link exists: choose another name"):
+        memory_of(5).save(link)
+    memory_of(5).save(link, overwrite=True)
+    assert os.readlink(link) == str(there)
+    assert AssociativeMemory.load(there).count == 5
+    assert there.stat().st_mode & 0o777 == 0o600
+    there.unlink()
+    memory_of(7).save(link, overwrite=True)  # a dangling one: its file is made
+    assert os.readlink(link) == str(there)
+    assert AssociativeMemory.load(there).count == 7
+    assert [each.name for each in (tmp_path / "folder").iterdir()] == ["there"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs")
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="fifo is no regular file and cannot be replaced: name another"):
+        memory_of().save(tmp_path / "fifo", overwrite=True)
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    with pytest.raises(OSError, match="symbolic links"):
+        memory_of().save(tmp_path / "round", overwrite=True)
+    (tmp_path / "astray").symlink_to(tmp_path / "absent" / "file")
+    with pytest.raises(FileNotFoundError, match=r"the folder .*absent does not exist"):
+        memory_of().save(tmp_path / "astray", overwrite=True)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["astray", "fifo", "round"]
+    assert (tmp_path / "fifo").is_fifo()

@@ -106,6 +106,15 @@ def test_a_description_alone_is_replaced_at_once_or_not_at_all(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thing.json"]
 
 
+def test_a_description_behind_a_link_is_replaced_there(tmp_path):
+    (tmp_path / "elsewhere").write_text("{}")
+    (tmp_path / "thing.json").symlink_to("elsewhere")
+    sealed.write_description(tmp_path, DESCRIPTION, "thing")
+    assert (tmp_path / "thing.json").is_symlink()
+    assert (tmp_path / "elsewhere").read_bytes() == (tmp_path / "thing.json").read_bytes()
+    assert DESCRIPTION.items() <= sealed.read_description(tmp_path, "thing", 3).items()
+
+
 def test_nobody_is_told_to_delete_what_is_not_ours(folder, tmp_path):
     other = tmp_path / "other"
     other.mkdir()

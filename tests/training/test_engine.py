@@ -84,6 +84,13 @@ def check_sentences(two, strategy):
         assert re.fullmatch(sentence, told[0]), told[0]
 
 
+def test_what_one_process_raises_alone_is_agreed_upon(two_processes):
+    for found in (lambda result: result["ddp"]["raises"], lambda result: result["compiled"]):
+        told = [found(result) for result in two_processes.results]
+        assert told[0] == told[1]
+        assert re.fullmatch(SENTENCES["spoiled"], told[0]), told[0]
+
+
 @pytest.mark.parametrize("what", SAME)
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_equal_one(two_processes, strategy, what):

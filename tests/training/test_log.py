@@ -68,6 +68,16 @@ def test_an_evaluation_takes_the_place_of_another_one(tmp_path):
         assert found == [*lines, {"step": 2, "evaluation": {"a": value}}]
 
 
+def test_a_log_behind_a_link_is_shortened_there(tmp_path):
+    (tmp_path / "log.jsonl").symlink_to("kept.jsonl")
+    log = TrainingLog(tmp_path / "log.jsonl")
+    for step in range(1, 4):
+        log.append({"step": step})
+    log.truncate(2)
+    assert log.path.is_symlink()
+    assert (tmp_path / "kept.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
 def test_a_full_disk_is_told_and_leaves_the_log_as_it_was(tmp_path):
     resource = pytest.importorskip("resource", reason="needs a limit on the size of files")
     log = TrainingLog(tmp_path / "log.jsonl")

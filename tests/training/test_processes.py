@@ -3,12 +3,13 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
 import together
 import torch
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from launched import torchrun
 from test_checkpoint import contents
 from torch.distributed.constants import default_pg_timeout
@@ -110,15 +111,55 @@ def test_a_strategy_without_processes_is_refused():
         pass
 
 
-@pytest.mark.parametrize(("asked", "strategy"), [("FSDP", "auto"), ("FSDP", "fsdp"), ("DEEPSPEED", "ddp")])
-def test_a_configuration_of_accelerate_that_would_shard_behind_our_back_is_refused(asked, strategy, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv(f"ACCELERATE_USE_{asked}", "true")
-    with (
-        pytest.raises(ValueError, match=f"configured for {asked}, which is here the strategy {asked.lower()}: start"),
-        start_processes(torch.device("cpu"), ScaleConfig(strategy=strategy)),
-    ):
-        pass
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    ("asked", "strategy"),
+    [("FSDP", "auto"), ("DEEPSPEED", "ddp"), ("MEGATRON_LM", "auto"), ("PARALLELISM_CONFIG", "ddp")],
+)
+def test_a_configuration_of_accelerate_that_would_shard_behind_our_back_is_refused(
+    asked, strategy, processes, monkeypatch
+):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    for value in ("true", "True"):
+        monkeypatch.setenv(f"ACCELERATE_USE_{asked}", value)
+        with (
+            pytest.raises(ValueError, match=rf"configured for {asked} \(ACCELERATE_USE_{asked} is true\).*: unset ACC"),
+            start_processes(torch.device("cpu"), ScaleConfig(strategy=strategy)),
+        ):
+            pass
+
+
+def test_a_plain_training_says_which_variable_is_in_its_way(tmp_path):
+    command = ["-m", "echo_ska", "train", "--task", "mqar", "--vocab-size", "64", "--steps", "1", "--batch-size", "2"]
+    settings = {"env": {**os.environ, "ACCELERATE_USE_MEGATRON_LM": "true"}, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, *command], **settings)
+    assert done.returncode == 1
+    assert "unset ACCELERATE_USE_MEGATRON_LM, or start" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_no_variable_of_accelerates_is_read_or_left(monkeypatch):
+    given = {
+        "ACCELERATE_USE_FSDP": "false",
+        "ACCELERATE_USE_CPU": "perhaps",
+        "ACCELERATE_TORCH_DEVICE": "abacus",
+        "ACCELERATE_DEBUG_MODE": "perhaps",
+        "ACCELERATE_MIXED_PRECISION": "fp8",
+        "ACCELERATE_USE_SAGEMAKER": "true",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(PartialState, "_shared_state", {})  # as in a process that has not trained yet
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})
+    with start_processes(torch.device("cpu"), ScaleConfig()) as (accelerator, _):
+        assert accelerator.distributed_type == "NO"
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"  # as Accelerate does where it is given a plugin
+    assert {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE_")} == given
+
+
+def test_nobody_goes_on_before_all_have_joined(two_processes):
+    for result in two_processes.results:
+        assert result["joined"]
 
 
 def test_what_is_computed_does_not_follow_accelerates_environment(monkeypatch):

@@ -45,6 +45,36 @@ def test_what_is_not_text_is_refused_with_its_path_and_offset(tmp_path, content,
         load_text([tmp_path])
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "a.jsonl",
+            r"a.jsonl holds rows \(JSON lines\), each a text of its own: `echo-ska data prepare` reads them, and",
+        ),
+        ("a.JSONL.gz", r"holds rows \(JSON lines\)"),
+        ("a.ndjson", r"holds rows \(JSON lines\)"),
+        ("a.parquet", r"a.parquet holds rows \(Parquet\).*; only where all of it is one text, rename it to \*.txt\.$"),
+        (
+            "a.json",
+            r"a.json is JSON: where it has one object with its text a line, rename it to \*.jsonl, which `echo-ska",
+        ),
+        ("a.csv", r"a.csv is of no kind that is read: .* rename it to \*.txt\.$"),
+        ("a.txt.zip", "is compressed or packed: unpack it first"),
+    ],
+)
+def test_data_is_not_read_as_a_text_of_markup(tmp_path, name, message):
+    (tmp_path / name).write_text("text\n" * 30)
+    (tmp_path / "a.txt").write_text("text\n" * 30)
+    with pytest.raises(ValueError, match=message):
+        load_text([tmp_path / name])
+    with pytest.raises(ValueError, match=message):
+        split_by_file(load_text([tmp_path]), [tmp_path / name])
+    assert [file.path.name for file in load_text([tmp_path])] == ["a.txt"]  # in a folder it is passed over, as ever
+    (tmp_path / name).rename(tmp_path / "b.txt")
+    assert len(load_text([tmp_path / "b.txt"])) == 1
+
+
 def test_what_is_not_there_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"missing.txt does not exist"):
         load_text([tmp_path / "missing.txt"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -63,6 +64,20 @@ class Unreached(nn.Module):
         return self.inner(input_ids, labels)
 
 
+class Raises(nn.Module):
+    """It raises at step 6 that its numbers are not finite, in the second process alone, as compiled layers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.calls = build(dropout=0.0), 0
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> Any:
+        self.calls += 1
+        if self.calls == 7 and RANK == 1:
+            raise FloatingPointError("not finite")
+        return self.inner(input_ids, labels)
+
+
 class Diverges(nn.Module):
     """Its loss is no number at step 6, in the second process alone."""
 
@@ -104,6 +119,7 @@ MODELS = {
     "dropout": build,
     "unreached": Unreached,
     "diverges": Diverges,
+    "raises": Raises,
     "spoiled": build_spoiled,
     "mixed": build_mixed,
 }
@@ -235,6 +251,8 @@ def compare(strategy: str, other: str, folder: Path) -> dict[str, Any]:
     results["one fails"] = failed(strategy=strategy, data=FailsOnOne())
     results["diverges"] = failed(model="diverges", strategy=strategy, directory=folder / f"{strategy}-diverges")
     results["spoiled"] = failed(model="spoiled", strategy=strategy, directory=folder / f"{strategy}-spoiled")
+    if strategy != "fsdp":  # whose processes wait for each other in a forward pass
+        results["raises"] = failed(model="raises", strategy=strategy, directory=folder / f"{strategy}-raises")
     full = stopped_half_way(kept, folder / f"{strategy}-full")
     results["full"] = full_disk(full, strategy)
     results["after full"] = curve(strategy=strategy, directory=full)
@@ -307,12 +325,41 @@ def restarted(folder: Path) -> None:
 def limits() -> dict[str, float]:
     """Seconds that each group of processes waits."""
     with start_processes(torch.device("cpu"), ScaleConfig()) as (_, processes):
-        processes.sum([0.0])  # nobody leaves a group that others still join
         groups = {"default": dist.group.WORLD, "control": processes._control}
         return {
             name: group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
             for name, group in groups.items()
         }
+
+
+def compiled_spoiled(folder: Path) -> str:
+    """As "spoiled", compiled but not lowered by Inductor: the layers of one process raise."""
+    compiled = torch.compile
+    torch.compile = functools.partial(compiled, backend="aot_eager")
+    try:
+        return failed(model="spoiled", directory=folder / "compiled", compile=True)
+    finally:
+        torch.compile = compiled
+
+
+def joined() -> bool:
+    """Whether the first process goes on only when the second, which is slow, has made its groups."""
+    made, new_group = time.time(), dist.new_group
+
+    def slow(*arguments: Any, **settings: Any) -> Any:
+        nonlocal made
+        group = new_group(*arguments, **settings)
+        time.sleep(RANK)
+        made = time.time()
+        return group
+
+    dist.new_group = slow
+    try:
+        with start_processes(torch.device("cpu"), ScaleConfig()) as (_, processes):
+            went_on = time.time()
+            return min(processes.gather(went_on)) >= max(processes.gather(made))
+    finally:
+        dist.new_group = new_group
 
 
 OTHER = {"ddp": "fsdp", "fsdp": "ddp", "deepspeed": "deepspeed"}
@@ -330,6 +377,8 @@ def main(folder: Path, strategies: list[str]) -> None:
     results["whole batches"] = failed(model="tiny", strategy=strategies[0], data=WholeBatches())
     if "ddp" in strategies:
         results["limits"] = limits()
+        results["joined"] = joined()
+        results["compiled"] = compiled_spoiled(folder)
         curve(data=SlowData(), directory=folder / "undisturbed", steps=40)
     (folder / f"results-{RANK}.json").write_text(json.dumps(results))
 

@@ -40,7 +40,7 @@ def context_read(
     require_apart(file, json_file, "FILE")
     from echo_ska.commands.context import read_context
 
-    read_context(model, file, output, device, json_file, console())
+    read_context(model, file, output, device, json_file, console(json_file))
 
 
 @context_app.command("show")
@@ -58,7 +58,7 @@ def context_show(
     require_apart(state, json_file, "STATE")
     from echo_ska.commands.context import show_context
 
-    show_context(state, json_file, console())
+    show_context(state, json_file, console(json_file))
 
 
 @context_app.command("list")
@@ -76,4 +76,4 @@ def context_list(
     require_apart(store, json_file, "STORE")
     from echo_ska.commands.context import list_contexts
 
-    list_contexts(store, json_file, console())
+    list_contexts(store, json_file, console(json_file))

@@ -49,12 +49,19 @@ def convert(
 
     **Example:** `echo-ska convert llama/ --layers "every 2nd" --text books/ -o converted/`
     """
-    from echo_ska.commands.files import require_apart, require_apart_from_model, require_folder, require_writable
+    from echo_ska.commands.files import (
+        require_apart,
+        require_apart_from_model,
+        require_apart_from_texts,
+        require_folder,
+        require_writable,
+    )
 
     require_writable(json_file, "--json")
     require_folder(output, "--output")
     require_apart(output, json_file)
     require_apart_from_model(model, json_file)
+    require_apart_from_texts(text, json_file)
     from echo_ska.commands.convert import ConvertRequest, start_convert
 
     start_convert(
@@ -76,5 +83,5 @@ def convert(
             device,
         ),
         json_file,
-        console(),
+        console(json_file),
     )

@@ -63,7 +63,7 @@ def data_prepare(
     from echo_ska.commands.data import PrepareRequest, prepare_data
 
     request = PrepareRequest(sources, output, tokenizer, field, held_out, shard_tokens, max_tokens)
-    prepare_data(request, json_file, console())
+    prepare_data(request, json_file, console(json_file))
 
 
 @data_app.command("show")
@@ -78,7 +78,7 @@ def data_show(directory: Corpus, json_file: JsonFile = None) -> None:
     require_apart(directory, json_file, "DIR")
     from echo_ska.commands.data import show_data
 
-    show_data(directory, json_file, console())
+    show_data(directory, json_file, console(json_file))
 
 
 @data_app.command("verify")

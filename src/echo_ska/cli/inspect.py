@@ -43,10 +43,11 @@ def inspect(
 
     require_writable(json_file, "--json")
     require_folder(output, "--output")
-    require_apart(output, json_file)
     require_apart_from_model(model, json_file)
     require_apart(None if text is None else Path(text), json_file, "--text")
-    from echo_ska.commands.inspect import InspectRequest
+    from echo_ska.commands.inspect import PICTURES, InspectRequest
     from echo_ska.commands.inspect import inspect as start
 
-    start(InspectRequest(model, text, task, length, seed, task_set or [], output, device), json_file, console())
+    require_apart(output, json_file, files=PICTURES)
+    request = InspectRequest(model, text, task, length, seed, task_set or [], output, device)
+    start(request, json_file, console(json_file))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write the printed figures to FILE as JSON.")
+    Path | None,
+    typer.Option(
+        "--json",
+        metavar="FILE",
+        help="Write the printed figures to FILE as JSON; - is standard output, and all else then goes to standard "
+        "error.",
+    ),
 ]
 
 ModelFolder = Annotated[
@@ -19,8 +26,14 @@ ModelFolder = Annotated[
 ]
 
 
-def console() -> Console:
-    """Standard output; see `screen`."""
+def console(json_file: Path | None = None) -> Console:
+    """Standard output, see `screen`; standard error where the figures go to standard output."""
     from echo_ska.commands.screen import screen
 
-    return screen()
+    return screen(stderr=json_file is not None and _is_printed(json_file))
+
+
+def _is_printed(json_file: Path) -> bool:
+    from echo_ska.training.records import standard_stream
+
+    return standard_stream(json_file) is sys.stdout

@@ -41,14 +41,20 @@ def recall_text(
     **Examples:** `echo-ska recall-text MODEL --task needle --lengths 1024,4096,16384` ·
     `echo-ska recall-text MODEL --variants qa1,qa2 --data babi/ --haystack novels/ --samples 100 --json scores.json`
     """
-    from echo_ska.commands.files import require_apart, require_apart_from_model, require_writable
+    from echo_ska.commands.files import (
+        TEXTS,
+        require_apart,
+        require_apart_from_model,
+        require_apart_from_texts,
+        require_writable,
+    )
 
     require_writable(json_file, "--json")
     require_apart_from_model(model, json_file)
-    require_apart(haystack, json_file, "--haystack")
+    require_apart_from_texts([] if haystack is None else [haystack], json_file, "--haystack")
+    require_apart(data, json_file, "--data", files=TEXTS)
     from echo_ska.commands.recall_text import RecallTextRequest
     from echo_ska.commands.recall_text import recall_text as start
 
-    start(
-        RecallTextRequest(model, task, variants, lengths, data, haystack, samples, seed, device), json_file, console()
-    )
+    request = RecallTextRequest(model, task, variants, lengths, data, haystack, samples, seed, device)
+    start(request, json_file, console(json_file))

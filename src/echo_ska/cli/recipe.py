@@ -26,7 +26,7 @@ def recipe_list(json_file: JsonFile = None) -> None:
     require_writable(json_file, "--json")
     from echo_ska.commands.recipe import list_recipes
 
-    list_recipes(json_file, console())
+    list_recipes(json_file, console(json_file))
 
 
 @recipe_app.command("show")
@@ -53,4 +53,4 @@ def recipe_show(
     require_writable(json_file, "--json")
     from echo_ska.commands.recipe import show_recipe
 
-    show_recipe(name, utilisation, tokenizer, json_file, console())
+    show_recipe(name, utilisation, tokenizer, json_file, console(json_file))

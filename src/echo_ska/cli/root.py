@@ -68,10 +68,10 @@ def demo(
 
     require_writable(json_file, "--json")
     require_folder(output, "--output")
-    require_apart(output, json_file)
+    require_apart(output, json_file, files=["recall.png"])
     from echo_ska.commands.run import start_demo
 
-    start_demo(output, json_file, console())
+    start_demo(output, json_file, console(json_file))
 
 
 @app.command()
@@ -88,7 +88,7 @@ def models(json_file: JsonFile = None) -> None:
     require_writable(json_file, "--json")
     from echo_ska.commands.show import show_models
 
-    show_models(json_file, console())
+    show_models(json_file, console(json_file))
 
 
 @app.command()
@@ -114,7 +114,7 @@ def memory(
     require_apart(plot, json_file, "--plot")
     from echo_ska.commands.show import show_memory
 
-    show_memory(presets or ["echo-180m"], dtype, plot, json_file, console())
+    show_memory(presets or ["echo-180m"], dtype, plot, json_file, console(json_file))
 
 
 @app.command()
@@ -144,12 +144,14 @@ def reproduce(
     **Examples:** `echo-ska reproduce` lists the experiments · `echo-ska reproduce NAME --quick --seeds 1` ·
     `echo-ska reproduce language-model --text texts/`
     """
-    from echo_ska.commands.files import require_writable
+    from echo_ska.commands.files import require_apart, require_apart_from_texts, require_writable
 
     require_writable(json_file, "--json")
+    require_apart_from_texts([] if text is None else [text], json_file)
+    require_apart(Path("results"), json_file, "the records", files=["*.jsonl", "*.png"])
     from echo_ska.commands.run import start_experiment
 
-    start_experiment(name, seeds, quick, text, device, json_file, console())
+    start_experiment(name, seeds, quick, text, device, json_file, console(json_file))
 
 
 @app.command()
@@ -189,11 +191,11 @@ def bench(
 
     require_writable(json_file, "--json")
     require_folder(output, "--output")
-    require_apart(output, json_file)
+    require_apart(output, json_file, files=["bench.jsonl", "bench.png", "bench-*.png"])
     from echo_ska.commands.bench import BenchRequest, start_bench
 
     request = BenchRequest(lengths, routes, parts, threads, rounds, decode_tokens, device, quick)
-    start_bench(request, output, json_file, console())
+    start_bench(request, output, json_file, console(json_file))
 
 
 @app.command()
@@ -286,7 +288,7 @@ def evaluate(
     from echo_ska.commands.evaluate import EvaluateRequest
     from echo_ska.commands.evaluate import evaluate as start
 
-    start(EvaluateRequest(model, tasks, data, limit, batch_size, device), json_file, console())
+    start(EvaluateRequest(model, tasks, data, limit, batch_size, device), json_file, console(json_file))
 
 
 @app.command()

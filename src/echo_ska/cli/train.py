@@ -129,7 +129,7 @@ def train(
 
     `torchrun --nproc-per-node 8 -m echo_ska train --text books/ --strategy fsdp --output runs/books` (docs/training.md)
     """
-    from echo_ska.commands.files import require_apart, require_folder, require_writable
+    from echo_ska.commands.files import require_apart, require_apart_from_texts, require_folder, require_writable
 
     require_writable(json_file, "--json")
     require_folder(output, "--output")
@@ -179,6 +179,7 @@ def train(
 
         for name, value in recipe_options(recipe, given).items():
             (scale if name in scale else asked)[name] = value
+    require_apart_from_texts(asked["text"], json_file)  # those of a recipe too
     task_settings = {
         "pairs": pairs,
         "gap": gap,
@@ -187,7 +188,7 @@ def train(
         "num_values": num_values,
     }
     request = TrainRequest(**asked, task_settings=task_settings, scale=ScaleConfig(**scale), given=frozenset(given))
-    train_command(request, json_file, console())
+    train_command(request, json_file, console(json_file))
 
 
 def _given(ctx: typer.Context) -> set[str]:

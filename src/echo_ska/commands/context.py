@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from echo_ska.commands.goals import say
 from echo_ska.commands.load import load_model, load_tokenizer, require_model_folder, require_state
+from echo_ska.commands.rare_lines import say
 from echo_ska.commands.reading import reading
 from echo_ska.commands.screen import screen
 from echo_ska.commands.show import KINDS

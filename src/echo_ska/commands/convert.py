@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from echo_ska.commands.goals import say
 from echo_ska.commands.keep import whole_model
 from echo_ska.commands.load import read_tokenizer
+from echo_ska.commands.rare_lines import say
 from echo_ska.convert.conversion import ConversionMeasure, ConversionRecipe, cache_table, convert, trained_on
 from echo_ska.convert.data import TokenWindows, WithCopying
 from echo_ska.convert.hosts import decoder_layers, learnt_positions

@@ -13,11 +13,11 @@ from rich import progress as bars
 from rich.console import Console
 from rich.table import Table
 
-from echo_ska.commands.goals import say
-from echo_ska.commands.rare_lines import RareLines
+from echo_ska.commands.files import require_apart
+from echo_ska.commands.rare_lines import RareLines, say
 from echo_ska.corpus import CorpusIndex, CorpusSettings, Progress, prepare_corpus, read_index, verify_corpus
 from echo_ska.corpus.index import KIND, SPLITS
-from echo_ska.corpus.sources import passed_over
+from echo_ska.corpus.sources import KINDS, passed_over
 from echo_ska.corpus.tokenizer import BYTES
 from echo_ska.evaluation.memory_plot import format_bytes
 from echo_ska.training.records import write_json
@@ -46,6 +46,11 @@ def prepare_data(request: PrepareRequest, json_file: Path | None, console: Conso
     settings = CorpusSettings(
         request.tokenizer, request.field, request.held_out, request.shard_tokens, request.max_tokens
     )
+    endings = [f"*{ending}" for each in KINDS.values() for ending in each]
+    for source in request.sources:
+        require_apart(Path(source), json_file, "SOURCE", files=endings)
+    if request.tokenizer != BYTES:
+        require_apart(Path(request.tokenizer), json_file, "--tokenizer")
     for source in request.sources:
         if others := passed_over(source):
             names = ", ".join(file.name for file in others[:3]) + (", ..." if len(others) > 3 else "")

@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from echo_ska.commands.files import require_apart
 from echo_ska.commands.load import load_model, load_tokenizer, require_model_folder
 from echo_ska.evaluation.harness import Harness, require_harness
 from echo_ska.evaluation.local_tasks import LOCAL_TASKS, prepare
@@ -45,6 +46,9 @@ def evaluate(request: EvaluateRequest, json_file: Path | None, console: Console)
         raise ValueError(f"{', '.join(local)} asks from local files: give their folder by --data FOLDER.")
     if request.data is not None and not local:
         raise ValueError(f"--data is for {', '.join(LOCAL_TASKS)}: the harness's own tasks download theirs.")
+    files = [file for name in local for file in LOCAL_TASKS[name].files]
+    asked = [pattern for file in files for pattern in (file, f"{file}.bz2", f"*/{file}", f"*/{file}.bz2")]
+    require_apart(request.data, json_file, "--data", files=asked)
     require_model_folder(request.model)
     with tempfile.TemporaryDirectory() as work:
         prepared = prepare(local, request.data, Path(work)) if request.data is not None else []

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from echo_ska.commands.goals import say
 from echo_ska.commands.keep import whole_folder
 from echo_ska.commands.load import load_model, load_tokenizer
+from echo_ska.commands.rare_lines import say
 from echo_ska.models.export import export_model
 
 

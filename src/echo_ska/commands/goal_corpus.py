@@ -11,8 +11,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from echo_ska.commands.data import verifying
-from echo_ska.commands.goals import PROMPT_BYTES, TEXT_LENGTH, TrainRequest, bytes_to_score, refuse_task_settings, say
-from echo_ska.commands.rare_lines import RareLines
+from echo_ska.commands.goals import PROMPT_BYTES, TEXT_LENGTH, TrainRequest, bytes_to_score, refuse_task_settings
+from echo_ska.commands.rare_lines import RareLines, say
 from echo_ska.corpus import CorpusTokenizer, PackedTokens, TokenStream, verify_shards
 from echo_ska.corpus.index import HELD_OUT
 from echo_ska.corpus.scoring import require_scorable, score_documents

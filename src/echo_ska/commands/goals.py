@@ -18,6 +18,7 @@ from rich.text import Text
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from echo_ska.commands.rare_lines import RareLines, say
 from echo_ska.evaluation.memory_plot import format_bytes
 from echo_ska.evaluation.recall import recall_accuracy
 from echo_ska.evaluation.sampling import check_sampling, printable, sample_text
@@ -130,6 +131,7 @@ class LearnText:
         check_sampling(request.sample_bytes, request.temperature, request.top_k)
         self.score_bytes = bytes_to_score(request, SCORE_BYTES)
         self.request = request
+        self.console = Console(quiet=True)  # until it is introduced
         self.tokenizer: PreTrainedTokenizerFast | None = byte_tokenizer()
         self.split = split_by_file(load_text(request.text), request.held_out)
         if all(len(file.tokens) < 2 for file in self.split.held_out):
@@ -142,6 +144,7 @@ class LearnText:
 
     def introduce(self, console: Console) -> None:
         """See `Goal`."""
+        self.console = console
         size = sum(len(file.tokens) for file in self.split.training)
         say(console, f"Learning {size:,} bytes of text. {self.split.description}")
 
@@ -150,14 +153,14 @@ class LearnText:
 
     def evaluate(self, model: nn.Module, step: int) -> dict[str, Any]:
         """Bits per byte of the held-out text, and the state's bytes after the longest file read."""
-        return _score(model, self.split.held_out, self.score_bytes)
+        return _score(model, self.split.held_out, self.score_bytes, RareLines(self.console))
 
     def report(
         self, model: EchoForCausalLM, untrained: EchoForCausalLM, figures: dict[str, Any], console: Console
     ) -> None:
         """See `Goal`."""
         request = self.request
-        before = _score(untrained, self.split.held_out, self.score_bytes)["bits_per_byte"]
+        before = self.evaluate(untrained, 0)["bits_per_byte"]
         figures["bits_per_byte_before"] = before
         figures["samples"] = []
         say(
@@ -226,15 +229,20 @@ class LearnRecall:
         console.print(table)
 
 
-def _score(model: nn.Module, files: Sequence[TextFile], most: int) -> dict[str, Any]:
+def _score(model: nn.Module, files: Sequence[TextFile], most: int, lines: RareLines) -> dict[str, Any]:
     """Bits per byte over all of `files`, each read from its start, and the largest state that was left."""
     scores: list[tuple[float, int]] = []
-    state = 0
-    for file in files:
-        if len(file.tokens) > 1:  # an only byte has nothing before it to be predicted from
-            score = bits_per_byte(model, file.tokens, max_bytes=most)
-            scores.append((score.bits_per_byte, score.bytes_scored))
-            state = max(state, score.cache.nbytes)
+    state = before = 0
+    texts = [file.tokens[:most] for file in files if len(file.tokens) > 1]  # nothing is before an only byte
+    total = sum(map(len, texts))
+
+    def tell(read: int, of: int) -> None:
+        lines.say(f"Scoring held-out text: {before + read:,} of {total:,} bytes read.")
+
+    for text in texts:
+        score = bits_per_byte(model, text, progress=tell)
+        scores.append((score.bits_per_byte, score.bytes_scored))
+        state, before = max(state, score.cache.nbytes), before + len(text)
     bits, scored = over_texts(scores)
     return {"bits_per_byte": bits, "bytes_scored": scored, "state_bytes": state}
 
@@ -315,8 +323,3 @@ def _listed(names: set[str]) -> str:
 
 def _options(names: Sequence[str]) -> str:
     return ", ".join("--" + name.replace("_", "-") for name in names)
-
-
-def say(console: Console, line: str) -> None:
-    """Print a line that may hold anything, paths and brackets included."""
-    console.print(Text(line), soft_wrap=True)

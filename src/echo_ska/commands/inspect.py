@@ -18,8 +18,9 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from echo_ska.commands.goals import make_task, say
+from echo_ska.commands.goals import make_task
 from echo_ska.commands.load import load_model, load_tokenizer, require_model_folder
+from echo_ska.commands.rare_lines import say
 from echo_ska.commands.screen import screen
 from echo_ska.evaluation.inspection import Inspection, LayerInspection, inspect_model
 from echo_ska.evaluation.inspection_plot import draw_eigenvalues, draw_positions, draw_spectra
@@ -39,6 +40,9 @@ from echo_ska.training.records import write_json
 
 SHOWN = 640
 """Characters that are shown on their colours, about; of longer inputs, two thirds of them from the start."""
+
+PICTURES = ("eigenvalues.png", "gram.png", "positions.png", "heads.png", "tokens.png")
+"""What is drawn, where there is something to draw."""
 
 TEXT_SUFFIXES = (".txt", ".md", ".text", ".rst", ".csv", ".json", ".html", ".py")
 HEAT = ((0.05, "#fff0b3"), (0.25, "#ffcf66"), (0.5, "#f79d4c"), (0.75, "#ef5f3c"), (0.95, "#c1121f"))
@@ -300,13 +304,12 @@ def _draw(found: Inspection, shown: Sequence[ShownToken], folder: Path | None) -
     if folder is None:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = []
-    if draw_eigenvalues(found, folder / "eigenvalues.png"):
-        drawn.append("eigenvalues.png")
-    draw_spectra(found, folder / "gram.png")
-    draw_positions(found, folder / "positions.png")
-    draw_heads(found, folder / "heads.png")
-    drawn += ["gram.png", "positions.png", "heads.png"]
-    if draw_tokens(found, shown, folder / "tokens.png"):
-        drawn.append("tokens.png")
-    return drawn
+    eigenvalues, gram, positions, heads, tokens = (folder / name for name in PICTURES)
+    drawn = [eigenvalues] if draw_eigenvalues(found, eigenvalues) else []
+    draw_spectra(found, gram)
+    draw_positions(found, positions)
+    draw_heads(found, heads)
+    drawn += [gram, positions, heads]
+    if draw_tokens(found, shown, tokens):
+        drawn.append(tokens)
+    return [picture.name for picture in drawn]

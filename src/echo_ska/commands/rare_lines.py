@@ -1,14 +1,18 @@
-"""Progress in lines, for what may take long and has no bar."""
+"""Lines on the screen; and progress in lines, for what may take long and has no bar."""
 
 from __future__ import annotations
 
 import time
 
 from rich.console import Console
-
-from echo_ska.commands.goals import say
+from rich.text import Text
 
 LINE_SECONDS = 10.0
+
+
+def say(console: Console, line: str) -> None:
+    """Print a line that may hold anything, paths and brackets included."""
+    console.print(Text(line), soft_wrap=True)
 
 
 class RareLines:

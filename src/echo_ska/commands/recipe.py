@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from echo_ska.benchmarks.cost import PEAKS, Cost, training_cost
-from echo_ska.commands.goals import say
+from echo_ska.commands.rare_lines import say
 from echo_ska.corpus.tokenizer import BYTES, CorpusTokenizer
 from echo_ska.evaluation.memory_plot import format_bytes
 from echo_ska.training import ScaleConfig

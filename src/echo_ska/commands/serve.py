@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from echo_ska.commands.goals import say
 from echo_ska.commands.load import load_model, load_tokenizer, require_model_folder, require_state
+from echo_ska.commands.rare_lines import say
 from echo_ska.memory import ContextStore
 from echo_ska.serving.engine import Engine
 from echo_ska.serving.loopback import is_loopback

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from echo_ska.commands.goals import say
 from echo_ska.commands.keep import whole_folder
+from echo_ska.commands.rare_lines import say
 from echo_ska.models import train_bpe
 from echo_ska.training.text import find_text
 

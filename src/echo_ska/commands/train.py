@@ -15,9 +15,10 @@ from transformers.utils import logging
 from echo_ska.benchmarks.cost import device_peak, training_cost
 from echo_ska.commands.errors import is_out_of_memory, memory_asked_for
 from echo_ska.commands.goal_corpus import LearnCorpus
-from echo_ska.commands.goals import Goal, LearnRecall, LearnText, TrainRequest, say
+from echo_ska.commands.goals import Goal, LearnRecall, LearnText, TrainRequest
 from echo_ska.commands.keep import whole_model
 from echo_ska.commands.other_options import other_options
+from echo_ska.commands.rare_lines import say
 from echo_ska.commands.recipe import require_vocabulary
 from echo_ska.models import EchoConfig, EchoForCausalLM
 from echo_ska.models.presets import preset

@@ -198,10 +198,12 @@ def chosen_layers(layers: Iterable[int] | str | None, count: int) -> tuple[int, 
             layers = [int(part) for part in layers.split(",")]
         else:
             raise ValueError(f'layers must be "all", "every 2nd" or indices as in 1,3, got {layers!r}')
-    chosen = set(layers)
-    if not chosen or any(not isinstance(index, int) or not 0 <= index < count for index in chosen):
-        raise ValueError(f"layers must name at least one of 0 to {count - 1}, got {sorted(chosen, key=str)}")
-    return tuple(sorted(chosen))
+    given = list(layers) if isinstance(layers, Iterable) else []
+    # Before `set`, in which True is 1.
+    if not given or any(type(index) is not int or not 0 <= index < count for index in given):
+        shown = given if isinstance(layers, Iterable) else layers
+        raise ValueError(f"layers must name at least one of 0 to {count - 1}, as in [0, 2], got {shown!r}")
+    return tuple(sorted(set(given)))
 
 
 def replaced_attentions(model: nn.Module) -> dict[int, ReplacedAttention]:

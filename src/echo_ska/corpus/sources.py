@@ -7,25 +7,13 @@ from pathlib import Path
 from echo_ska.corpus.documents import Source, TextSource
 from echo_ska.corpus.hub import HUB, HubSource
 from echo_ska.corpus.rows import JsonLinesSource, ParquetSource, RowFolder
-from echo_ska.training.text import SUFFIXES, files_inside
+from echo_ska.training.text import ROWS, SUFFIXES, files_inside
 
-KINDS = {"text": SUFFIXES, "JSON lines": (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz"), "Parquet": (".parquet",)}
+KINDS = {"text": SUFFIXES, **ROWS}
 """How the names of files of each kind end."""
 
-ONE_A_LINE = "one object with its text a line"
-UNREAD = {
-    (".json",): f"is JSON: where it has {ONE_A_LINE}, rename it to *.jsonl; else write it so",
-    (".csv", ".tsv", ".xml", ".html", ".htm", ".xlsx", ".arrow", ".feather", ".orc", ".avro"): (
-        f"is of no kind that is read: write its documents as *.jsonl ({ONE_A_LINE}), as *.parquet or as files of text; "
-        "only where all of it is one text, markup included, rename it to *.txt"
-    ),
-    (".gz", ".tgz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".tar"): (
-        "is compressed or packed: unpack it first; only *.jsonl.gz is read as it is"
-    ),
-}
-"""How the names of data end that would become one document of markup, and what to do with such a file."""
-
-ROWS: dict[str, type[JsonLinesSource] | type[ParquetSource]] = {"JSON lines": JsonLinesSource, "Parquet": ParquetSource}
+RowSource = type[JsonLinesSource] | type[ParquetSource]
+SOURCES: dict[str, RowSource] = {"JSON lines": JsonLinesSource, "Parquet": ParquetSource}
 
 
 def open_source(name: str, field: str = "text") -> Source:
@@ -39,7 +27,7 @@ def open_source(name: str, field: str = "text") -> Source:
         field: which field of a row holds the text.
 
     Raises:
-        ValueError: a path does not exist or names data of a kind that is not read (`UNREAD`), a folder holds no
+        ValueError: a path does not exist or names data of a kind that is not read (`NO_TEXT`), a folder holds no
             documents or those of several kinds, the name of a dataset has another form, or what reads it is not
             installed.
     """
@@ -49,13 +37,9 @@ def open_source(name: str, field: str = "text") -> Source:
     if path.is_dir():
         return _folder(path, field)
     kind = _kind(path)
-    if kind is None and path.is_file():
-        for endings, why in UNREAD.items():
-            if path.name.lower().endswith(endings):
-                raise ValueError(f"{path} {why}.")
-    if kind is None or kind not in ROWS or not path.is_file():
+    if kind is None or kind not in SOURCES or not path.is_file():
         return TextSource(path)
-    return ROWS[kind](path, field)
+    return SOURCES[kind](path, field)
 
 
 def passed_over(name: str) -> list[Path]:
@@ -77,7 +61,9 @@ def _folder(path: Path, field: str) -> Source:
             "the shell does), or put each kind into a folder of its own."
         )
     (kind,) = kinds
-    return RowFolder(path, [ROWS[kind](file, field) for file in found[kind]]) if kind in ROWS else TextSource(path)
+    if kind not in SOURCES:
+        return TextSource(path)
+    return RowFolder(path, [SOURCES[kind](file, field) for file in found[kind]])
 
 
 def _by_kind(folder: Path) -> dict[str | None, list[Path]]:

@@ -20,6 +20,7 @@ from PIL import Image
 from echo_ska.evaluation.inspection import Inspection, LayerInspection
 from echo_ska.evaluation.memory_plot import format_tokens
 from echo_ska.ops.arguments import RIDGE_FLOOR
+from echo_ska.sealed import whole_file
 
 INK, GREY, PALE = "#333333", "#8a8a8a", "#e6e6e6"
 BLUE, VERMILION = "#0072B2", "#D55E00"
@@ -260,8 +261,6 @@ def save(figure: Figure, path: Path) -> None:
     """Write a PNG in one step, so that nobody finds half of one."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=160, bbox_inches="tight", pad_inches=0.12)
-    partial = path.with_name(f".{path.name}.partial")
     # With a palette of 256 colours it looks almost the same in a third of the bytes.
-    with Image.open(drawn) as image:
+    with Image.open(drawn) as image, whole_file(path) as partial:
         image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT).save(partial, format="png", optimize=True)
-    partial.replace(path)

@@ -1,6 +1,6 @@
 """Files that are whole or refused: written beside, flushed, renamed; sealed by checksums; nothing is pickled."""
 
-from echo_ska.sealed.disk import PARTIAL, digest, flush, storable
+from echo_ska.sealed.disk import PARTIAL, digest, flush, storable, whole_file
 from echo_ska.sealed.file import read_sealed_file, write_sealed_file
 from echo_ska.sealed.folder import (
     SUMS,
@@ -25,6 +25,7 @@ __all__ = [
     "read_sealed_folder",
     "sole_folder",
     "storable",
+    "whole_file",
     "write_description",
     "write_sealed_file",
     "write_sealed_folder",

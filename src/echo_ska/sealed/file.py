@@ -13,15 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
-import stat
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load, save
 from torch import Tensor
 
-from echo_ska.sealed.disk import PARTIAL, flush, storable
+from echo_ska.sealed.disk import led_to, storable, whole_file
 
 _START = b'{"__metadata__":{"echo_ska":"{\\"sha256\\":\\"'
 _DIGITS = slice(8 + len(_START), 8 + len(_START) + 64)  # safetensors' 8 bytes of header length stand first
@@ -45,7 +43,7 @@ def write_sealed_file(
         metadata: JSON (no NaN).
         kind: what the file holds, e.g. "associative memory"; `read_sealed_file` asks for it by this name.
         version: of the format of `tensors` and `metadata`.
-        overwrite: replace a file that exists; its permissions stay.
+        overwrite: replace a file that exists; its permissions stay. Of a symbolic link, the file that it leads to.
 
     Raises:
         FileExistsError: there is such a file, and `overwrite` is False.
@@ -56,8 +54,9 @@ def write_sealed_file(
         raise IsADirectoryError(f"{path} is a folder: name a file")
     if os.path.lexists(path) and not overwrite:
         raise _exists(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path} cannot be written: the folder {path.parent} does not exist")
+    folder = led_to(path).parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: the folder {folder} does not exist")
     seal = json.dumps(
         {"sha256": _ZEROS, "kind": kind, "version": version, "metadata": metadata},
         separators=(",", ":"),
@@ -69,32 +68,11 @@ def write_sealed_file(
             "this release of safetensors lays its header out in another way: install the one in constraints.txt"
         )
     contents[_DIGITS] = _checksum(contents)
-    partial = path.with_name(f"{PARTIAL}{path.name}-{secrets.token_hex(4)}")
     try:
-        with partial.open("xb") as file:
-            if overwrite and path.exists():
-                partial.chmod(stat.S_IMODE(path.stat().st_mode))
-            file.write(contents)
-        flush(partial)
-        if overwrite:
-            partial.replace(path)
-        else:
-            _rename_to_new(partial, path)
-        flush(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _rename_to_new(partial: Path, path: Path) -> None:
-    """Give a file its name, unless that is taken: a rename would take the place of what was saved there meanwhile."""
-    try:
-        os.link(partial, path)  # the caller deletes the other name
-    except FileExistsError:
+        with whole_file(path, replace=overwrite) as partial:
+            partial.write_bytes(contents)
+    except FileExistsError:  # another process was faster
         raise _exists(path) from None
-    except OSError:  # a file system without links
-        if os.path.lexists(path):
-            raise _exists(path) from None
-        partial.replace(path)
 
 
 def _exists(path: Path) -> FileExistsError:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from echo_ska.sealed.disk import PARTIAL, digest, flush, storable
+from echo_ska.sealed.disk import PARTIAL, digest, flush, storable, whole_file
 
 TENSORS = "state.safetensors"
 SUMS = "SHA256SUMS"
@@ -136,20 +136,15 @@ def write_description(folder: str | Path, description: Mapping[str, Any], kind: 
         OSError: it could not be written; the one before is untouched. Its errno says why.
     """
     folder = Path(folder)
-    partial = folder / f"{PARTIAL}{kind}.json-{secrets.token_hex(4)}"
     try:
-        partial.write_bytes(_encoded(description))
-        flush(partial)
-        partial.replace(folder / f"{kind}.json")
-        flush(folder)
+        with whole_file(folder / f"{kind}.json") as partial:
+            partial.write_bytes(_encoded(description))
     except OSError as error:
         raise OSError(
             error.errno,
-            f"{folder / f'{kind}.json'} could not be written ({error.strerror}): make room, or see that the folder can "
-            "be written to, and try again; what was written before is kept",
+            f"{folder / f'{kind}.json'} could not be written ({error.strerror or error}): make room, or see that the "
+            "folder can be written to, and try again; what was written before is kept",
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_sums(folder: Path, names: list[str]) -> None:

@@ -24,6 +24,8 @@ class ContextEngine(Engine):
     of its part's share in the loss, and are summed once a step.
     """
 
+    reads_alone = False
+
     def prepare(self, checkpoint: Checkpoint | None) -> None:
         """See `Engine`. Raises ValueError for a model that cannot be split."""
         if not isinstance(self.model, EchoForCausalLM):

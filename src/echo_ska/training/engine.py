@@ -38,7 +38,10 @@ class Engine:
     Attributes:
         network: what is called for a loss; the model, or a wrapper around it.
         optimizer: AdamW over the parameters that are trained.
+        reads_alone: whether no process waits for another in a forward pass.
     """
+
+    reads_alone = True
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
@@ -134,6 +137,8 @@ class ShardedEngine(Engine):
     The caller's model stays whole, on the CPU, as it was given; a copy of it is sharded and trained. Parameters are
     float32 in the shards and when gathered, so those that must not be rounded to bfloat16 never are.
     """
+
+    reads_alone = False
 
     def prepare(self, checkpoint: Checkpoint | None) -> None:
         """See `Engine`."""

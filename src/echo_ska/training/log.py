@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from echo_ska.sealed import whole_file
+
 BEGINNING = '{"step": '
 """Of every line that a training writes."""
 
@@ -89,13 +91,8 @@ class TrainingLog:
         return self.path.read_text(encoding="utf-8", errors="replace").split("\n") if self.path.exists() else [""]
 
     def _write(self, lines: list[str]) -> None:
-        shortened = self.path.with_suffix(".partial")
-        with self._told():
-            try:
-                shortened.write_text("".join(line + "\n" for line in lines if line), encoding="utf-8")
-                shortened.replace(self.path)
-            finally:
-                shortened.unlink(missing_ok=True)
+        with self._told(), whole_file(self.path) as shortened:
+            shortened.write_text("".join(line + "\n" for line in lines if line), encoding="utf-8")
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:

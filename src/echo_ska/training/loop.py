@@ -208,13 +208,12 @@ def _gradients(engine: Engine, parts: Parts, step: int, use_bfloat16: bool) -> t
         batch = {key: value.to(engine.device, non_blocking=True) for key, value in engine.own(batch).items()}
         try:
             with divergence_gives_nan(), engine.piece(last=index == len(drawn) - 1):
-                with torch.autocast(engine.device.type, torch.bfloat16, enabled=use_bfloat16):
-                    output = engine.forward(batch, scored_share)
+                output = _output(engine, parts, batch, scored_share, use_bfloat16)
                 # Engines take the mean over processes where the sum is due.
                 engine.backward(output.loss if share is None else output.loss * (share * parts.processes.size))
         except ArithmeticError as error:
-            # Compiled layers, and models of one's own, raise all the same. Beside others this process cannot go on.
-            if parts.processes.size > 1 or isinstance(error, ZeroDivisionError):
+            # Beside others, a process that did not raise in all of them cannot go on.
+            if not isinstance(error, _DivergedError) and (parts.processes.size > 1 or _is_a_bug(error)):
                 raise
             return Progress(steps=1, loss_sum=math.nan), math.nan
         loss = output.loss.detach().float()
@@ -230,6 +229,34 @@ def _gradients(engine: Engine, parts: Parts, step: int, use_bfloat16: bool) -> t
     counted.loss_sum = sums[0]
     counted.correct, counted.scored, counted.tokens = (round(figure) for figure in sums[1:])
     return counted, norm
+
+
+class _DivergedError(FloatingPointError):
+    """Raised in all processes: a forward pass met numbers that are not finite in one of them."""
+
+
+def _output(engine: Engine, parts: Parts, batch: dict[str, Tensor], scored: float, use_bfloat16: bool) -> Any:
+    """The model's output for a piece of the batch.
+
+    Compiled layers, and models of one's own, raise where their numbers are not finite. Processes that wait for each
+    other in the backward pass alone agree on it before that, by one number.
+    """
+    output: Any = None
+    error: ArithmeticError | None = None
+    try:
+        with torch.autocast(engine.device.type, torch.bfloat16, enabled=use_bfloat16):
+            output = engine.forward(batch, scored)
+    except ArithmeticError as raised:
+        if _is_a_bug(raised) or not engine.reads_alone:
+            raise
+        error = raised
+    if engine.reads_alone and any(parts.processes.sum([error is not None])):
+        raise _DivergedError("the model's numbers are not finite") from error
+    return output
+
+
+def _is_a_bug(error: ArithmeticError) -> bool:
+    return isinstance(error, ZeroDivisionError)
 
 
 def _count(output: Any, batch: dict[str, Tensor]) -> tuple[int, int]:

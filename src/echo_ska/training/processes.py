@@ -27,6 +27,12 @@ sums of gradients, have torch's own limits."""
 FIRST_TELLS = 15.0
 """Seconds that a process leaves the first one of its machine to meet an error that it met itself."""
 
+ACCELERATES = "ACCELERATE_"
+"""With which the variables begin that Accelerate reads."""
+
+OTHER_STRATEGIES = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
+"""What Accelerate would do with a model behind the engine's back where ACCELERATE_USE_... is true."""
+
 SHARED_ERRORS = (ValueError, OSError, FloatingPointError, ArithmeticError, MemoryError)
 
 
@@ -148,6 +154,12 @@ def start_processes(device: torch.device, scale: ScaleConfig, plugin: Any = None
     Raises:
         ValueError: the strategy does not fit the number of processes, or Accelerate is configured for another.
     """
+    _refuse_other_strategies(scale)
+    with environment_unread():
+        yield from _started(device, scale, plugin)
+
+
+def _started(device: torch.device, scale: ScaleConfig, plugin: Any) -> Iterator[tuple[Any, Processes]]:
     if launched_processes() == 1:
         if scale.strategy in ("fsdp", "deepspeed", "context"):
             what = "every sequence" if scale.strategy == "context" else "a model"
@@ -157,15 +169,6 @@ def start_processes(device: torch.device, scale: ScaleConfig, plugin: Any = None
             )
         yield _accelerator(), Processes()
         return
-    for asked, ours in (("FSDP", None), ("DEEPSPEED", "deepspeed")):
-        # Accelerate would shard the model behind the engine's back. (DeepSpeed's plugin sets its variable itself.)
-        if os.environ.get(f"ACCELERATE_USE_{asked}") == "true" and scale.strategy != ours:
-            raise shared(
-                ValueError(
-                    f"Accelerate is configured for {asked}, which is here the strategy {asked.lower()}: start with "
-                    "torchrun, or accelerate launch --num_processes N without a configuration, and give that strategy."
-                )
-            )
     if plugin is not None:
         AcceleratorState._reset_state()  # it takes one plugin in its life, and a process may train several times
     _join_anew(device)
@@ -177,14 +180,49 @@ def start_processes(device: torch.device, scale: ScaleConfig, plugin: Any = None
     )
     control = dist.new_group(backend="gloo", timeout=PATIENCE)
     try:
+        dist.barrier(group=control)  # PyTorch has none: a process could use and leave a group that others still join
         yield accelerator, Processes(launched_rank(), launched_processes(), control)
     finally:
         dist.destroy_process_group(control)
 
 
+def _refuse_other_strategies(scale: ScaleConfig) -> None:
+    """Raise ValueError where Accelerate's environment, or its configuration by that, asks for another strategy."""
+    for asked in OTHER_STRATEGIES:
+        variable = f"{ACCELERATES}USE_{asked}"
+        if os.environ.get(variable, "").lower() != "true" or asked.lower() == scale.strategy == "deepspeed":
+            continue
+        known = asked.lower() in ("fsdp", "deepspeed")
+        raise shared(
+            ValueError(
+                f"Accelerate is configured for {asked} ({variable} is true), and here the strategy alone says how a "
+                f"model is trained: unset {variable}, or start with torchrun or accelerate launch --num_processes N "
+                f"without a configuration, and give {f'--strategy {asked.lower()}' if known else 'a --strategy'}."
+            )
+        )
+
+
+@contextlib.contextmanager
+def environment_unread() -> Iterator[None]:
+    """While it lasts, no variable of Accelerate's is set: what is computed is what `TrainingConfig` and `ScaleConfig`
+    say. Afterwards those of before are, and none that Accelerate has set itself."""
+    before = _accelerates_variables()
+    for name in before:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        for name in _accelerates_variables():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def _accelerates_variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(ACCELERATES)}
+
+
 def _accelerator(**settings: Any) -> Accelerator:
-    """Accelerate, told all that it would take from its environment or its configuration otherwise: what is computed is
-    what `TrainingConfig` and `ScaleConfig` say."""
+    """Accelerate, told all that it would take from a configuration otherwise."""
     return Accelerator(
         mixed_precision="no",
         device_placement=False,  # its device is one for the whole process, ours is one for each call

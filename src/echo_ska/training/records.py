@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -13,11 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
 import echo_ska
+from echo_ska.sealed import whole_file
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """Where Linux tells a container how much of how many microseconds of all cores it may use."""
@@ -188,19 +190,36 @@ def peak_memory_bytes() -> int | None:
 
 
 def write_json(path: Path | None, value: Any) -> None:
-    """Write `value` to `path` in one piece, beside it first; numbers that are not finite become null. None: nothing."""
+    """Write `value` to `path` in one piece, beside it first; numbers that are not finite become null. None: nothing.
+
+    `-` is standard output. What is no regular file, such as a FIFO or a device, is written to as it is.
+    """
     if path is None:
         return
     text = json.dumps(_finite(value), indent=2, allow_nan=False, default=str) + "\n"
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
+    if (stream := standard_stream(path)) is not None:
+        stream.write(text)
+        stream.flush()
+    elif path.exists() and not path.is_file():
+        with path.open("w", encoding="utf-8") as file:
             file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    else:
+        with whole_file(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+
+
+def standard_stream(path: Path) -> TextIO | None:
+    """Standard output for `-`, and standard output or error for a name of what either is, such as /dev/stdout.
+
+    Where such a stream is redirected to a file, a file beside it that took its place would take what was printed.
+    """
+    if path == Path("-"):
+        return sys.stdout
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, AttributeError):  # there is no such file, or no descriptor or stream
+            if os.path.samestat(path.stat(), os.fstat(stream.fileno())):
+                return stream
+    return None
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -19,6 +19,24 @@ END_OF_FILE = 0
 
 SUFFIXES = (".txt", ".md")
 
+ROWS = {"JSON lines": (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz"), "Parquet": (".parquet",)}
+"""How the names of files of rows end, each of which is a text of its own; `echo_ska.corpus` reads them."""
+
+ONE_A_LINE = "one object with its text a line"
+NO_TEXT = {
+    (".json",): f"is JSON: where it has {ONE_A_LINE}, rename it to *.jsonl, which `echo-ska data prepare` reads; else "
+    "write it so",
+    (".csv", ".tsv", ".xml", ".html", ".htm", ".xlsx", ".arrow", ".feather", ".orc", ".avro"): (
+        f"is of no kind that is read: write its documents as *.jsonl ({ONE_A_LINE}) or as *.parquet, which `echo-ska "
+        "data prepare` reads, or as files of text; only where all of it is one text, markup included, rename it to "
+        "*.txt"
+    ),
+    (".gz", ".tgz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".tar"): (
+        "is compressed or packed: unpack it first; only *.jsonl.gz is read as it is, by `echo-ska data prepare`"
+    ),
+}
+"""How the names of data end that would become one text of markup, and what to do with such a file."""
+
 
 class TextFile(NamedTuple):
     """A text as bytes: where it came from, and `tokens`, uint8 [N]."""
@@ -39,12 +57,14 @@ def load_text(paths: Iterable[str | Path]) -> list[TextFile]:
     """Read text files, in the order of `paths`; a folder gives its *.txt and *.md, subfolders included,
     sorted.
 
-    A file named explicitly may have any name; folders and files that start with a dot are passed over inside
-    a folder; a file found twice is read once. A UTF-8 byte-order mark is removed and CRLF becomes LF.
+    A file named explicitly may have any name but that of data (`ROWS`, `NO_TEXT`); folders and files that start with a
+    dot are passed over inside a folder; a file found twice is read once. A UTF-8 byte-order mark is removed and CRLF
+    becomes LF.
 
     Raises:
         ValueError: one sentence, for a path that is missing or unreadable, a folder without text, and a file
-            that is empty or not UTF-8 text (with the offset of its first bad byte, counted from 0).
+            that is named as data, or is empty or not UTF-8 text (with the offset of its first bad byte, counted from
+            0).
     """
     return [_read(file) for file in find_text(paths)]
 
@@ -53,7 +73,7 @@ def find_text(paths: Iterable[str | Path]) -> list[Path]:
     """The files that `load_text` reads, each once, unread.
 
     Raises:
-        ValueError: a path is missing, a folder holds no text, or there is no path.
+        ValueError: a path is missing or named as data, a folder holds no text, or there is no path.
     """
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
@@ -165,6 +185,7 @@ class TextData:
 
 def _files_of(path: Path) -> list[Path]:
     if path.is_file():
+        _refuse_data(path)
         return [path]
     if not path.is_dir():
         raise ValueError(f"{path} does not exist.")
@@ -172,6 +193,19 @@ def _files_of(path: Path) -> list[Path]:
     if not text:
         raise ValueError(f"The folder {path} holds no text: no *.txt or *.md file, in subfolders either.")
     return text
+
+
+def _refuse_data(path: Path) -> None:
+    name = path.name.lower()
+    for kind, endings in ROWS.items():
+        if name.endswith(endings):
+            raise ValueError(
+                f"{path} holds rows ({kind}), each a text of its own: `echo-ska data prepare` reads them, and "
+                "`echo-ska train --data` learns what that writes; only where all of it is one text, rename it to *.txt."
+            )
+    for endings, why in NO_TEXT.items():
+        if name.endswith(endings):
+            raise ValueError(f"{path} {why}.")
 
 
 def files_inside(folder: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from echo_ska.training.checkpoint import Checkpoint, model_tensors, restore, save_shards
 from echo_ska.training.config import TrainingConfig
 from echo_ska.training.engine import Engine
+from echo_ska.training.processes import environment_unread
 from echo_ska.training.stored import Piece, StoredTensors
 
 
@@ -28,7 +29,8 @@ def deepspeed_plugin(config: TrainingConfig) -> Any:
 
     if not is_deepspeed_available():
         raise ValueError("strategy deepspeed needs DeepSpeed: pip install 'echo-ska[deepspeed]', or use fsdp.")
-    return DeepSpeedPlugin(hf_ds_config=deepspeed_configuration(config))
+    with environment_unread():
+        return DeepSpeedPlugin(hf_ds_config=deepspeed_configuration(config))
 
 
 def deepspeed_configuration(config: TrainingConfig) -> dict[str, Any]:

@@ -27,7 +27,14 @@ from echo_ska.experiments.demo.recall import (
 from echo_ska.experiments.demo.text import TextModel, run_text_part
 from echo_ska.experiments.trials.arms import NO_POSITIONS
 from echo_ska.experiments.trials.pool import Job, Stage, run_jobs
-from echo_ska.training.records import checkout_state, describe_hardware, describe_versions, usable_cores, write_json
+from echo_ska.training.records import (
+    checkout_state,
+    describe_hardware,
+    describe_versions,
+    standard_stream,
+    usable_cores,
+    write_json,
+)
 
 MINIMUM_SEQUENCES = 64
 TOKENS_A_LENGTH = 65_536
@@ -121,7 +128,7 @@ def run_demo(
     demo_report.draw(result, picture)
     console.print(f"Picture: {picture}", markup=False, highlight=False, soft_wrap=True)
     write_json(json_path, result)
-    if json_path is not None:
+    if json_path is not None and standard_stream(json_path) is None:
         console.print(f"Figures: {json_path}", markup=False, highlight=False, soft_wrap=True)
     return result
 
@@ -146,7 +153,10 @@ def run_recall_part(stage: Stage, *, model: RecallModel, sequences: dict[int, in
 def _require_writable(output: Path, json_path: Path | None) -> None:
     if json_path is not None and json_path.is_dir():
         raise ValueError(f"{json_path} is a folder: give --json the name of a file.")
-    for folder in (output,) if json_path is None else (output, json_path.parent):
+    folders = [output]
+    if json_path is not None and standard_stream(json_path) is None and (json_path.is_file() or not json_path.exists()):
+        folders.append(json_path.resolve().parent)  # else it is written to as it is
+    for folder in folders:
         probe = folder / ".echo-ska.partial"
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from echo_ska.experiments.claims import CLAIMS, RULE, Claim, Criterion, Finding,
 from echo_ska.experiments.claims.claim import DAMAGED, unreadable
 from echo_ska.experiments.report.provenance import provenance
 from echo_ska.experiments.report.vector import inline_svg
+from echo_ska.sealed import whole_file
 from echo_ska.training.records import checkout_state
 
 
@@ -130,10 +130,6 @@ def write_report(folder: Path, output: Path, claims: Sequence[Claim[Any]] = CLAI
     """
     weighed = [weigh(claim, folder) for claim in claims]
     page = render([entry_of(found) for found in weighed], f"{folder}/")
-    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
-    try:
+    with whole_file(output) as partial:
         partial.write_text(page, encoding="utf-8")
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
     return weighed
