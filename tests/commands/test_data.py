@@ -130,7 +130,7 @@ def test_what_is_refused(refused, run, prepare, rows, tmp_path):
     refused("holds no corpus", "data", "show", tmp_path)
     refused("is no folder", "data", "verify", tmp_path / "absent")
     assert run(*prepare).exit_code == 0
-    refused("another held out (0.2)", *prepare, "--held-out=0.3")
+    refused("was prepared with --held-out 0.2", *prepare, "--held-out=0.3")
     shard = tmp_path / "corpus" / "training" / "shard-00001.bin"
     shard.write_bytes(b"x" + shard.read_bytes()[1:])
     refused("training/shard-00001.bin missing or not as written", "data", "verify", tmp_path / "corpus")

@@ -90,7 +90,7 @@ def test_a_text_file_that_is_no_text_ends_it_and_is_named(tmp_path, monkeypatch,
             prepare_corpus(sources, tmp_path / name, SETTINGS)
     (tmp_path / "texts" / "30.txt").unlink()
     assert prepare_corpus(sources, tmp_path / "none whole", SETTINGS).documents_read == 39
-    with pytest.raises(ValueError, match=r"another sources .* or prepare in another directory"):
+    with pytest.raises(ValueError, match=r"bytes 2,604, files 39.* was begun with .*bytes 2,608, files 40"):
         prepare_corpus(sources, tmp_path / "some whole", SETTINGS)
 
 

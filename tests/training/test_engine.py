@@ -68,7 +68,7 @@ def check_bfloat16(two, strategy):
 
 SENTENCES = {
     "batch": r"ValueError: A batch of 4 cannot be divided into 6 equal parts.* multiple of 6\.",
-    "settings": r"ValueError: .*step-000008 was trained with another training\.learning_rate: use the same settings.*",
+    "settings": r"OtherSettingsError: .*step-000008 was trained with another training\.learning_rate: use the same .*",
     "one fails": r"ValueError: part 1 has no text",
     "diverges": r"FloatingPointError: The loss became nan at step 6, so .* last good checkpoint is .*step-000004\.",
     "spoiled": r"FloatingPointError: The loss became nan at step 6, so .* last good checkpoint is .*step-000004\.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,11 +28,6 @@ ModelFolder = Annotated[
 def console(json_file: Path | None = None) -> Console:
     """Standard output, see `screen`; standard error where the figures go to standard output."""
     from echo_ska.commands.screen import screen
+    from echo_ska.training.records import is_printed
 
-    return screen(stderr=json_file is not None and _is_printed(json_file))
-
-
-def _is_printed(json_file: Path) -> bool:
-    from echo_ska.training.records import standard_stream
-
-    return standard_stream(json_file) is sys.stdout
+    return screen(stderr=is_printed(json_file))

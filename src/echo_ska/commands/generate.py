@@ -25,7 +25,7 @@ from echo_ska.evaluation.streaming import TextStream
 from echo_ska.memory import ContextState
 from echo_ska.models import EchoForCausalLM
 from echo_ska.models.tokenization import encode
-from echo_ska.training.records import standard_stream, write_json
+from echo_ska.training.records import is_printed, write_json
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def generate(request: GenerateRequest, json_file: Path | None) -> None:
     Raises:
         ValueError: a folder, file, prompt or setting is not as it must be; nothing was written.
     """
-    if json_file is not None and standard_stream(json_file) is sys.stdout:
+    if is_printed(json_file):
         raise ValueError(f"--json {json_file} is standard output, to which the text goes: name a file.")
     check_sampling(request.max_new_tokens, request.temperature, request.top_k, seed=request.seed)
     require_model_folder(request.model)

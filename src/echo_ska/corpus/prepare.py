@@ -291,7 +291,7 @@ def _as_option(name: str, value: Any) -> str:
 def _described(source: dict[str, Any]) -> str:
     rest = {name: value for name, value in source.items() if name not in ("kind", "name") and value is not None}
     shown = ", ".join(
-        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in rest.items()
+        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in sorted(rest.items())
     )
     return f"{source['name']} ({shown})" if shown else str(source["name"])
 

@@ -222,6 +222,11 @@ def standard_stream(path: Path) -> TextIO | None:
     return None
 
 
+def is_printed(path: Path | None) -> bool:
+    """Whether what is written to `path` goes to standard output."""
+    return path is not None and (stream := standard_stream(path)) is not None and stream is sys.stdout
+
+
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(

@@ -59,6 +59,7 @@ TINY = replace(
     echo_width=200,  # wide enough for the others to be as large
     length=16,
     rates=(1e-3, 1e-2),
+    further=(),
     contexts=(8, 16, 64, 128),
     blocks=2,
     steps=3,
