@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from echo_ska.benchmarks import run as run_module
 from echo_ska.cli import app
+from echo_ska.commands.bench import BenchRequest
 
 TINY = [
     "bench",
@@ -23,6 +24,22 @@ TINY = [
 
 def run(*arguments: object):
     return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"ECHO_SKA_DEBUG": "0"})
+
+
+@pytest.mark.parametrize(
+    ("lengths", "decode_tokens", "name"),
+    [
+        (None, None, "full"),
+        (None, 2_000_000, "full"),
+        (None, 999_999, "own"),
+        (None, 0, "own"),
+        ("8", 2_000_000, "own"),
+    ],
+)
+def test_a_plan_is_full_where_nothing_is_left_out(lengths, decode_tokens, name):
+    plan = BenchRequest(lengths, None, None, 1, None, decode_tokens, "cpu", False).plan()
+    assert plan.name == name
+    assert plan.decode_tokens == (1_000_000 if decode_tokens is None else decode_tokens)
 
 
 def test_it_prints_keeps_and_draws(tmp_path):

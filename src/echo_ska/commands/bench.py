@@ -58,13 +58,10 @@ class BenchRequest:
             asked["parts"] = _names(self.parts)
         if self.rounds is not None:
             asked["rounds"] = self.rounds
-        if self.decode_tokens is not None:
-            if asked or self.decode_tokens < plan.decode_tokens:  # more in a row make a longer run of the same plan
-                asked["name"] = "own"
-            asked["decode_tokens"] = self.decode_tokens
-        elif asked:
+        decode_tokens = plan.decode_tokens if self.decode_tokens is None else self.decode_tokens
+        if asked or decode_tokens < plan.decode_tokens:  # more in a row make a longer run of the same plan
             asked["name"] = "own"
-        plan = dataclasses.replace(plan, **asked)  # type: ignore[arg-type]
+        plan = dataclasses.replace(plan, decode_tokens=decode_tokens, **asked)  # type: ignore[arg-type]
         plan.check()
         return plan
 

@@ -222,6 +222,7 @@ EVEN_STEP = 0.1
 """The largest of the steps that Mamba-2's published start draws."""
 
 
+@torch.no_grad()
 def spread_decays(network: EchoForCausalLM) -> None:
     """Gated DeltaNet's and MesaNet's heads start by forgetting within 1,000 to 10 tokens, evenly in the logarithm.
 
@@ -232,7 +233,9 @@ def spread_decays(network: EchoForCausalLM) -> None:
     if not decays:
         raise ValueError("The network has no layer whose heads forget at a drawn rate.")
     for decay in decays:
-        _spread(decay.A_log, decay.dt_bias)
+        nn.init.zeros_(decay.A_log)
+        spans = spread(MEMORY_SPANS, len(decay.dt_bias))
+        decay.dt_bias.copy_(torch.tensor([inverse_softplus(1 / span) for span in spans]))
 
 
 @torch.no_grad()
@@ -257,13 +260,6 @@ def even_mamba_aids(network: EchoForCausalLM) -> None:
             nn.init.zeros_(layer.convolution.bias)
         _, _, keys, queries, _ = layer.in_proj.weight.split([layer.inner_size, *sizes, layer.heads])
         queries.copy_(keys)
-
-
-@torch.no_grad()
-def _spread(rates: nn.Parameter, steps: nn.Parameter) -> None:
-    """Rates of 1, and steps of one over a span."""
-    nn.init.zeros_(rates)
-    steps.copy_(torch.tensor([inverse_softplus(1 / span) for span in spread(MEMORY_SPANS, len(steps))]))
 
 
 def no_output_norm(network: EchoForCausalLM) -> None:
