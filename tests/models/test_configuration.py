@@ -111,7 +111,7 @@ def test_at_most_about_twenty_fields_of_its_own():
         ({"ska_layers": [1], "mixer_types": ["mamba2"] * 4}, "not both"),
         ({"layer_types": ["mamba2"] * 4, "mixer_types": ["gla"] * 4}, "two names of one field"),
         ({"layer_types": 4, "mixer_types": ["gla"] * 4}, "layer_types must be a list of names, one a layer, got 4"),
-        ({"layer_types": ["mamba2"] * 3}, "layer_types names 3 layers, num_hidden_layers is 4"),
+        ({"layer_types": ["mamba2"] * 3, "num_hidden_layers": 4}, "layer_types names 3 layers, num_hidden_layers is 4"),
         ({"layer_types": ["mamba2", "mamba1", "ska", "mamba2"]}, r"layer_types\[1\] is 'mamba1': choose from mamba2"),
         ({"layer_types": 4}, "layer_types must be a list of names, one a layer, got 4"),
         ({"layer_types": "mamba2"}, "layer_types must be a list of names, one a layer, got 'mamba2'"),
@@ -170,6 +170,26 @@ def test_what_cannot_be_is_refused_later_too(name, value, message):
 def test_a_dtype_by_name_or_itself(dtype):
     found = EchoConfig(dtype=dtype).dtype
     assert found == (torch.bfloat16 if dtype == "bfloat16" else dtype)
+
+
+@pytest.mark.parametrize(
+    ("fields", "layers"),
+    [
+        ({}, ["mamba2", "mamba2", "ska", "mamba2"]),
+        ({"num_hidden_layers": 3}, ["mamba2", "ska", "mamba2"]),
+        ({"num_hidden_layers": 2}, ["mamba2", "mamba2"]),
+        ({"ska_layers": []}, ["mamba2"] * 4),
+        ({"attention_layers": [1]}, ["mamba2", "full_attention", "mamba2", "mamba2"]),
+        (
+            {"layer_types": ["mamba2", "attention", "ska", "gla", "mamba2"]},
+            ["mamba2", "full_attention", "ska", "gla", "mamba2"],
+        ),
+    ],
+)
+def test_what_is_not_said_is_an_echo_of_as_many_layers_as_are_named(fields, layers):
+    config = EchoConfig(**fields)
+    assert config.layer_types == layers
+    assert config.num_hidden_layers == len(layers)
 
 
 def test_ska_at_the_ends_on_request():

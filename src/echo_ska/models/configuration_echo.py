@@ -34,12 +34,13 @@ class EchoConfig(PreTrainedConfig):
     Args:
         vocab_size: token ids, V.
         hidden_size: width of the residual stream, d.
-        num_hidden_layers: blocks, N.
+        num_hidden_layers: blocks, N; None = as many as `layer_types` names, and four without it.
         layer_types: the mixer of each layer, counted from 0: "mamba2", "ska", "ska-paper" or "full_attention"
             (Hugging Face's name; "attention" is read as it, as they do); or one of SKA's peers (docs/peers.md).
             In config.json, and as an alias by keyword, it is called `mixer_types`.
         ska_layers, attention_layers: shorthand for `layer_types`: the layers (counted from 0) that hold SKA or
-            softmax attention; all others hold Mamba-2.
+            softmax attention; all others hold Mamba-2. With none of the three, SKA is in the middle layer,
+            num_hidden_layers // 2, of three or more; `ska_layers=[]` is Mamba-2 alone.
         ska_at_ends: allow SKA in the first and the last layer.
         num_heads: heads of SKA, its peers and attention, H.
         rank: width of SKA's and its peers' keys and queries, r.
@@ -82,7 +83,7 @@ class EchoConfig(PreTrainedConfig):
         self,
         vocab_size: int = 256,
         hidden_size: int = 128,
-        num_hidden_layers: int = 4,
+        num_hidden_layers: int | None = None,
         layer_types: list[str] | None = None,
         ska_layers: list[int] | None = None,
         attention_layers: list[int] | None = None,
@@ -113,6 +114,8 @@ class EchoConfig(PreTrainedConfig):
             raise ValueError(f"EchoConfig has no field {', '.join(unknown)}: see help(EchoConfig) for the names")
         for name in ("dtype", "torch_dtype"):
             _require_dtype(name, kwargs.get(name))
+        if num_hidden_layers is None:
+            num_hidden_layers = 4 if layer_types is None else len(_spelled(layer_types))
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
@@ -279,6 +282,8 @@ def _layer_types(
         return _spelled(layer_types)
     _require_whole("num_hidden_layers", count, least=1)
     names = ["mamba2"] * count
+    if ska_layers is None and attention_layers is None:
+        ska_layers = [count // 2] if count >= 3 else []
     shorthand = (("ska", "ska_layers", ska_layers), ("full_attention", "attention_layers", attention_layers))
     for name, field, layers in shorthand:
         if layers is None:
