@@ -164,6 +164,16 @@ def test_weights_that_are_missing_are_named(tmp_path, text):
     assert not (tmp_path / "out").exists()
 
 
+def test_weights_that_the_configuration_does_not_know_are_named(tmp_path, text):
+    model = llama(tmp_path / "llama")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    result = run(model, "--text", text, "-o", tmp_path / "out", *SMALL)
+    assert result.exit_code == 1
+    assert "do not fit its config.json: the model has no model.layers.1." in " ".join(result.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_does_not_fit_is_said_in_one_sentence(tmp_path, text):
     small, large = llama(tmp_path / "small", 90), llama(tmp_path / "large", 300)
     few = llama(tmp_path / "few", 260)
@@ -177,6 +187,7 @@ def test_what_does_not_fit_is_said_in_one_sentence(tmp_path, text):
         (llama(tmp_path / "llama"), ("--layers", "7"), "layers must name at least one of 0 to 1"),
         (tmp_path / "llama", ("--init", "warm"), "init must be"),
         (tmp_path / "llama", ("--rank", "99"), "between 1 and the head's width 8"),
+        (tmp_path / "llama", ("--copy-every", "1"), "--copy-every must be 0, which leaves copying out, or at least 2"),
     ):
         result = run(model, "--text", text, "-o", tmp_path / "out", *SMALL, *options)
         assert result.exit_code != 0

@@ -140,6 +140,8 @@ def test_what_no_state_can_give_is_refused_in_one_sentence():
     window = torch.ones(8, 8).tril().triu(-2).bool().expand(2, 1, 8, 8)
     with pytest.raises(ValueError, match="must be a padding mask"):
         model(ids, attention_mask=window, use_cache=False)
+    with pytest.raises(ValueError, match="attention_mask differs by head"):
+        model(ids, attention_mask=window.expand(2, 4, 8, 8), use_cache=False)
     with pytest.raises(ValueError, match="must be a DynamicCache, got StaticCache"):
         model(ids, past_key_values=StaticCache(config=model.config, max_cache_len=9), use_cache=True)
     filled = host("llama")(ids, use_cache=True).past_key_values

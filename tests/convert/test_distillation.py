@@ -167,7 +167,27 @@ def test_training_in_half_precision_is_refused(dtype):
     for stages in ({"finetuning": None, "matching": QUICK}, {"matching": None, "finetuning": QUICK}):
         with pytest.raises(ValueError, match=f"are lost in {dtype}: distil student.float.. from teacher.float"):
             distil(student, teacher, windows(), **stages)
-    distil(student.float(), teacher.float(), windows(), matching=QUICK, finetuning=None)
+    half = copy.deepcopy(teacher)
+    student.float()
+    for stages in ({"finetuning": None, "matching": QUICK}, {"matching": None, "finetuning": QUICK, "kl_weight": 1.0}):
+        with pytest.raises(ValueError, match=f"the teacher is in {dtype} and the student in float32: give teacher.flo"):
+            distil(student, half, windows(), **stages)
+    distil(student, teacher.float(), windows(), matching=QUICK, finetuning=None)
+
+
+def test_an_evaluation_of_either_stage_sees_no_dropout():
+    student, teacher = pair()
+    student.train()
+    seen = []
+
+    def evaluate(model, step):
+        seen.append(any(module.training for module in model.modules()))
+        return {}
+
+    stages = {name: dataclasses.replace(QUICK, evaluate_every=1) for name in ("matching", "finetuning")}
+    distil(student, teacher, windows(), evaluate=evaluate, **stages)
+    assert len(seen) >= 2
+    assert not any(seen)
 
 
 def test_pairs_that_do_not_fit_are_refused():

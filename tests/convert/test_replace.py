@@ -110,6 +110,7 @@ def test_a_saved_model_is_loaded_with_the_same_logits_and_dtypes(name, tmp_path)
         assert torch.equal(loaded(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
         assert getattr(loaded.config, FIELD) == getattr(model.config, FIELD)
         assert (loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight) == tied
+    assert load_converted(tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16
     replace_attention(loaded, [1])  # and so on from there
     assert list(replaced_attentions(loaded)) == [0, 1, 2]
 

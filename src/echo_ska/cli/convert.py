@@ -32,7 +32,7 @@ def convert(
     finetuning_rate: Annotated[float, typer.Option(help="Learning rate of the second, and of the control.")] = 1e-3,
     kl_weight: Annotated[float, typer.Option(min=0, help="Of the original's predictions in the second stage.")] = 0.0,
     copy_every: Annotated[
-        int, typer.Option(min=0, help="Every so many-th batch is random tokens to copy; 0 leaves them out.")
+        int, typer.Option(min=0, help="Every so many-th batch is random tokens to copy, 2 or more; 0 leaves them out.")
     ] = 4,
     control: Annotated[
         bool, typer.Option("--control/--no-control", help="Train a copy of the original as long, for comparison.")

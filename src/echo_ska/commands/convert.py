@@ -92,6 +92,10 @@ def start_convert(request: ConvertRequest, json_file: Path | None, console: Cons
     kept = request.output / "model"
     if kept.exists():
         raise ValueError(f"{kept} exists: name another --output, nothing is overwritten.")
+    if request.copy_every == 1:
+        raise ValueError(
+            "--copy-every must be 0, which leaves copying out, or at least 2, got 1: text has to be learnt too."
+        )
     original, tokenizer = load_host(request.model)
     decoder_layers(original)  # raises for models that are not supported
     positions = learnt_positions(original)
@@ -218,6 +222,11 @@ def load_host(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | 
     if lacking := sorted(found["missing_keys"]):
         named = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
         raise ValueError(f"The weights in {folder} are not all of this model, missing: {named}.")
+    if unknown := sorted(found["unexpected_keys"]):
+        raise ValueError(
+            f"The weights in {folder} do not fit its config.json: the model has no {unknown[0]}; put back the "
+            "config.json that was saved with them."
+        )
     vocab_size = model.config.vocab_size
     if any((folder / name).is_file() for name in TOKENIZER_FILES):
         return model.eval(), read_tokenizer(folder, vocab_size)

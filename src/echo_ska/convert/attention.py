@@ -25,7 +25,7 @@ class ReplacedCacheLayer(EchoCacheLayer):
         return query_length, self.tokens
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Nothing can be taken back.
+        """Nothing can be taken back. Layers before this one have been cropped by then: begin again with a new cache.
 
         Raises:
             ValueError: for anything but 0.
@@ -67,7 +67,8 @@ class ReplacedAttention(nn.Module):
             position_embeddings: not used, since the layer has no positions.
             attention_mask: what the host has made of its padding mask: None, [B, L], or [B, 1, T, L] of booleans or of
                 0 and large negative numbers; the last T columns are those of the new tokens. Padding is taken out, so
-                that it changes nothing; the output there is 0.
+                that it changes nothing; the output there is 0. Earlier columns are not read: what a cache holds is
+                read whole.
             past_key_values: a `DynamicCache`, which holds this layer's state from its first call on.
             position_ids: [B, T]; refused where they restart inside a row.
             kwargs: what hosts pass besides is not used.
@@ -107,6 +108,8 @@ class ReplacedAttention(nn.Module):
 def padding(attention_mask: Tensor | None, position_ids: Tensor | None, hidden_states: Tensor) -> Tensor | None:
     """Which of the new tokens [B, T] are real, or None where all are; see `ReplacedAttention.forward`."""
     batch, time = hidden_states.shape[:2]
+    if attention_mask is None and (time == 1 or position_ids is None):
+        return None  # before anything is asked of a GPU, which would be waited for
     real = torch.ones(batch, time, dtype=torch.bool, device=hidden_states.device)
     if attention_mask is not None:
         if not isinstance(attention_mask, Tensor) or attention_mask.dim() not in (2, 4):
@@ -118,6 +121,8 @@ def padding(attention_mask: Tensor | None, position_ids: Tensor | None, hidden_s
         if attention_mask.dim() == 2:
             real = attention_mask[:, -time:].bool().expand(batch, -1)
         else:
+            if attention_mask.shape[1] != 1:
+                raise ValueError("attention_mask differs by head: an SKA layer reads every token before in all heads")
             seen = seen[:, 0, :, seen.shape[-1] - time :].expand(batch, -1, -1)  # [B, T, T]
             real = seen.diagonal(dim1=1, dim2=2)
             causal = torch.ones(time, time, dtype=torch.bool, device=seen.device).tril() & real[:, None]

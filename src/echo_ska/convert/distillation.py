@@ -187,7 +187,7 @@ def distil(
         The stages' records.
 
     Raises:
-        ValueError: what does not fit together, or parameters to be trained in half precision.
+        ValueError: what does not fit together, or parameters to be trained, or a teacher, in half precision.
         FloatingPointError: a loss or gradient that is not finite; the weights stay as the step before left them.
     """
     folder = None if directory is None else Path(directory)
@@ -197,6 +197,12 @@ def distil(
             f"a training's small changes are lost in {half}: distil student.float() from teacher.float(), save the "
             f"result and load it with dtype={half}"
         )
+
+    if matching is not None or kl_weight:
+        read = (parameter.dtype for parameter in teacher.parameters() if parameter.is_floating_point())
+        if half := next((dtype for dtype in read if dtype.itemsize < 4), None):
+            raise ValueError(f"the teacher is in {half} and the student in float32: give teacher.float()")
+    student.eval()  # also what no stage trains, as `evaluate` is to see it
 
     def run(stage: nn.Module, batches: DataSource, config: TrainingConfig, name: str) -> RunRecord:
         student.to(training_device(config))  # all of it: the stage holds the layers that are trained alone

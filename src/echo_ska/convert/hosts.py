@@ -82,7 +82,7 @@ def head_weights(attention: nn.Module) -> HeadWeights:
 
     Norms of queries and keys (Qwen3) are taken into the projections: their weights exactly; the size that they divide
     by, which differs from token to token, by its root mean square over inputs of unit covariance. SKA brings every key
-    and query to unit norm, so at full rank a factor of a token and head is without effect.
+    and query to unit norm (from well above 0.1 on), so at full rank a factor of a token and head is without effect.
     """
     module: Any = attention
     if hasattr(module, "c_attn"):  # GPT-2: one Conv1D, [d, 3 d], for all three

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -13,16 +14,17 @@ from echo_ska.models.own_code import OWN_CODE_IS_NOT_RUN, refusing_own_code
 from echo_ska.models.shapes import require_shapes
 
 
-def load_converted(folder: str | Path) -> PreTrainedModel:
+def load_converted(folder: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """A model with SKA in the place of attention, from a folder that its `save_pretrained` wrote.
 
     `AutoModelForCausalLM.from_pretrained` loads it too, but only warns of weights that are missing.
 
     Args:
         folder: on this machine. Only safetensors and JSON are read.
+        dtype: what the model is to run in (what steers solves stays in float32); None is the dtype it was saved in.
 
     Returns:
-        The model in eval mode, on the CPU, each parameter in the dtype it was saved in.
+        The model in eval mode, on the CPU.
 
     Raises:
         ValueError: `folder` holds no such model, or weights that are missing, damaged or of another one.
@@ -45,6 +47,7 @@ def load_converted(folder: str | Path) -> PreTrainedModel:
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # refused below
+                **({} if dtype is None else {"dtype": dtype}),
                 **OWN_CODE_IS_NOT_RUN,
             )
     except (SafetensorError, RuntimeError) as error:
