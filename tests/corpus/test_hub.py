@@ -49,7 +49,7 @@ def test_no_name_stands_for_files_that_happen_to_be_here(tmp_path, monkeypatch, 
 def test_code_of_a_dataset_is_not_run(monkeypatch):
     asked = []
 
-    def load(path, name=None, split=None, streaming=False, trust_remote_code=None):
+    def load(path, name=None, split=None, revision=None, streaming=False, trust_remote_code=None):
         asked.append(trust_remote_code)
         raise ValueError("it has code")
 
@@ -57,6 +57,26 @@ def test_code_of_a_dataset_is_not_run(monkeypatch):
     with pytest.raises(ValueError, match=r"cannot be opened: it has code\."):
         next(HubSource("hub:a/b", "text").documents())
     assert asked == [False]
+
+
+def test_a_revision_is_asked_for_and_described(monkeypatch, tmp_path):
+    asked = []
+
+    def load(path, name=None, split=None, revision=None, streaming=False):
+        asked.append((path, name, revision))
+        return datasets.Dataset.from_dict({"text": ["a", "b"]}).to_iterable_dataset()
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a@b").mkdir()  # a folder has no revisions, and its name is its own
+    for name in ("hub:a/b@87f09149:c", "hub:a/b:c", "hub:./a@b"):
+        assert len(list(HubSource(name, "text").documents())) == 2
+    assert asked == [("a/b", "c", "87f09149"), ("a/b", "c", None), ("./a@b", None, None)]
+    assert HubSource("hub:a/b@87f09149:c", "text").describe()["revision"] == "87f09149"
+    assert "revision" not in HubSource("hub:a/b:c", "text").describe()  # as corpora have it that were prepared before
+    for name in ("hub:a/b@", "hub:@87f09149"):
+        with pytest.raises(ValueError, match="names no revision: write hub:NAME@REVISION"):
+            HubSource(name, "text")
 
 
 def test_what_is_not_there(dataset, tmp_path):

@@ -65,7 +65,8 @@ def test_parquet(tmp_path):
 def test_parquet_of_other_kinds_of_text(tmp_path):
     pyarrow = pytest.importorskip("pyarrow", reason="pip install 'echo-ska[data]'")
     parquet = pytest.importorskip("pyarrow.parquet")
-    for kind in (pyarrow.large_string(), pyarrow.dictionary(pyarrow.int32(), pyarrow.string())):
+    views = [pyarrow.string_view()] if hasattr(pyarrow, "string_view") else []
+    for kind in (pyarrow.large_string(), pyarrow.dictionary(pyarrow.int32(), pyarrow.string()), *views):
         parquet.write_table(pyarrow.table({"text": pyarrow.array(["a", None, "a"], kind)}), tmp_path / "a.parquet")
         texts = [document.text for document in ParquetSource(tmp_path / "a.parquet", "text").documents()]
         assert texts == ["a", "", "a"]

@@ -99,7 +99,10 @@ def test_echo_books_is_the_checkpoint_s_run():
 
 def test_commands_name_all_that_is_not_a_default():
     prepare, train = RECIPES["echo-1b"].commands("tokenizers/web")
-    assert (prepare[-1], train[-1]) == ("corpora/echo-1b", "runs/echo-1b")  # as all examples in the docs
+    assert (prepare[-1], train[-1]) == (
+        "corpora/fineweb-edu-sample-100BT",
+        "runs/echo-1b",
+    )  # as all examples in the docs
     assert prepare[3:6] == ["hub:HuggingFaceFW/fineweb-edu:sample-100BT", "--tokenizer", "tokenizers/web"]
     assert train[:5] == ["torchrun", "--standalone", "--nproc-per-node=8", "--no-python", "echo-ska"]
     assert train[train.index("--data") + 1] == prepare[-1]

@@ -25,7 +25,7 @@ def data_prepare(
         typer.Argument(
             metavar="SOURCE...",
             help="Text files, *.jsonl, *.jsonl.gz, *.ndjson, *.parquet, folders of one of these, or "
-            "hub:NAME[:CONFIG[:SPLIT]].",
+            "hub:NAME[@REVISION][:CONFIG[:SPLIT]].",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write the shards.")],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from echo_ska.corpus.documents import Document, require_field, text_of
@@ -17,8 +18,9 @@ class HubSource:
     """A dataset by name, through `datasets.load_dataset(NAME, CONFIG, split=SPLIT, streaming=True)` (extra `data`).
 
     Args:
-        name: "hub:NAME[:CONFIG[:SPLIT]]", as in "hub:HuggingFaceFW/fineweb-edu:sample-10BT:train". NAME may be a local
-            folder in the layout of the hub's datasets. SPLIT is train where it is left out.
+        name: "hub:NAME[@REVISION][:CONFIG[:SPLIT]]", as in "hub:HuggingFaceFW/fineweb-edu:sample-10BT:train". NAME may
+            be a local folder in the layout of the hub's datasets, which has no revisions. SPLIT is train where it is
+            left out. REVISION is a commit, tag or branch of the dataset; without one it is read as it is today.
         field: which column holds the text.
 
     Raises:
@@ -30,7 +32,10 @@ class HubSource:
         parts = name.removeprefix(HUB).split(":")
         if not (1 <= len(parts) <= 3 and all(parts)):
             raise ValueError(f"{name} names no dataset: write hub:NAME, hub:NAME:CONFIG or hub:NAME:CONFIG:SPLIT.")
-        self.name = parts[0]
+        self.name, _, revision = (parts[0], "", "") if Path(parts[0]).is_dir() else parts[0].partition("@")
+        if "@" in parts[0] and not (self.name and (revision or self.name == parts[0])):
+            raise ValueError(f"{name} names no revision: write hub:NAME@REVISION, a commit, tag or branch.")
+        self.revision = revision or None
         self.config = parts[1] if len(parts) > 1 else None
         self.split = parts[2] if len(parts) > 2 else "train"
         self.field = field
@@ -42,8 +47,9 @@ class HubSource:
             )
 
     def describe(self) -> dict[str, Any]:
-        """Name, configuration and split."""
-        return {"kind": "hub", "name": self.name, "config": self.config, "split": self.split}
+        """Name, configuration and split, and the revision if one was named."""
+        described = {"kind": "hub", "name": self.name, "config": self.config, "split": self.split}
+        return described if self.revision is None else described | {"revision": self.revision}
 
     def stamp(self) -> None:
         """None: whether a dataset has changed is not asked."""
@@ -56,7 +62,7 @@ class HubSource:
             load = _load_dataset()
             # Up to version 3 code in the dataset's folder could be run; later ones have none of it, nor the parameter.
             own_code = {"trust_remote_code": False} if "trust_remote_code" in inspect.signature(load).parameters else {}
-            dataset = load(self.name, self.config, split=self.split, streaming=True, **own_code)
+            dataset = load(self.name, self.config, split=self.split, revision=self.revision, streaming=True, **own_code)
             names = dataset.column_names
         except Exception as error:  # ValueError, OSError, and many kinds of the libraries below
             raise ValueError(f"The dataset {origin} cannot be opened: {_first_line(error)}.") from error
@@ -70,7 +76,7 @@ class HubSource:
             except Exception as error:
                 raise OSError(
                     f"The dataset {origin} cannot be read on after row {number}: {_first_line(error)}; give the same "
-                    "command again to go on."
+                    "command again to go on, unless the data itself is at fault."
                 ) from error
             if row is None:
                 return

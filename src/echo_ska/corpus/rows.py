@@ -77,7 +77,8 @@ class ParquetSource:
             raise ValueError(f"{path} has {times} columns of the name {field}: write it with one, of the text.")
         kind = schema.field(field).type
         kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+        is_view = getattr(pyarrow.types, "is_string_view", pyarrow.types.is_string)  # of later versions of pyarrow
+        if not any(is_text(kind) for is_text in (pyarrow.types.is_string, pyarrow.types.is_large_string, is_view)):
             raise ValueError(
                 f"{path}: the column {field} is of type {kind}, not of text: name the column with the text (--field)."
             )

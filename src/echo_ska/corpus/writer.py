@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import re
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -37,7 +38,7 @@ class ShardWriter:
         self.folder, self.dtype, self.written = folder, dtype, written
         self.tokens = 0  # of the shard that is being written
         self._file: IO[bytes] | None = None
-        self._documents: list[tuple[int, int]] = []
+        self._documents = array("q")  # two numbers a document: of lists a shard of short rows would fill gigabytes
         self._sum = hashlib.sha256()
         self._clear(written)
 
@@ -55,7 +56,7 @@ class ShardWriter:
                 written = part.astype(self.dtype).tobytes()
                 self._file.write(written)
                 self._sum.update(written)
-        self._documents.append((self.tokens, text_bytes))
+        self._documents.extend((self.tokens, text_bytes))
         self.tokens += len(ids) + 1
 
     def close(self) -> Shard | None:
@@ -66,7 +67,7 @@ class ShardWriter:
         """
         if self._file is None:
             return None
-        documents = np.array(self._documents, DOCUMENT)
+        documents = np.array(self._documents, DOCUMENT).reshape(-1, 2)
         shard = Shard(
             self._name,
             self.tokens,

@@ -34,7 +34,7 @@ ACCELERATE_FILES = ("deepspeed-zero1", "fsdp2")
 """Configurations in `echo_ska/data/accelerate`, for `accelerate launch --config_file`."""
 
 CORPORA, RUNS = "corpora", "runs"
-"""Folders that the printed commands write to, each into one of the recipe's name."""
+"""Folders that the printed commands write to: into one of the corpus's name, and one of the recipe's."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,9 @@ class Recipe:
         learnt: list[str] = []
         prepare: list[list[str]] = []
         if self.corpus:
-            folder = f"{CORPORA}/{self.name}"
-            prepare = [["echo-ska", "data", "prepare", self.corpus, "--tokenizer", tokenizer, "--output", folder]]
+            folder = f"{CORPORA}/{self.corpus.rpartition('/')[2].replace(':', '-')}"
+            asked = ["--tokenizer", tokenizer, "--max-tokens", str(self.tokens), "--output", folder]
+            prepare = [["echo-ska", "data", "prepare", self.corpus, *asked]]
             learnt = ["--data", folder]
         for option, paths in (("--text", self.text), ("--held-out", self.held_out)):
             for path in paths:
