@@ -21,11 +21,11 @@ def test_a_spike_is_judged_by_the_losses_before_it():
     assert recent == [1.0, 1.9, 2.5]
 
 
-def test_without_a_factor_no_finite_loss_stops_it():
+def test_without_a_factor_no_finite_loss_stops_it_but_is_remembered():
     recent = []
     for loss in (1.0, 1.0, 1e30):
         check_step(0, loss, 1.0, recent, ScaleConfig(spike_window=1), None)
-    assert recent == []
+    assert recent == [1e30]  # should the guard be asked for when the training goes on
     for loss, norm, what in ((math.inf, 1.0, "loss became inf"), (1.0, math.nan, "gradient's norm became nan")):
         with pytest.raises(FloatingPointError, match=f"The {what} at step 7, so .*no checkpoint"):
             check_step(7, loss, norm, recent, ScaleConfig(), None)

@@ -14,7 +14,7 @@ import torch
 
 from echo_ska.training import Throughput, open_observers
 from echo_ska.training.checkpoint import save_checkpoint
-from echo_ska.training.observers import TensorBoardObserver, WandbObserver, _identity, numbers
+from echo_ska.training.observers import TensorBoardObserver, WandbObserver, _kept_run, numbers
 
 
 def entry(step, loss):
@@ -147,12 +147,25 @@ def test_wandb_is_told_an_evaluation_that_a_kill_kept_from_it(tmp_path):
     told = []
     observer = WandbObserver.__new__(WandbObserver)
     observer._path, observer._run = tmp_path / "run.json", SimpleNamespace(log=lambda found, step: told.append(step))
-    observer._identity, observer._known = _identity(observer._path)
+    observer._kept = _kept_run(observer._path, {"rate": 1.0}, steps_done=20)
     observer.log(entry(30, loss=1.0))
     observer.log({"step": 30, "evaluation": {"bits_per_byte": 2.5}})
     observer.log(entry(40, loss=1.0))
     assert told == [30, 40]
-    assert json.loads((tmp_path / "run.json").read_text()) == {"id": "a", "step": 40, "evaluation": 30}
+    written = json.loads((tmp_path / "run.json").read_text())
+    assert (written["id"], written["step"], written["evaluation"]) == ("a", 40, 30)
+
+
+def test_wandb_goes_on_in_its_run_unless_another_training_begins(tmp_path):
+    path = tmp_path / "run.json"
+    first = _kept_run(path, {"rate": 1.0}, 0)
+    path.write_text(json.dumps(first | {"step": 300}))
+    assert _kept_run(path, {"rate": 1.0}, 0)["step"] == 300  # killed before its first checkpoint, and the same again
+    assert _kept_run(path, {"rate": 0.5}, 250)["id"] == first["id"]  # from a checkpoint
+    other = _kept_run(path, {"rate": 0.5}, 0)
+    assert other["id"] != first["id"]
+    assert other["step"] == 0
+    assert json.loads(path.read_text()) == other
 
 
 def test_a_run_whose_identity_is_damaged_is_refused(tmp_path):

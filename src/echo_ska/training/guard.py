@@ -19,7 +19,7 @@ def check_step(
         step: from 0.
         loss: of the whole batch.
         norm: of all gradients together.
-        recent: the losses before, oldest first; changed in place where `scale.spike_factor` is given.
+        recent: the losses before, oldest first; changed in place.
         scale: its `spike_factor` and `spike_window`.
         directory: where checkpoints are kept.
 
@@ -42,6 +42,5 @@ def check_step(
         found = [] if directory is None else list_checkpoints(directory)
         where = f"the last good checkpoint is {found[-1]}" if found else "no checkpoint has been written"
         raise shared(FloatingPointError(f"The {wrong}, so that step was not taken; {where}."))  # figures of all
-    if scale.spike_factor is not None:
-        recent.append(loss)
-        del recent[: -scale.spike_window]
+    recent.append(loss)  # also while nothing is guarded: the guard may be asked for when the training goes on
+    del recent[: -scale.spike_window]

@@ -6,6 +6,7 @@ the first ones, and Weights & Biases, which cannot, is not told the second ones 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import secrets
@@ -65,6 +66,8 @@ class WandbObserver:
 
     Args:
         directory: where its files and the run's identity are kept, so that a resumed training goes on in the same run.
+        steps_done: of the checkpoint from which training goes on. Where there is none, and `configuration` is another
+            than that of the run that is kept there, a new run is begun: it is another training.
         project: its project there.
         name: the run's; None leaves it to them.
         configuration: JSON, shown beside the run.
@@ -79,6 +82,7 @@ class WandbObserver:
         project: str,
         name: str | None = None,
         configuration: Mapping[str, Any] | None = None,
+        steps_done: int = 0,
     ) -> None:
         try:
             import wandb
@@ -87,11 +91,11 @@ class WandbObserver:
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "run.json"
-        self._identity, self._known = _identity(self._path)
+        self._kept = _kept_run(self._path, configuration, steps_done)
         self._run: Any = wandb.init(
             project=project,
             name=name,
-            id=self._identity,
+            id=self._kept["id"],
             resume="allow",
             dir=str(folder),
             config=None if configuration is None else dict(configuration),
@@ -100,11 +104,11 @@ class WandbObserver:
     def log(self, entry: dict[str, Any]) -> None:
         """Log an entry's numbers, but for steps that an earlier run has logged."""
         kind = EVALUATION if EVALUATION in entry else "step"
-        if entry["step"] <= self._known[kind]:
+        if entry["step"] <= self._kept[kind]:
             return
         self._run.log(numbers(entry), step=entry["step"])
-        self._known[kind] = entry["step"]
-        write_json(self._path, {"id": self._identity, **self._known})
+        self._kept[kind] = entry["step"]
+        write_json(self._path, self._kept)
 
     def close(self) -> None:
         """End the run and wait until it is written."""
@@ -167,7 +171,7 @@ def open_observers(
             observers.observers.append(TensorBoardObserver(folder / TENSORBOARD, steps_done))
         if wandb_project is not None:
             observers.observers.append(
-                WandbObserver(folder / WANDB, wandb_project, name=folder.name, configuration=configuration)
+                WandbObserver(folder / WANDB, wandb_project, folder.name, configuration, steps_done)
             )
         yield observers
     finally:
@@ -196,14 +200,21 @@ def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
     return found
 
 
-def _identity(path: Path) -> tuple[str, dict[str, int]]:
-    """The run's id, made up at its first start, and the last step that it has logged, and the last evaluation."""
-    if not path.exists():
-        identity, known = secrets.token_hex(8), {"step": 0, EVALUATION: 0}
-        write_json(path, {"id": identity, **known})
-        return identity, known
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        return str(kept["id"]), {kind: int(kept[kind]) for kind in ("step", EVALUATION)}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not hold a run's id and step: delete it to log to a new run.") from error
+def _kept_run(path: Path, configuration: Mapping[str, Any] | None, steps_done: int) -> dict[str, Any]:
+    """What `path` says of the run: its `id`, the last `step` and `evaluation` that it has logged, and `of`, a digest.
+
+    At the first start it is made up and written, and so it is where a training of another configuration begins anew.
+    """
+    described = json.dumps(configuration, sort_keys=True, default=str).encode()
+    new = {"id": secrets.token_hex(8), "step": 0, EVALUATION: 0, "of": hashlib.sha256(described).hexdigest()}
+    if path.exists():
+        try:
+            read = json.loads(path.read_text(encoding="utf-8"))
+            kept = {"id": str(read["id"]), "step": int(read["step"]), EVALUATION: int(read[EVALUATION])}
+            kept["of"] = str(read.get("of", new["of"]))  # runs of before it was written
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} does not hold a run's id and step: delete it to log to a new run.") from error
+        if steps_done > 0 or kept["of"] == new["of"]:
+            return kept
+    write_json(path, new)
+    return new
