@@ -42,7 +42,7 @@ def _root(
 ) -> None:
     """Echo: recall without a KV cache. Spectral Koopman Attention (SKA) for PyTorch.
 
-    Start with **echo-ska demo**, which trains three small models side by side and shows what each remembers
+    Start with **echo-ska demo**, which trains four small models side by side and shows what each remembers
     and what it keeps for that. Every command has its own --help, with examples.
 
     An error is one sentence; set ECHO_SKA_DEBUG=1 to see where it came from.
@@ -56,9 +56,9 @@ def demo(
     ] = Path("echo-demo"),
     json_file: JsonFile = None,
 ) -> None:
-    """Train three small models side by side and show what they recall, and in how many bytes.
+    """Train four small models side by side and show what they recall, and in how many bytes.
 
-    A state space model, one with softmax attention and one with SKA, of equal size, learn to recall key-value
+    A state space model, two with softmax attention and one with SKA, of equal size, learn to recall key-value
     pairs in 64 tokens and are asked in up to 4,096. Then a small Echo reads a novel. About five minutes on two CPU
     cores.
 

@@ -84,8 +84,9 @@ CLAIM: Claim[Results] = Claim(
         ),
     ),
     summary=lambda r: (
-        f"With the same aids, SKA's plain ridge minus the best peer: {_with_all(r).ours}; over linear "
-        f"attention at {QUESTIONS[-1].name} tokens, and the aid that matters most: {_more_than_aids(r).ours}."
+        f"With the same aids, SKA's plain ridge minus the best peer: {_with_all(r).ours}; at "
+        f"{QUESTIONS[-1].name} tokens, what the solve adds to linear attention, and what SKA loses without the aid "
+        f"that matters most: {_more_than_aids(r).ours}."
     ),
     tables=lambda r: [
         Table(f"Accuracy, %, at {question.name} tokens, mean over seeds (range)", rows(r, question.name))

@@ -79,7 +79,7 @@ def _summary(recall: Recall) -> str:
 
 CLAIM: Claim[Recall] = Claim(
     key="aims",
-    title="What the recall was meant to reach",
+    title="Our own aims for recall",
     statement=f"Trained at 64 tokens, SSM+SKA finds at least {NEEDLES:g} % of the needles at 4,096 tokens and at a "
     f"million; it recalls at least {CELLS:g} % in every cell of pairs by gaps; and its mean over the six tasks beyond "
     f"its curriculum is at least {TASKS:g} %, above both controls.",

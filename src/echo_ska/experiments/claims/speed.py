@@ -170,7 +170,7 @@ def _wall_clock_summary(machines: Machines) -> str:
         ]
         if speeds := decoding_speeds(record):
             parts.append(f"decoding is {crossover(speeds)}")
-        said.append(f"on a {DEVICES[device]} {', '.join(parts)}")
+        said.append(f"on a {DEVICES[device]}, forward and backward, {', '.join(parts)}")
     sentence = "; ".join(said)
     return sentence[0].upper() + sentence[1:] + " (one layer's op against softmax attention)."
 
@@ -224,7 +224,7 @@ DECODING: Claim[Machines] = Claim(
 
 WALL_CLOCK: Claim[Machines] = Claim(
     key="8",
-    title="The wall-clock win has not landed",
+    title="The talk's caveat: no wall-clock win yet",
     statement="SKA is not faster than softmax attention on the clock, since its factorisation is a Cholesky in "
     "float32 in PyTorch.",
     source="the talk about the paper",

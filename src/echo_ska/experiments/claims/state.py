@@ -195,6 +195,10 @@ CLAIM: Claim[States] = Claim(
     draw=_draw,
     picture="The demo's four models: answers right, and bytes of state, against tokens; attention's bytes grow, "
     "SKA's do not.",
-    caveats=("Grouped-query or quantised caches, which keep less than the twin's.",),
+    caveats=(
+        "Grouped-query or quantised caches, which keep less than the twin's.",
+        "The inverse that an SKA layer also holds while it decodes, r x r float64 numbers a head: counted is the state "
+        "as it is saved (docs/algebra.md).",
+    ),
     criteria_after=True,
 )
