@@ -137,7 +137,6 @@ CLAIM: Claim[Results] = Claim(
         "The paper's figures: 1.1M parameters on 7.4 MB of novels, byte by byte, are not 180M on 10B tokens.",
         "Attention without rotary positions, which keeps recall beyond the training's length where rotary loses it.",
         "Gated DeltaNet as published, with an output gate, SiLU and wider values: it stands here in SKA's form.",
-        "Echo with the Koopman MLP as it is now: it was trained with another gradient of its clamp (docs/language.md).",
         _BENCHMARKS,
     ),
 )
