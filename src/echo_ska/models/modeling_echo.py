@@ -221,6 +221,8 @@ class EchoModel(EchoPreTrainedModel):
         if cache is not None and use_cache and cu_seqlens is None and new_tokens == 1 and cache.can_step:
             hidden_states = self._step(hidden_states, cache, keep)
         else:
+            if cu_seqlens is not None:
+                cu_seqlens = cu_seqlens.cpu()  # each layer asks for them as integers: here a GPU is waited for once
             hidden_states = self._run(hidden_states, cache, keep, new_tokens, cu_seqlens, output_state=use_cache)
         if rollback is not None:
             rollback.after(cached + new_tokens, self, embedded, real)
