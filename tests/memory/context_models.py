@@ -12,7 +12,7 @@ from echo_ska.memory import ContextState
 from echo_ska.models import EchoConfig, EchoForCausalLM
 
 KINDS = {
-    "ssm": {},
+    "ssm": {"ska_layers": []},
     "ssm+attention": {"attention_layers": [1]},
     "ssm+ska": {"ska_layers": [1]},
     "refresh": {"ska_layers": [1], "refresh_interval": 8},

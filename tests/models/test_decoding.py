@@ -12,7 +12,7 @@ from echo_ska.models.segments import read_in_segments
 from echo_ska.ops.decoding import DecodingState
 
 KINDS = {
-    "ssm": {},
+    "ssm": {"ska_layers": []},
     "ssm+attention": {"attention_layers": [1]},
     "ssm+ska": {"ska_layers": [1]},
     "peers": {

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, DataCollatorWithFlattening, PreTr
 from echo_ska.models import EchoCache, EchoConfig, EchoForCausalLM, EchoModel
 
 KINDS = {
-    "ssm": {},
+    "ssm": {"ska_layers": []},
     "ssm+attention": {"attention_layers": [1]},
     "ssm+ska": {"ska_layers": [1]},
     "peers": {

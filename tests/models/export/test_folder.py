@@ -46,7 +46,7 @@ save_file({"logits": logits, "tokens": tokens, "gradient": gradient}, output)
 assert not any(name.split(".")[0] == "echo_ska" for name in sys.modules)
 """
 KINDS = {
-    "mamba2": {},
+    "mamba2": {"ska_layers": []},
     "ska": {"ska_layers": [1, 2]},
     "full_attention": {"attention_layers": [1]},
     "all, refresh, koopman": {
