@@ -8,7 +8,7 @@ seeds. L is in bits per byte of unseen text at the training's length (`evaluatio
 
 The extrapolation to echo-1b leaves the measured sizes by three orders of magnitude, and is of bytes of novels after a
 fixed, small amount of text, not of tokens of the web: it says where the line points, not what would be found. A model
-that rereads one novel may gain less by size than one that reads new text. About three hours on one core, most of them
+that rereads one novel may gain less by size than one that reads new text. Three to four hours on one core, most of them
 for the two largest.
 """
 

@@ -147,7 +147,7 @@ def draw(results: Results, path: Path) -> None:
         axes.annotate(
             f"{TARGET}: an extrapolation",
             (target_size(), best.at(target_size())),
-            xytext=(0, 8),
+            xytext=(0, 20),
             textcoords="offset points",
             ha="right",
             color=VERMILION,
