@@ -118,7 +118,7 @@ class ShardWriter:
                 path.unlink()
 
     def _start(self) -> None:
-        self._file, self.tokens, self._documents, self._sum = None, 0, [], hashlib.sha256()
+        self._file, self.tokens, self._documents, self._sum = None, 0, array("q"), hashlib.sha256()
 
     def _partial(self, name: str) -> Path:
         return self.folder / (PARTIAL + name)
