@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.utils import logging
 
 from echo_ska.commands.keep import whole_model
-from echo_ska.commands.load import read_tokenizer
+from echo_ska.commands.load import read_tokenizer, require_known
 from echo_ska.commands.rare_lines import say
 from echo_ska.convert.conversion import ConversionMeasure, ConversionRecipe, cache_table, convert, trained_on
 from echo_ska.convert.data import TokenWindows, WithCopying
@@ -222,11 +222,7 @@ def load_host(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | 
     if lacking := sorted(found["missing_keys"]):
         named = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
         raise ValueError(f"The weights in {folder} are not all of this model, missing: {named}.")
-    if unknown := sorted(found["unexpected_keys"]):
-        raise ValueError(
-            f"The weights in {folder} do not fit its config.json: the model has no {unknown[0]}; put back the "
-            "config.json that was saved with them."
-        )
+    require_known(found["unexpected_keys"], folder)
     vocab_size = model.config.vocab_size
     if any((folder / name).is_file() for name in TOKENIZER_FILES):
         return model.eval(), read_tokenizer(folder, vocab_size)

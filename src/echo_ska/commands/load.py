@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,17 @@ def load_model(folder: Path, device: str = "auto") -> EchoForCausalLM:
         raise ValueError(f"The weights in {folder} cannot be read: {_first_line(error)}.") from None
     if lacking := sorted(found["missing_keys"]):
         raise ValueError(f"The weights in {folder} are not all of this model: {lacking[0]} is missing.")
-    if unknown := sorted(found["unexpected_keys"]):
+    require_known(found["unexpected_keys"], folder)
+    return model.to(device).eval()
+
+
+def require_known(unexpected: Iterable[str], folder: Path) -> None:
+    """Refuse weights in `folder` that its config.json has no place for, by name; raises ValueError."""
+    if unknown := sorted(unexpected):
         raise ValueError(
             f"The weights in {folder} do not fit its config.json: the model has no {unknown[0]}; put back the "
             "config.json that was saved with them."
         )
-    return model.to(device).eval()
 
 
 def load_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerBase:

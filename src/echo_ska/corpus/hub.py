@@ -32,8 +32,8 @@ class HubSource:
         parts = name.removeprefix(HUB).split(":")
         if not (1 <= len(parts) <= 3 and all(parts)):
             raise ValueError(f"{name} names no dataset: write hub:NAME, hub:NAME:CONFIG or hub:NAME:CONFIG:SPLIT.")
-        self.name, _, revision = (parts[0], "", "") if Path(parts[0]).is_dir() else parts[0].partition("@")
-        if "@" in parts[0] and not (self.name and (revision or self.name == parts[0])):
+        self.name, at, revision = (parts[0], "", "") if Path(parts[0]).is_dir() else parts[0].partition("@")
+        if at and not (self.name and revision):
             raise ValueError(f"{name} names no revision: write hub:NAME@REVISION, a commit, tag or branch.")
         self.revision = revision or None
         self.config = parts[1] if len(parts) > 1 else None
