@@ -239,7 +239,7 @@ def test_a_draft_stops_at_the_end_too(model):
 
 
 def test_it_goes_on_without_a_cache_where_the_model_has_none():
-    model = small_model("ssm", layer_types=["mamba2", "ska-paper", "mamba2"])
+    model = small_model("ssm", ska_layers=None, layer_types=["mamba2", "ska-paper", "mamba2"])
     found = model.generate(ids(1, 70), use_cache=False, **GREEDY)
     assert torch.equal(found[0, 70], logits_of(model, ids(1, 70))[0, -1].argmax())
 
