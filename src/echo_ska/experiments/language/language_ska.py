@@ -1,9 +1,9 @@
 """language-ska: what makes SKA predict text better? One change at a time, in the comparison of `language-model`.
 
-The start is its Mamba-2 + SKA with SwiGLU: the same text and parameters, at the rate that it found best, for a third of
-the steps, which shows what a change costs in predicting text from its surroundings and little of what it gains by
-recall, which is learnt late. A change belongs in the recipe if its seeds lie below those of the start, all of them;
-Mamba-2 alone stands beside, to say what is to be reached. Three seeds; about 10 minutes a run on one core.
+The start is its Mamba-2 + SKA with SwiGLU, and beside it stands Mamba-2 alone, which is to be reached: both are that
+comparison's own runs, at rates tuned there, and are run first where they are missing. A change has the same text, steps
+and parameters and the start's rate. It belongs in the recipe if its seeds lie below those of the start, all of them.
+Three seeds; about 27 minutes a run on one core.
 """
 
 from __future__ import annotations
@@ -26,56 +26,48 @@ from echo_ska.experiments.language.language_model_results import (
     training_length,
     values,
 )
-from echo_ska.experiments.trials.changes import Change, no_delay, no_gate
+from echo_ska.experiments.trials.changes import Change, no_gate
 from echo_ska.experiments.trials.comparison import Results
 from echo_ska.experiments.trials.figures import draw_gains, short_bytes, short_number
-from echo_ska.experiments.trials.recorded import records_named
 from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
-from echo_ska.experiments.trials.text_trial import TextTrial
 from echo_ska.experiments.trials.texts import TEST, TextFolder
-from echo_ska.experiments.trials.trial import Arm, as_large_as
-from echo_ska.experiments.trials.tuning import recorded_seeds, run_seeds
+from echo_ska.experiments.trials.trial import Arm, TrainedRun, as_large_as
+from echo_ska.experiments.trials.tuning import Comparison, recorded_seeds, run_seeds
 from echo_ska.training import RunRecord
 from echo_ska.training.text import VOCAB_SIZE
 
 NAME = "language-ska"
-PLAN = dataclasses.replace(language_model.PLAN, name=NAME, steps=600, contexts=(512, 4096))
-RATE = 5e-3
+PLAN = language_model.PLAN
 START = "the start"
+BESIDE = {SWIGLU: START, "mamba-2": "Mamba-2 in its place"}
+"""What the arms of `language-model` are called here."""
 
 Fields = Mapping[str, Any]
 VARIANTS: dict[str, tuple[Fields, tuple[Change, ...]]] = {
-    START: ({}, ()),
-    "Mamba-2 in its place": ({"layer_types": ["mamba2"] * 6}, ()),
-    "gate dropout 0.2": ({"gate_dropout": 0.2}, ()),
+    "rank 64": ({"rank": 64}, ()),
     "no write gate": ({}, (no_gate,)),
-    "power 0 (plain ridge)": ({"power": 0}, ()),
-    "keys not delayed": ({}, (no_delay,)),
-    "rank 48": ({"rank": 48}, ()),
-    "values twice as wide": ({"head_dim": 64}, ()),
-    "SKA in the first two layers": (
-        {"layer_types": ["ska", "ska", "mamba2", "mamba2", "mamba2", "mamba2"], "ska_at_ends": True},
-        (),
-    ),
-    "one layer of SKA": ({"layer_types": ["mamba2", "mamba2", "mamba2", "ska", "mamba2", "mamba2"]}, ()),
 }
 """What differs from the start: fields of the configuration, and changes to the built network."""
 
 
-def arms() -> list[Arm]:
-    """An arm a variant, as large as the start."""
-    start = next(arm for arm in PLAN.arms() if arm.name == SWIGLU)
-    return [
-        Arm(name, as_large_as(Arm(name, {**start.fields, **fields}), start, VOCAB_SIZE).fields, changes)
+def beside(comparison: Comparison) -> Comparison:
+    """Those arms of `language-model` that changes are held against."""
+    return dataclasses.replace(comparison, trials=[one for one in comparison.trials if one.arm.name in BESIDE])
+
+
+def trials(comparison: Comparison, rate: float) -> list[TrainedRun]:
+    """A trial a change, as large as the start, at its rate."""
+    start = next(one for one in comparison.trials if one.arm.name == SWIGLU)
+    arms = (
+        Arm(name, as_large_as(Arm(name, {**start.arm.fields, **fields}), start.arm, VOCAB_SIZE).fields, changes)
         for name, (fields, changes) in VARIANTS.items()
-    ]
+    )
+    return [start.with_(experiment=NAME, arm=arm, learning_rate=rate) for arm in arms]
 
 
-def trials(texts: TextFolder, quick: bool = False) -> list[TextTrial]:
-    """A trial a variant; `quick` as in `language-model`."""
-    plan = PLAN.quick() if quick else PLAN
-    scored = plan.scorings(texts)
-    return [TextTrial(NAME, arm, texts, plan.steps, plan.batch_size, plan.length, RATE, scored) for arm in arms()]
+def _renamed(results: Results) -> Results:
+    """By what an arm is called here, the start first."""
+    return {here: results[there] for there, here in BESIDE.items() if there in results}
 
 
 def run(
@@ -86,24 +78,37 @@ def run(
     `quick` takes one seed, 120 steps and contexts up to 2,048 bytes, in files of its own; the rest as
     `language_model.run`.
     """
+    plan = PLAN.quick() if quick else PLAN
     texts = TextFolder.read(text, NAME)
-    planned = trials(texts, quick)
-    for scoring in planned[0].scored:
+    for scoring in (*plan.tuned_on, *plan.scorings(texts)):
         scoring.refuse_short(texts)
-    path, picture = study_files(NAME, quick)
-    results = run_seeds(console, planned, seed_count(seeds, 1 if quick else PLAN.seeds), path, device)
+    count, (path, picture) = seed_count(seeds, plan.seeds), study_files(NAME, quick)
+    against = beside(PLAN.quick_comparison(texts) if quick else PLAN.comparison(texts))
+    there = against.on(device).run(console, count, study_files(PLAN.name, quick)[0])
+    changed = run_seeds(console, trials(against, _rate(there)), count, path, device)
+    results = _renamed(there) | changed
     print_rows(console, "Bits per byte, mean over seeds (range)", rows(results))
     draw(results, picture)
     return [record for records in results.values() for record in records]
 
 
-def recorded_results(path: Path) -> Results:
-    """What is recorded, by variant, on the texts that the newest record was trained on."""
-    found = records_named(NAME, path)
-    if not found:
+def _rate(results: Results) -> float:
+    """The start's."""
+    return float(results[SWIGLU][0].figures["learning_rate"])
+
+
+def recorded_results(path: Path, there: Path) -> Results:
+    """What is recorded, by variant, on the texts that the newest record of `language-model`, in `there`, was trained
+    on."""
+    whole = PLAN.recorded_comparison(there)
+    if whole is None:
         return {}
-    planned = trials(TextFolder.of_records(found))
-    return {trial.arm.name: records for trial in planned if (records := recorded_seeds(trial, path))}
+    results = beside(whole).recorded(there)
+    if SWIGLU not in results:
+        return {}
+    planned = trials(whole, _rate(results))
+    changed = {trial.arm.name: records for trial in planned if (records := recorded_seeds(trial, path))}
+    return _renamed(results) | changed
 
 
 def gain(results: Results, variant: str, context: int) -> tuple[float, bool]:
