@@ -110,8 +110,8 @@ def _language(plan: language_model.TextPlan, rows: Callable[[Results], Rows]) ->
 
 
 def _language_ska() -> Rows | None:
-    results = language_ska.recorded_results(_file(language_ska.NAME))
-    return language_ska.rows(results) if len(results) == len(language_ska.VARIANTS) else None
+    results = language_ska.recorded_results(_file(language_ska.NAME), _file(language_ska.PLAN.name))
+    return language_ska.rows(results) if language_ska.VARIANTS.keys() <= results.keys() else None
 
 
 def _zero_shot(rows: Callable[[Sequence[RunRecord]], Rows]) -> Rows | None:

@@ -164,23 +164,32 @@ def test_what_gets_worse_with_context_and_what_diverged_is_drawn(small, tmp_path
 
 
 @pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
-def test_changes_of_ska_run_once_and_are_held_against_the_start(small, quick, monkeypatch):
-    chosen = ("the start", "no write gate", "rank 48")
-    monkeypatch.setattr(language_ska, "VARIANTS", {name: language_ska.VARIANTS[name] for name in chosen})
+def test_changes_of_ska_run_once_and_are_held_against_the_runs_of_the_comparison(small, quick):
     screen, run = io.StringIO(), EXPERIMENTS["language-ska"].run
     records = run(Console(file=screen, width=300), seeds=2, quick=quick, text=Path("texts"))
-    assert len(small) == len(records) == 2 * len(chosen)
-    assert all(name in screen.getvalue() for name in chosen)
-    stem = Path("results") / ("language-ska-quick" if quick else "language-ska")
-    assert imread(stem.with_suffix(".png")).shape[1] > 800
+    shown = {"the start": 2, "Mamba-2 in its place": 2} | dict.fromkeys(language_ska.VARIANTS, 2)
+    tried = 0 if quick else 2 * len(TINY.rates)  # the two arms of language-model, and no change, try rates
+    assert len(records) == 2 * len(shown)
+    assert len(small) == len(records) + tried
+    assert all(name in screen.getvalue() for name in shown)
+    suffix = "-quick" if quick else ""
+    theirs, own = (Path("results") / f"{name}{suffix}.jsonl" for name in ("language-model", "language-ska"))
+    rates = {record.figures["learning_rate"] for record in records if record.figures["arm"] != "mamba-2"}
+    assert len(rates) == 1
+    assert imread(own.with_suffix(".png")).shape[1] > 800
     assert run(Console(file=io.StringIO(), width=300), seeds=2, quick=quick, text=Path("texts")) == records
-    assert len(small) == 2 * len(chosen)
+    assert len(small) == len(records) + tried  # nothing is run twice
     if not quick:
-        results = language_ska.recorded_results(stem.with_suffix(".jsonl"))
-        assert {name: len(each) for name, each in results.items()} == dict.fromkeys(chosen, 2)
+        results = language_ska.recorded_results(own, theirs)
+        assert {name: len(each) for name, each in results.items()} == shown
         table = language_ska.rows(results)
         assert table[1][2] == ""
         assert all(row[2].rstrip(" *") for row in table[2:])
+
+
+def test_nothing_is_held_against_runs_that_are_not_there(small):
+    nowhere = Path("results/none.jsonl")
+    assert language_ska.recorded_results(nowhere, nowhere) == {}
 
 
 @pytest.mark.parametrize("name", ["language-model-50m", "language-model-180m"])
@@ -190,19 +199,24 @@ def test_large_models_are_not_trained_on_a_cpu_unasked(small, name):
     assert small == []
 
 
+def _no_texts() -> TextFolder:
+    part = {"files": [], "blake2b": "0", "bytes": []}
+    return TextFolder(None, json.dumps({"train": part, "valid": part, "test": part}))
+
+
 def test_all_changes_of_ska_are_of_one_size():
-    sizes = [count_parameters(arm.config(256)) for arm in language_ska.arms()]
-    assert max(sizes) <= 1.01 * min(sizes)
-    assert len({arm.name for arm in language_ska.arms()}) == len(sizes) == len(language_ska.VARIANTS)
+    whole = PLAN.comparison(_no_texts())
+    arms = [trial.arm for trial in (*language_ska.beside(whole).trials, *language_ska.trials(whole, 1e-3))]
+    sizes = {arm.name: count_parameters(arm.config(256)) for arm in arms}
+    assert max(sizes.values()) <= 1.01 * min(sizes.values())
+    assert sizes.keys() == {*language_ska.BESIDE, *language_ska.VARIANTS}
 
 
 def test_a_gain_is_clear_where_no_seeds_cross():
     def record(bits):
         return of_text_trial(trial, lambda *_: bits)
 
-    part = {"files": [], "blake2b": "0", "bytes": []}
-    texts = TextFolder(None, json.dumps({"train": part, "valid": part, "test": part}))
-    trial = language_ska.trials(texts)[0]
+    trial = language_ska.trials(PLAN.comparison(_no_texts()), 1e-3)[0]
     results = {
         "the start": [record(2.0), record(2.1)],
         "a": [record(1.9), record(1.95)],

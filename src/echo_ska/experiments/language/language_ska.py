@@ -86,7 +86,7 @@ def run(
     against = beside(PLAN.quick_comparison(texts) if quick else PLAN.comparison(texts))
     there = against.on(device).run(console, count, study_files(PLAN.name, quick)[0])
     changed = run_seeds(console, trials(against, _rate(there)), count, path, device)
-    results = _renamed(there) | changed
+    results = {**_renamed(there), **changed}
     print_rows(console, "Bits per byte, mean over seeds (range)", rows(results))
     draw(results, picture)
     return [record for records in results.values() for record in records]
@@ -108,7 +108,7 @@ def recorded_results(path: Path, there: Path) -> Results:
         return {}
     planned = trials(whole, _rate(results))
     changed = {trial.arm.name: records for trial in planned if (records := recorded_seeds(trial, path))}
-    return _renamed(results) | changed
+    return {**_renamed(results), **changed}
 
 
 def gain(results: Results, variant: str, context: int) -> tuple[float, bool]:
