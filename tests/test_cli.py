@@ -302,6 +302,7 @@ def test_json_is_refused_before_any_work(refused, tmp_path, command):
         (["eval", "{}", "--tasks=t"], "MODEL"),
         (["inspect", "{}", "-o", "pictures"], "MODEL"),
         (["recall-text", "{}"], "MODEL"),
+        (["recipe", "show", "echo-50m", "--tokenizer", "{}"], "--tokenizer"),
     ],
 )
 def test_json_inside_a_folder_that_a_command_reads_or_writes_is_refused(refused, tmp_path, command, option):
@@ -345,6 +346,10 @@ def test_demo_and_reproduce_start_what_they_name(run, refused, tmp_path, monkeyp
     monkeypatch.setitem(experiments.EXPERIMENTS, "juggling", juggling)
     listed = {line.partition(":")[0]: line for line in run("reproduce").stdout.splitlines()}
     assert listed["juggling"] == "juggling: [Balls]."
+    assert run("reproduce", "--json", tmp_path / "list.json").exit_code == 0
+    in_json = json.loads((tmp_path / "list.json").read_text())["experiments"]
+    assert in_json.keys() == listed.keys()
+    assert in_json["juggling"] == {"description": "[Balls].", "text": ""}
     for name, words in {"language-model": "train/", "scaling": "without --text", "zero-shot": "benchmarks'"}.items():
         assert words in listed[name].partition("--text FOLDER:")[2]
     assert run("reproduce", "juggling", "--seeds=2", "--json", tmp_path / "j.json").exit_code == 0

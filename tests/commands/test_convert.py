@@ -11,8 +11,10 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig
 from typer.testing import CliRunner
 
 from echo_ska.cli import app
+from echo_ska.commands import convert
 from echo_ska.convert import load_converted
 from echo_ska.models import train_bpe
+from echo_ska.training.records import read
 
 SMALL = ("--length", 16, "--batch-size", 2, "--matching-steps", 2, "--finetuning-steps", 2, "--device", "cpu")
 
@@ -172,6 +174,26 @@ def test_weights_that_the_configuration_does_not_know_are_named(tmp_path, text):
     assert result.exit_code == 1
     assert "do not fit its config.json: the model has no model.layers.1." in " ".join(result.stderr.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_control_that_is_trained_later_is_recorded(tmp_path, text):
+    model, output = llama(tmp_path / "llama"), tmp_path / "out"
+    assert run(model, "--text", text, "-o", output, *SMALL, "--no-control").exit_code == 0
+    (output / "model").rename(output / "aside")
+    assert run(model, "--text", text, "-o", output, *SMALL).exit_code == 0
+    assert [record.configuration["control"] for record in read(output / "records.jsonl")] == [False, True]
+
+
+def test_what_would_fail_at_the_end_is_refused_at_the_beginning(tmp_path, text, monkeypatch):
+    model, output = llama(tmp_path / "llama"), tmp_path / "out"
+    output.mkdir()
+    (output / "records.jsonl").write_text("not mine\n")
+    monkeypatch.setattr(convert, "load_host", lambda folder: pytest.fail("the model was loaded"))
+    told = " ".join(run(model, "--text", text, "-o", output, *SMALL).output.split())
+    assert f"Line 1 of {output / 'records.jsonl'} is not a run record" in told
+    if not torch.cuda.is_available():
+        told = run(model, "--text", text, "-o", tmp_path / "other", *SMALL, "--device", "cuda").output
+        assert "Device is cuda, but torch finds no GPU" in " ".join(told.split())
 
 
 def test_what_does_not_fit_is_said_in_one_sentence(tmp_path, text):

@@ -107,6 +107,21 @@ def test_a_finished_run_is_scored_on_what_is_asked_now(run, text, tmp_path):
     assert [record.figures["bytes_scored"] for record in read(output / "records.jsonl")] == [63, 15]
 
 
+def test_a_score_on_another_text_of_the_same_length_is_recorded_too(run, tmp_path):
+    texts = {name: tmp_path / f"{name}.txt" for name in ("learnt", "one", "other")}
+    for name, path in texts.items():
+        path.write_text(f"What stands in {name} is written again and again. " * 30)
+    output = tmp_path / "run"
+    for name in ("one", "other", "one"):
+        given = ["--text", texts["learnt"], "--text", texts[name], "--held-out", texts[name]]
+        result = run("train", *given, *TINY, *SHORT, "--score-bytes=64", "--output", output)
+        assert result.exit_code == 0, result.output
+    first, second = read(output / "records.jsonl")
+    assert first.configuration == second.configuration
+    assert first.figures["bytes_scored"] == second.figures["bytes_scored"] == 63
+    assert first.figures["bits_per_byte"] != second.figures["bits_per_byte"]
+
+
 def test_a_run_that_was_stopped_in_its_last_evaluation_goes_on(run, text, tmp_path, monkeypatch):
     output = tmp_path / "run"
     command = ["train", "--text", text, *TINY, *SHORT, "--output", output]

@@ -288,6 +288,8 @@ def refused(group: dist.ProcessGroup) -> dict[str, str]:
         packing = torch.tensor([0, 8])
         attempt("some packed", lambda: parallel(tokens(1, 8), cu_seqlens=packing if rank else None))
         attempt("some labelled", lambda: parallel(tokens(1, 8), tokens(1, 8) if rank else None))
+        trailing = torch.tensor([0, 8] if rank else [0, 8, 8])
+        attempt("trailing", lambda: parallel(tokens(1, 8), cu_seqlens=trailing))
         mask = torch.tensor([[0] + [1] * 7])
         attempt("padding", lambda: whole(input_ids=tokens(1, 8), attention_mask=mask))
     with ContextParallel(model(refresh_interval=8), group) as parallel:
@@ -332,6 +334,11 @@ def run_all() -> dict[str, dict[int, Any]]:
         if dist.get_rank() < world and (case is not trained or world == WORLDS[0]):  # it takes as long as all others
             found[name][world] = case(groups[world])
     return found
+
+
+def returning(count: int) -> Tensor:
+    """A tensor of its process's number."""
+    return torch.full((count,), float(dist.get_rank()))
 
 
 def failing(number: int) -> None:

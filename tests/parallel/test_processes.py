@@ -17,3 +17,9 @@ def test_the_error_of_a_process_arrives() -> None:
 def test_no_process_is_refused() -> None:
     with pytest.raises(ValueError, match="world must be at least 1, got 0"):
         run_processes(parallel_cases.failing, 0)
+
+
+def test_tensors_arrive_whole() -> None:
+    for _ in range(3):  # the processes may have ended by then
+        found = run_processes(parallel_cases.returning, 2, 100_000)
+        assert [(len(tensor), float(tensor.sum())) for tensor in found] == [(100_000, 0.0), (100_000, 100_000.0)]

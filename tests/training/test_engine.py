@@ -71,6 +71,7 @@ SENTENCES = {
     "settings": r"ValueError: .*step-000008 was trained with another training\.learning_rate: use the same .*",
     "one fails": r"ValueError: part 1 has no text",
     "diverges": r"FloatingPointError: The loss became nan at step 6, so .* last good checkpoint is .*step-000004\.",
+    "explodes": r"FloatingPointError: The gradient's norm became (nan|inf) at step 6, so .* is .*step-000004\.",
     "spoiled": r"FloatingPointError: The loss became nan at step 6, so .* last good checkpoint is .*step-000004\.",
     "full": r"OSError: The checkpoint .*step-000008 could not be written: .*",
 }
@@ -246,7 +247,30 @@ def test_a_model_that_returns_tuples_is_refused(tmp_path):
     assert not list((tmp_path / "run").iterdir())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_is_refused_unless_what_is_half_is_not_trained(tmp_path, dtype):
+    model = build_echo().to(dtype)
+    with pytest.raises(ValueError, match=r"parameters are in b?float16, in which .* lost: train model\.float\(\)"):
+        train(model, together.UnevenData(), TrainingConfig(steps=1), directory=tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
+    model.float().model.embed_tokens.to(dtype).requires_grad_(False)
+    model.model.embed_tokens.register_forward_hook(lambda module, given, read: read.float())
+    assert train(model, together.UnevenData(), TrainingConfig(steps=1)).figures["loss"] > 0
+
+
+def test_steps_are_taken_while_another_training_of_the_process_is_between_its_own(monkeypatch):
+    """Accelerate has one switch a process: a Trainer that accumulates turns it off, and may be stopped before its
+    step."""
+    from accelerate.state import GradientState
+
+    model = build_echo()
+    before = together.weights(model)
+    monkeypatch.setattr(GradientState(), "sync_gradients", False)
+    train(model, together.UnevenData(), TrainingConfig(steps=2))
+    assert not torch.equal(together.weights(model), before)
+
+
 def test_fsdp_refuses_a_block_of_several_dtypes_in_one_sentence(two_processes):
-    sentence = r"ValueError: strategy fsdp gathers .* has parameters in bfloat16 and float32: train it in float32 .*"
+    sentence = r"ValueError: strategy fsdp gathers .* has parameters in float32 and float64: train it in .*"
     for results in two_processes.results:
         assert re.fullmatch(sentence, results["mixed"])

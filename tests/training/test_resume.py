@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from test_checkpoint import contents
-from tiny_model import CountingData, build, config
+from tiny_model import CountingData, build, build_echo, config
 
+from echo_ska.models import EchoForCausalLM
 from echo_ska.sealed import write_sums
 from echo_ska.training import train
 from echo_ska.training.checkpoint import PARTIAL, TRAINER
@@ -117,6 +118,16 @@ def test_a_checkpoint_of_a_version_that_did_not_record_them_is_resumed(tmp_path)
     (folder / TRAINER).write_text(json.dumps(trainer))
     write_sums(folder, ["model.safetensors", "optimizer.safetensors", TRAINER])
     assert train(build(), CountingData(), config(5), directory=tmp_path).figures["loss"] > 0
+
+
+def test_a_model_that_was_saved_meanwhile_goes_on(tmp_path):
+    """`save_pretrained` writes its architecture and dtype into the configuration of the model that it saves."""
+    model = build_echo()
+    train(model, CountingData(), config(5), directory=tmp_path)
+    model.save_pretrained(tmp_path / "peek")
+    assert model.config.architectures == ["EchoForCausalLM"]
+    for again in (model, EchoForCausalLM.from_pretrained(tmp_path / "peek")):
+        assert train(again, CountingData(), config(5), directory=tmp_path).figures["loss"] > 0
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL")

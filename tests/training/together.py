@@ -93,6 +93,21 @@ class Diverges(nn.Module):
         return output
 
 
+class Explodes(nn.Module):
+    """Its loss is finite at step 6 and its gradient is not, in the second process alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.calls = build(dropout=0.0), 0
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> Any:
+        output = self.inner(input_ids, labels)
+        self.calls += 1
+        if self.calls == 7 and RANK == 1:
+            output.loss.register_hook(lambda gradient: gradient * float("inf"))
+        return output
+
+
 def build_spoiled(rank: int = 1) -> nn.Module:
     """An Echo that reads what is no number at step 6, in one process alone: a layer would raise, others wait for it."""
     model, calls = build_echo(), itertools.count()
@@ -105,11 +120,11 @@ def build_spoiled(rank: int = 1) -> nn.Module:
 
 
 def build_mixed() -> nn.Module:
-    """An Echo in bfloat16 but for what steers exponentials, as `from_pretrained` loads one."""
+    """An Echo in float64 but for what steers exponentials."""
     model = build_echo()
     for name, parameter in model.named_parameters():
         if name.rpartition(".")[2] not in KEPT_IN_FLOAT32:
-            parameter.data = parameter.data.bfloat16()
+            parameter.data = parameter.data.double()
     return model
 
 
@@ -119,6 +134,7 @@ MODELS = {
     "dropout": build,
     "unreached": Unreached,
     "diverges": Diverges,
+    "explodes": Explodes,
     "raises": Raises,
     "spoiled": build_spoiled,
     "mixed": build_mixed,
@@ -250,6 +266,7 @@ def compare(strategy: str, other: str, folder: Path) -> dict[str, Any]:
     results["settings"] = failed(strategy=strategy, directory=kept, settings={"learning_rate": 1e-4})
     results["one fails"] = failed(strategy=strategy, data=FailsOnOne())
     results["diverges"] = failed(model="diverges", strategy=strategy, directory=folder / f"{strategy}-diverges")
+    results["explodes"] = failed(model="explodes", strategy=strategy, directory=folder / f"{strategy}-explodes")
     results["spoiled"] = failed(model="spoiled", strategy=strategy, directory=folder / f"{strategy}-spoiled")
     if strategy != "fsdp":  # whose processes wait for each other in a forward pass
         results["raises"] = failed(model="raises", strategy=strategy, directory=folder / f"{strategy}-raises")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -48,9 +49,10 @@ def recipe_show(
 
     **Examples:** `echo-ska recipe show echo-180m` · `echo-ska recipe show echo-50m --utilisation 0.4 --json cost.json`
     """
-    from echo_ska.commands.files import require_writable
+    from echo_ska.commands.files import require_apart, require_writable
 
     require_writable(json_file, "--json")
+    require_apart(None if tokenizer is None else Path(tokenizer), json_file, "--tokenizer")
     from echo_ska.commands.recipe import show_recipe
 
     show_recipe(name, utilisation, tokenizer, json_file, console(json_file))

@@ -216,7 +216,9 @@ def generate(
     top_k: Annotated[int | None, typer.Option(help="Draw from the so many likeliest tokens.")] = None,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU if there is one.")] = "auto",
-    json_file: JsonFile = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the printed figures to FILE as JSON.")
+    ] = None,
 ) -> None:
     """Write on from a prompt, and from a context read before it in constant memory, now or by `context read`.
 

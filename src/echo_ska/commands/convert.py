@@ -38,8 +38,9 @@ from echo_ska.training import (
     make_record,
     split_by_file,
 )
-from echo_ska.training.records import append_new, write_json
-from echo_ska.training.text import VOCAB_SIZE
+from echo_ska.training.device import training_device
+from echo_ska.training.records import append_new, read, write_json
+from echo_ska.training.text import VOCAB_SIZE, digest
 
 EVALUATION_SEED = 1_000_003
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "spiece.model")
@@ -96,6 +97,10 @@ def start_convert(request: ConvertRequest, json_file: Path | None, console: Cons
         raise ValueError(
             "--copy-every must be 0, which leaves copying out, or at least 2, got 1: text has to be learnt too."
         )
+    if (request.output / "records.jsonl").exists():
+        read(request.output / "records.jsonl")  # raises before any work, not after it
+    recipe = request.recipe()
+    device = training_device(recipe.matching)
     original, tokenizer = load_host(request.model)
     decoder_layers(original)  # raises for models that are not supported
     positions = learnt_positions(original)
@@ -118,10 +123,9 @@ def start_convert(request: ConvertRequest, json_file: Path | None, console: Cons
     measure = ConversionMeasure(
         held_out, vocab_size, request.length, bytes_per_token=characters / len(held_out), seed=EVALUATION_SEED
     )
-    recipe = request.recipe()
     say(console, f"{request.model}: {original.num_parameters():,} parameters. {split.description}")
     started = time.perf_counter()
-    original.to(torch.device("cuda" if request.device != "cpu" and torch.cuda.is_available() else "cpu"))
+    original.to(device)
     try:
         with contextlib.ExitStack() as stack:
 
@@ -158,6 +162,8 @@ def start_convert(request: ConvertRequest, json_file: Path | None, console: Cons
         "model": str(request.model),
         "kept_in": str(kept_in),
         "data": data.describe(),
+        "held_out": {"tokens": len(held_out), "blake2b": digest(held_out.long())},
+        "control": request.control,
         "recipe": dataclasses.asdict(recipe),
     }
     record = make_record("convert", configuration, figures, seed=request.seed, seconds=time.perf_counter() - started)

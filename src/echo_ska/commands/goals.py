@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -35,7 +36,7 @@ from echo_ska.training import (
     split_by_file,
 )
 from echo_ska.training.bits_per_byte import over_texts
-from echo_ska.training.text import VOCAB_SIZE
+from echo_ska.training.text import VOCAB_SIZE, digest
 
 TEXT_LENGTH = 256
 PROMPT_BYTES = 64
@@ -161,6 +162,8 @@ class LearnText:
         """See `Goal`."""
         request = self.request
         before = self.evaluate(untrained, 0)["bits_per_byte"]
+        read = [file.tokens[: self.score_bytes] for file in self.split.held_out]
+        figures["scored_blake2b"] = digest(torch.cat(read))
         figures["bits_per_byte_before"] = before
         figures["samples"] = []
         say(

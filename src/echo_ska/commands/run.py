@@ -32,6 +32,8 @@ def start_experiment(
         for known, experiment in EXPERIMENTS.items():
             reads = f" --text FOLDER: {experiment.text}." if experiment.text else ""
             console.print(Text(f"{known}: {experiment.description}{reads}"), soft_wrap=True)
+        listed = {known: {"description": one.description, "text": one.text} for known, one in EXPERIMENTS.items()}
+        write_json(json_file, {"experiments": listed})
         return
     if name not in EXPERIMENTS:
         raise ValueError(f"There is no experiment {name!r}: choose from {', '.join(EXPERIMENTS)}.")

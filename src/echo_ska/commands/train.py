@@ -220,7 +220,7 @@ def _require_own_folder(output: Path | None) -> None:
 
 
 def _keep(record: RunRecord, model: EchoForCausalLM, output: Path, goal: Goal) -> None:
-    """Save the model and append the record, unless the same run, scored on as much, was recorded before."""
+    """Save the model and append the record, unless the same run, scored on the same, was recorded before."""
     logging.disable_progress_bar()
     with whole_model(output / "model", replace=True) as folder:
         if goal.tokenizer is not None:
@@ -228,7 +228,7 @@ def _keep(record: RunRecord, model: EchoForCausalLM, output: Path, goal: Goal) -
             model.generation_config.eos_token_id = model.generation_config.pad_token_id = end
             goal.tokenizer.save_pretrained(folder)
         model.save_pretrained(folder)
-    append_new(record, output / "records.jsonl", measured=("bytes_scored", "tokens_scored"))
+    append_new(record, output / "records.jsonl", measured=("bytes_scored", "tokens_scored", "scored_blake2b"))
 
 
 def _how_to_resume(output: Path | None) -> str:

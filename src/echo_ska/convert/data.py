@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from echo_ska.training import DataSource
 from echo_ska.training.data import rows_of_part, step_generator, step_seed
+from echo_ska.training.text import digest
 
 
 class TokenWindows:
@@ -43,7 +43,7 @@ class TokenWindows:
         """Tokens and their checksum, the window and the seed."""
         return {
             "tokens": len(self.tokens),
-            "blake2b": hashlib.blake2b(self.tokens.long().numpy().tobytes(), digest_size=16).hexdigest(),
+            "blake2b": digest(self.tokens.long()),
             "batch_size": self.batch_size,
             "length": self.length,
             "seed": self.seed,

@@ -106,7 +106,7 @@ class ContextParallel:
             input_ids: [B, part] int64; the same B in every process, parts of any lengths.
             shift_labels: [B, part], the label of each NEXT token (`split_sequence`), -100 where none is scored.
             cu_seqlens: [N + 1] boundaries of the part's packed sequences, in every process or in none; sequence 0 is
-                the one that the part before ended in, without a token if another begins here.
+                the one that the part before ended in, without a token if another begins here. The last has a token.
             more: further arguments of the model, such as `output_hidden_states`; not a cache and not a mask.
 
         Returns:
@@ -128,7 +128,7 @@ class ContextParallel:
         )
         if output.loss is not None:
             whole = self.line.sum_(output.loss.detach().clone(), "loss")
-            output.loss = output.loss + (whole - output.loss.detach())
+            output.loss = whole + (output.loss - output.loss.detach())  # the value is `whole`, to the bit
         return output
 
     @torch.no_grad()
@@ -168,6 +168,11 @@ class ContextParallel:
             sequences, first, last = len(cu_seqlens) - 1, int(cu_seqlens[1]), int(cu_seqlens[-1] - cu_seqlens[-2])
         parts = self.line.gather([*input_ids.shape, sequences, first, last, scored], input_ids.device)
         rows, lengths, packings, firsts, lasts, scores = zip(*parts, strict=True)
+        if min(lasts) == 0:
+            raise DisagreementError(
+                "the last sequence of a part must have a token: one that begins where the next part does belongs there "
+                f"(cu_seqlens that begin with 0, 0), got last sequences of {list(lasts)} tokens"
+            )
         if len(set(rows)) > 1:
             raise DisagreementError(
                 f"every process must hold a part of the same sequences, got batches of {list(rows)} rows"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import pickle
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +46,7 @@ def run_processes(function: Callable[..., Any], world: int, *arguments: Any) -> 
             # Results are taken while processes run: a large one would otherwise fill the pipe and be waited for.
             if not results.empty():
                 rank, result = results.get()
-                found[rank] = result
+                found[rank] = pickle.loads(result)
             elif context.join(0.05) and results.empty() and len(found) < world:
                 raise ChildProcessError("a process ended without a result")
         while not context.join():
@@ -62,7 +63,8 @@ def _member(
     store = (Path(folder) / "store").as_uri()
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=TIMEOUT)
     try:
-        results.put((rank, function(*arguments)))
+        # As bytes: torch would hand over tensors by handles, which are of no use once this process has ended.
+        results.put((rank, pickle.dumps(function(*arguments))))
         dist.barrier()
     finally:
         dist.destroy_process_group()

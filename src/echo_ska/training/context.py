@@ -37,7 +37,7 @@ class ContextEngine(Engine):
             )
         self.model.to(self.device)
         self.network = self.model
-        self.optimizer = self._prepared_optimizer = self.build_optimizer()
+        self.optimizer = self.build_optimizer()
         if checkpoint is not None:
             self.processes.together(lambda: restore(checkpoint, self.model, self.optimizer))
         with _raised_by_all(ValueError):

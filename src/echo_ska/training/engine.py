@@ -69,7 +69,7 @@ class Engine:
         if checkpoint is not None:
             self.processes.together(lambda: restore(checkpoint, self.model, self.optimizer))
         network = torch.compile(self.model) if self.scale.compile else self.model
-        self.network, self._prepared_optimizer = self.accelerator.prepare(network, self.optimizer)
+        self.network = self.accelerator.prepare(network)
 
     def build_optimizer(self, stand_ins: dict[str, nn.Parameter] | None = None) -> torch.optim.AdamW:
         """AdamW as `TrainingConfig` has it; see `optimizer.build_optimizer`."""
@@ -105,7 +105,8 @@ class Engine:
 
     def step(self) -> None:
         """Change the weights, and forget the gradients."""
-        self._prepared_optimizer.step()
+        # Not by Accelerate's wrapper, which does nothing while another of the process's trainings is between its steps.
+        self.optimizer.step()
         self.discard()
 
     def discard(self) -> None:
@@ -229,6 +230,17 @@ def require_named_outputs(model: nn.Module) -> None:
         )
 
 
+def require_precise(model: nn.Module) -> None:
+    """Raise ValueError for a model with parameters to be trained in half precision, in which small changes are lost."""
+    trained = (parameter.dtype for parameter in model.parameters() if parameter.requires_grad)
+    if half := next((dtype for dtype in trained if dtype.itemsize < 4), None):
+        name = str(half).removeprefix("torch.")
+        raise ValueError(
+            f"The model's parameters are in {name}, in which a training's small changes are lost: train model.float() "
+            "(precision bf16 computes in bfloat16 and keeps the parameters in float32)."
+        )
+
+
 def require_uniform_dtypes(modules: Sequence[nn.Module]) -> None:
     """Raise ValueError where the trained parameters that FSDP gathers at once are of several dtypes.
 
@@ -243,7 +255,7 @@ def require_uniform_dtypes(modules: Sequence[nn.Module]) -> None:
             raise shared(
                 ValueError(
                     f"strategy fsdp gathers a block at once and in one dtype, and {type(module).__name__} has "
-                    f"parameters in {' and '.join(kinds)}: train it in float32 (precision bf16 is autocast), or by ddp."
+                    f"parameters in {' and '.join(kinds)}: train it in one of them, or by ddp."
                 )
             )
 

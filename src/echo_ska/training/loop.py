@@ -29,7 +29,7 @@ from echo_ska.training.checkpoint import remove_partial
 from echo_ska.training.config import TrainingConfig
 from echo_ska.training.data import DataSource, require_vocabulary, step_seed
 from echo_ska.training.device import training_device, uses_bfloat16
-from echo_ska.training.engine import Engine, ShardedEngine
+from echo_ska.training.engine import Engine, ShardedEngine, require_precise
 from echo_ska.training.guard import check_step
 from echo_ska.training.journal import Journal
 from echo_ska.training.log import Observer, TrainingLog
@@ -103,8 +103,8 @@ def train(
     Raises:
         ValueError: if a checkpoint is damaged or of another configuration or model, naming what differs; another
             process trains in `directory`; a description is no JSON; the data has token ids that the model lacks; a
-            precision, device, strategy or division of the batch cannot be had; or the model returns tuples. Nothing is
-            overwritten.
+            precision, device, strategy or division of the batch cannot be had; or the model returns tuples, or has
+            parameters to be trained in half precision. Nothing is overwritten.
         FloatingPointError: for a loss or gradient that is not finite, or a spike; the weights stay as the step
             before left them.
         OSError: if a checkpoint or the log cannot be written.
@@ -128,6 +128,7 @@ def train(
         parts = Parts(data, processes, scale.accumulate, whole=scale.strategy == "context")
         processes.together(lambda: require_json(configuration))
         processes.together(lambda: require_vocabulary(model, data))
+        processes.together(lambda: require_precise(model))
         checkpoint, resumed_by = None, configuration | {"optimizer": describe_optimizer(model, config)}
         if folder is not None:
             checkpoint = processes.on_first(lambda: checkpoint_to_resume(folder, resumed_by, resume))

@@ -16,8 +16,14 @@ from echo_ska.training.config import TrainingConfig
 from echo_ska.training.optimizer import parameter_groups
 from echo_ska.training.processes import Processes
 
-BOOKKEEPING = {f"training.{name}" for name in ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints")}
-"""Settings that may change between a checkpoint and its resumption, for they do not touch the weights."""
+BOOKKEEPING = {
+    *(f"training.{name}" for name in ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints")),
+    # `save_pretrained` writes these two into the configuration of the very model that it saves; `restore` holds every
+    # tensor to its dtype.
+    "model.architectures",
+    "model.dtype",
+}
+"""What may change between a checkpoint and its resumption, for it does not touch the weights."""
 
 
 class OtherSettingsError(ValueError):

@@ -97,7 +97,7 @@ def split_by_file(files: Sequence[TextFile], held_out: Iterable[str | Path] | No
     """
     if not files:
         raise ValueError("There is no text to hold anything out of.")
-    digests = [_digest(file.tokens) for file in files]
+    digests = [digest(file.tokens) for file in files]
     if held_out is not None:
         named = {file.resolve(): file for path in held_out for file in _files_of(Path(path))}
         found = {file.path.resolve(): digest for file, digest in zip(files, digests, strict=True)}
@@ -176,7 +176,7 @@ class TextData:
         """The files' names, a checksum of all bytes, the window and the seed."""
         return {
             "files": self.files,
-            "blake2b": _digest(self.stream),
+            "blake2b": digest(self.stream),
             "batch_size": self.batch_size,
             "length": self.length,
             "seed": self.seed,
@@ -264,5 +264,6 @@ def _names(files: Sequence[TextFile]) -> str:
     return shown if len(files) <= 5 else f"{shown} and {len(files) - 5} more"
 
 
-def _digest(tokens: Tensor) -> str:
+def digest(tokens: Tensor) -> str:
+    """A checksum of tokens, and of their dtype."""
     return hashlib.blake2b(tokens.numpy().tobytes(), digest_size=16).hexdigest()

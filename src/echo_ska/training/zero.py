@@ -78,8 +78,10 @@ class ZeroEngine(Engine):
 
     def clip_gradients(self) -> Tensor:
         """See `Engine`: the norm alone; DeepSpeed clips when it steps."""
-        norm = torch.as_tensor(self.deepspeed.optimizer.scaled_global_norm())
-        return norm if norm >= 0 else torch.tensor(math.nan)  # -1 is its "not finite"
+        zero = self.deepspeed.optimizer
+        norm = torch.as_tensor(zero.scaled_global_norm())
+        # Its own sign of what is not finite, -1 for a group of parameters, is lost in some versions in the norm of all.
+        return torch.full_like(norm, math.nan) if zero.has_overflow() else norm
 
     def step(self) -> None:
         """See `Engine`."""
