@@ -15,6 +15,7 @@ import torch
 from context_models import KINDS, VOCAB, continuation, ids, tiny
 from safetensors.torch import load_file
 from transformers import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
 
 from echo_ska import sealed
 from echo_ska.memory import ContextState, encoding
@@ -108,6 +109,38 @@ def test_generating_equals_generating_from_all_tokens(model, cut):
     state = ContextState.read(model, tokens[:, :cut])
     found = state.generate(model, tokens[:, cut:] if cut < 30 else None, max_new_tokens=12, do_sample=False)
     assert torch.equal(torch.cat([tokens[:, :cut], found], dim=1), expected)
+
+
+class Collector(BaseStreamer):
+    def __init__(self):
+        self.pieces, self.ended = [], False
+
+    def put(self, value):
+        self.pieces.append(value.flatten())
+
+    def end(self):
+        self.ended = True
+
+
+@pytest.mark.parametrize("further", [0, 5])
+def test_a_streamer_gets_what_is_returned_and_nothing_of_the_context(model, further):
+    state, streamer = ContextState.read(model, ids(20)), Collector()
+    more = ids(20 + further)[20:] if further else None
+    found = state.generate(model, more, max_new_tokens=4, do_sample=False, streamer=streamer)
+    assert streamer.ended
+    assert torch.equal(torch.cat(streamer.pieces), found[0])
+    assert len(streamer.pieces[0]) == further
+
+
+def test_the_default_device_does_not_matter(model):
+    tokens, more = ids(30), ids(3)
+    expected = ContextState.read(model, tokens)
+    with torch.device("meta"):
+        state = ContextState.read(model, tokens[20:], ContextState.read(model, tokens[:20]))
+        found = state.generate(model, more, max_new_tokens=4, do_sample=False)
+        logits = state.logits(model)
+    assert torch.allclose(logits, expected.logits(model), atol=1e-4)
+    assert torch.equal(found, expected.generate(model, more, max_new_tokens=4, do_sample=False))
 
 
 def test_beams_and_samples(model):

@@ -116,7 +116,9 @@ def test_what_is_kept_is_bounded_and_reaches_far_enough(model):
         rollback = cache.recorder()
         assert rollback.farthest(begin) >= min(40, begin)
         assert len(rollback._points) <= 3
-        assert sum(inputs.shape[1] for _, inputs, _ in rollback._read) <= 4 * 40 + 1
+        read_again = [inputs for _, inputs, _ in rollback._read]
+        assert sum(inputs.shape[1] for inputs in read_again) <= 4 * 40 + 1
+        assert all(inputs.untyped_storage().nbytes() <= 100 * inputs[:, :1].nbytes for inputs in read_again)
     cache.crop(-40)
     read(model, never, tokens[:, : begin - 40])
     assert_equal(cache, never, 1e-5)
@@ -313,6 +315,19 @@ def test_an_assistant_gives_the_greedy_tokens(model, helper, schedule, monkeypat
     assert rejections.removed
     if helper == "other":
         assert min(rejections.removed) < 0
+
+
+def test_a_draft_longer_than_what_is_kept_anyway_can_be_rejected(model, monkeypatch):
+    assistant = small_model("ssm", seed=5)
+    assistant.generation_config.num_assistant_tokens = 300
+    assistant.generation_config.num_assistant_tokens_schedule = "constant"
+    assistant.generation_config.assistant_confidence_threshold = 0.0
+    prompt = ids(1, 9)
+    expected = model.generate(prompt, max_new_tokens=320, do_sample=False)
+    rejections = Rejections(monkeypatch)
+    found = model.generate(prompt, max_new_tokens=320, do_sample=False, assistant_model=assistant)
+    assert torch.equal(found, expected)
+    assert min(rejections.removed) < -RECENT_TOKENS
 
 
 def test_drafts_that_hold_save_calls(model):

@@ -167,6 +167,26 @@ def test_why_an_answer_ended(model):
     assert (outcome.finish_reason, outcome.completion_tokens) == ("stop", 0)
 
 
+def test_it_ends_at_any_end_token_of_the_models_own_settings(model):
+    prompt = Engine(model, byte_tokenizer(), NAME).prepare(asked(QUESTION))
+    text, _ = answer(Engine(model, byte_tokenizer(), NAME), prompt)
+    model.generation_config.eos_token_id = [0, ord(text[3])]
+    shorter, outcome = answer(Engine(model, byte_tokenizer(), NAME), prompt)
+    assert shorter == text[: text.index(text[3])]
+    assert outcome.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(("most", "written"), [(8, 8), (100, 16)])
+def test_a_completion_that_asks_for_no_length_gets_the_usual_one_or_what_the_server_allows(model, most, written):
+    engine = Engine(model, byte_tokenizer(), NAME, max_new_tokens=most)
+    request = parse(json.dumps({"prompt": "Hi", "temperature": 0}).encode(), NAME, chat=False)
+    _, outcome = answer(engine, engine.prepare(request), request.sampling)
+    assert outcome.completion_tokens == written
+    asked_for = parse(json.dumps({"prompt": "Hi", "max_tokens": most + 1}).encode(), NAME, chat=False)
+    with pytest.raises(RefusedError, match=f"max_tokens is {most + 1}: this server writes at most {most}"):
+        engine.prepare(asked_for)
+
+
 def test_what_is_refused(model):
     sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_heads": 2, "rank": 4, "state_size": 4}
     whole = EchoForCausalLM(EchoConfig(**sizes, layer_types=["mamba2", "ska-paper", "mamba2"]))

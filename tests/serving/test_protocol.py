@@ -27,7 +27,7 @@ def test_the_least_requests():
     assert (asked.is_chat, asked.stream, asked.include_usage) == (True, False, False)
     asked = completion()
     assert (asked.messages, asked.prompt, asked.is_chat) == (None, "Hi", False)
-    assert asked.sampling == Sampling(max_new_tokens=16)
+    assert asked.sampling == Sampling(unasked_new_tokens=16)
 
 
 def test_negative_seeds_are_seeds_and_fields_without_a_value_ask_for_nothing():

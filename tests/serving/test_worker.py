@@ -70,6 +70,25 @@ def test_only_so_many_wait_and_those_called_off_do_not_count(worker):
     assert ran.wait(10)
 
 
+def test_what_waits_when_it_closes_is_told_so_whatever_is_submitted_then():
+    worker, started, goes_on, told = Worker(), threading.Event(), threading.Event(), []
+
+    def busy(_):
+        started.set()
+        goes_on.wait(10)
+
+    worker.submit(Job(busy))
+    assert started.wait(10)
+    for _ in range(2):
+        worker.submit(Job(lambda job: told.append(job.is_cancelled)))
+    assert not worker.close(timeout=0)
+    with pytest.raises(BusyError, match="being stopped"):
+        worker.submit(Job(busy))
+    goes_on.set()
+    assert worker.close()
+    assert told == [True, True]
+
+
 def test_a_closed_worker_calls_all_off_and_takes_nothing():
     worker, started = Worker(), threading.Event()
 

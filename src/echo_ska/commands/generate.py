@@ -20,7 +20,7 @@ from echo_ska.commands.reading import reading
 from echo_ska.commands.screen import screen
 from echo_ska.commands.show import KINDS
 from echo_ska.evaluation.memory_plot import format_bytes
-from echo_ska.evaluation.sampling import Reading, check_sampling, printable, read_on, write_on
+from echo_ska.evaluation.sampling import Reading, check_sampling, end_tokens, printable, read_on, write_on
 from echo_ska.evaluation.streaming import TextStream
 from echo_ska.memory import ContextState
 from echo_ska.models import EchoForCausalLM
@@ -77,7 +77,7 @@ def generate(request: GenerateRequest, json_file: Path | None) -> None:
         request.max_new_tokens,
         temperature=request.temperature,
         top_k=request.top_k,
-        stop_token=tokenizer.eos_token_id,
+        stop_token=end_tokens(model, tokenizer),
         seed=request.seed,
     )
     for token in written:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from echo_ska.models.eval_mode import in_eval_mode
 from echo_ska.models.segments import SEGMENT_LENGTH, read_in_segments
@@ -76,6 +77,13 @@ def read_on(
 
 
 @torch.no_grad()
+def end_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens by which a text ends: those of the model's `generation_config`, and the tokenizer's end token."""
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    named = ends if isinstance(ends, list) else [ends]
+    return frozenset(token for token in (*named, tokenizer.eos_token_id) if token is not None)
+
+
 def write_on(
     model: nn.Module,
     reading: Reading,
@@ -84,7 +92,7 @@ def write_on(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    stop_token: int | None = None,
+    stop_token: int | Collection[int] | None = None,
     seed: int = 0,
 ) -> Iterator[int]:
     """Draw tokens one at a time, each with the state of all before it, and yield each as soon as it is drawn.
@@ -99,13 +107,14 @@ def write_on(
         top_k: draw from the so many likeliest tokens alone; None from all.
         top_p: draw from the fewest likeliest tokens (of those) that have at least this probability together, after the
             temperature; None from all (Holtzman et al., arXiv 1904.09751).
-        stop_token: stop before this token.
+        stop_token: stop before this token, or before any of these.
         seed: of the draws.
 
     Raises:
         ValueError: for a setting out of range, when the first token is asked for.
     """
     check_sampling(new_tokens, temperature, top_k, top_p, seed)
+    stops = (stop_token,) if stop_token is None or isinstance(stop_token, int) else stop_token
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     token: int | None = None
@@ -124,7 +133,7 @@ def write_on(
                 reading.tokens + 1,
             )
         token = _draw(reading.logits.cpu().double(), temperature, top_k, top_p, generator)
-        if token == stop_token:
+        if token in stops:
             return
         yield token
 

@@ -98,7 +98,7 @@ class ContextState:
             cache, unread, token_hash = EchoCache(model.config), ids[:-1], EMPTY_HASH
         else:
             cache, token_hash = parent._cache_for(model), parent.token_hash
-            unread = torch.cat([torch.tensor([parent.last_token]), ids[:-1]])
+            unread = torch.cat([torch.tensor([parent.last_token], device="cpu"), ids[:-1]])
         segments = read_in_segments(
             model,
             unread[None].to(model.device),
@@ -195,7 +195,7 @@ class ContextState:
         if asked("use_cache") is False:  # the model's own: it is for prompts without a past
             settings["use_cache"] = True
         cache = self._cache_for(model)
-        prompt = torch.tensor([self.last_token])
+        prompt = torch.tensor([self.last_token], device="cpu")
         if input_ids is not None:
             prompt = torch.cat([prompt, token_ids(input_ids, model.config.vocab_size)])
         rows = max(asked(name) or 1 for name in ("num_beams", "num_return_sequences"))
@@ -203,6 +203,8 @@ class ContextState:
             cache.batch_repeat_interleave(rows)
         # Hugging Face tells new ids from all ids by the mask: of the whole sequence, and longer than what is new.
         mask = torch.ones(1, cache.get_seq_length() + len(prompt), dtype=torch.int64, device=model.device)
+        if settings.get("streamer") is not None:
+            settings["streamer"] = _WithoutFirst(settings["streamer"])
         with in_eval_mode(model):
             output = model.generate(
                 prompt[None].to(model.device), past_key_values=cache, attention_mask=mask, **settings
@@ -262,3 +264,21 @@ class ContextState:
     def _cache_for(self, model: EchoForCausalLM) -> EchoCache:
         require_same_model(model, self.fingerprint, self._fields)
         return self.cache(model.device)
+
+
+class _WithoutFirst:
+    """A streamer of Hugging Face's that is not handed the first token: it is the context's, not of what was asked for.
+
+    Args:
+        streamer: gets the rest of what is put first, which may be nothing, and all that is put after.
+    """
+
+    def __init__(self, streamer: Any) -> None:
+        self._streamer, self._begun = streamer, False
+
+    def put(self, value: Tensor) -> None:
+        self._streamer.put(value if self._begun else value[..., 1:])
+        self._begun = True
+
+    def end(self) -> None:
+        self._streamer.end()

@@ -22,7 +22,7 @@ def token_ids(input_ids: Tensor | Sequence[int], vocab_size: int) -> Tensor:
     Raises:
         ValueError: several sequences, no token, or what is no token id.
     """
-    ids = torch.as_tensor(input_ids)
+    ids = input_ids if isinstance(input_ids, Tensor) else torch.as_tensor(input_ids, device="cpu")
     if ids.dim() == 2 and ids.shape[0] == 1:
         ids = ids[0]
     if ids.dim() != 1 or ids.shape[0] < 1:

@@ -64,6 +64,18 @@ class CachedGeneration(GenerationMixin):
         if draft and isinstance(cache, EchoCache):
             cache.activate_past_recording(max(RECENT_TOKENS, int(draft)))
 
+    def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
+        """As in any model; a cache can take back as many tokens as the drafts have that are to come, and a few more.
+
+        How many an assistant writes is its own setting, which Hugging Face raises as drafts hold.
+        """
+        generator = super()._get_candidate_generator(*args, **kwargs)
+        cache = kwargs.get("model_kwargs", {}).get("past_key_values")
+        if isinstance(cache, EchoCache):
+            drafted = int(getattr(generator, "num_assistant_tokens", 0))
+            cache.activate_past_recording(max(RECENT_TOKENS, drafted))
+        return generator
+
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,

@@ -88,7 +88,10 @@ class Rollback:
     def after(self, tokens: int, model: nn.Module, inputs: Tensor, real: Tensor | None) -> None:
         """After a call that ends at `tokens`: `model` read `inputs` [B, T, d], padding where `real` [B, T] is false."""
         self._model = weakref.ref(model)
-        self._read.append((tokens - inputs.shape[1], inputs.detach(), real))
+        own = inputs.detach()
+        if own.untyped_storage().nbytes() > own.nbytes:  # a part of a prompt, all of which would be kept with it
+            own = own.clone()
+        self._read.append((tokens - inputs.shape[1], own, None if real is None else real.clone()))
         while len(self._anchors) > 1 and tokens - self._anchors[1].tokens >= self.recent:
             del self._anchors[0]
         if self._cropped is not None and tokens - self._cropped.tokens > FARTHEST_TOKENS:

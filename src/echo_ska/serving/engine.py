@@ -14,7 +14,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from echo_ska.evaluation.sampling import Reading, read_on, write_on
+from echo_ska.evaluation.sampling import Reading, end_tokens, read_on, write_on
 from echo_ska.evaluation.streaming import TextStream
 from echo_ska.memory import ContextState, ContextStore, model_fingerprint
 from echo_ska.memory.fingerprint import as_unchanged
@@ -139,7 +139,7 @@ class Engine:
                 param,
                 "context_length_exceeded",
             )
-        return Prompt(torch.tensor(ids, dtype=torch.int64), (*kept_at, len(ids)))
+        return Prompt(torch.tensor(ids, dtype=torch.int64, device="cpu"), (*kept_at, len(ids)))
 
     def answer(
         self, prompt: Prompt, sampling: Sampling, write: Callable[[str], None], is_cancelled: Callable[[], bool]
@@ -163,7 +163,9 @@ class Engine:
         check()
         with as_unchanged(self._model, self.fingerprint):
             reading, cached = self._read(prompt, check)
-        most = self.max_new_tokens if sampling.max_new_tokens is None else sampling.max_new_tokens
+        most = sampling.max_new_tokens
+        if most is None:
+            most = min(self.max_new_tokens, sampling.unasked_new_tokens or self.max_new_tokens)
         stream, stops = TextStream(self._tokenizer), StopStrings(sampling.stop)
         count = 0
         for token in write_on(
@@ -173,7 +175,7 @@ class Engine:
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
-            stop_token=self._tokenizer.eos_token_id,
+            stop_token=end_tokens(self._model, self._tokenizer),
             seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
         ):
             count += 1
@@ -203,7 +205,7 @@ class Engine:
                 self._keep(state)
                 known = end
         assert state is not None
-        last = torch.tensor([state.last_token])
+        last = torch.tensor([state.last_token], device="cpu")
         return read_on(self._model, [last], past_key_values=state.cache(self._model.device)), cached
 
     def _find(self, ids: Tensor) -> tuple[ContextState | None, int]:

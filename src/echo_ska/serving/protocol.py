@@ -75,11 +75,12 @@ class Sampling:
     """How an answer is drawn.
 
     Attributes:
-        max_new_tokens: tokens to write at most, None: as many as the server allows.
+        max_new_tokens: tokens to write at most; None, where nothing was asked for: `unasked_new_tokens`.
         temperature: 0 always takes the likeliest token.
         top_k, top_p: see `echo_ska.evaluation.sampling.write_on`.
         seed: of the draws; None: another one each time.
         stop: the answer ends before the first of these strings.
+        unasked_new_tokens: tokens to write at most where the server allows so many; None: as many as it allows.
     """
 
     max_new_tokens: int | None = None
@@ -88,6 +89,7 @@ class Sampling:
     top_p: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    unasked_new_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def _sampling(given: dict[str, Any], chat: bool) -> Sampling:
     counts = {name: _integer(given, name, 1) for name in names if given.get(name) is not None}
     if len(set(counts.values())) > 1:
         raise RefusedError("max_tokens and max_completion_tokens differ: give one of them.", "max_tokens")
-    count = next(iter(counts.values()), None if chat else COMPLETION_TOKENS)
+    count = next(iter(counts.values()), None)
     temperature = _number(given, "temperature")
     if temperature is not None and not temperature >= 0:
         raise RefusedError(f"temperature must be at least 0, got {temperature}.", "temperature")
@@ -198,6 +200,7 @@ def _sampling(given: dict[str, Any], chat: bool) -> Sampling:
         top_p=top_p,
         seed=None if seed is None else seed % (LARGEST_SEED + 1),  # OpenAI takes negative ones
         stop=_stops(given.get("stop")),
+        unasked_new_tokens=None if chat or count is not None else COMPLETION_TOKENS,
     )
 
 

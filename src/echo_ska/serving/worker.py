@@ -65,11 +65,11 @@ class Worker:
             BusyError: too many wait already, or the worker is closed.
         """
         with self._changed:
+            if self._closed:  # what waits and was called off is still to be told so
+                raise BusyError("The server is being stopped.")
             self._waiting = deque(waiting for waiting in self._waiting if not waiting.is_cancelled)
             if len(self._waiting) >= self._most_waiting:
                 raise BusyError(f"{self._most_waiting} requests wait already: ask again later.")
-            if self._closed:
-                raise BusyError("The server is being stopped.")
             self._waiting.append(job)
             self._changed.notify_all()
 
