@@ -115,13 +115,13 @@ EXPERIMENTS: dict[str, Experiment] = {
         takes_device=True,
     ),
     "language-model-50m": Experiment(
-        "Claim 9 at 50M parameters: the same eight, for a large GPU (--device cuda); needs --text.",
+        "Claim 9 at 50M parameters: the same nine, for a large GPU (--device cuda); needs --text.",
         "echo_ska.experiments.language.language_model_50m",
         text="as language-model",
         takes_device=True,
     ),
     "language-model-180m": Experiment(
-        "Claim 9 at the paper's 180M parameters: the same eight, for a large GPU (--device cuda); needs --text.",
+        "Claim 9 at the paper's 180M parameters: the same nine, for a large GPU (--device cuda); needs --text.",
         "echo_ska.experiments.language.language_model_180m",
         text="as language-model",
         takes_device=True,

@@ -25,8 +25,9 @@ from echo_ska.experiments.language import (
 )
 from echo_ska.experiments.language.language_model import PLAN, TextPlan, readings
 from echo_ska.experiments.language.language_model_figure import COLOURS, draw
-from echo_ska.experiments.language.language_model_results import CONTROLS, ECHO, SWIGLU
+from echo_ska.experiments.language.language_model_results import CONTROLS, ECHO, HYBRID, NO_POSITIONS, SWIGLU
 from echo_ska.experiments.trials import recorded as recorded_runs
+from echo_ska.experiments.trials.changes import no_positions
 from echo_ska.experiments.trials.texts import TextFolder
 from echo_ska.models.presets import count_parameters
 from echo_ska.training.records import read
@@ -47,7 +48,9 @@ def test_arms_are_of_one_size_and_what_they_are_called(plan, parameters):
     for arm in arms:
         assert arm.fields["feed_forward"] == ("koopman" if arm.name == ECHO else "swiglu")
     assert layers[ECHO] == layers[SWIGLU]
-    assert layers["mamba-2 + attention"] == [kind.replace("ska", "full_attention") for kind in layers[ECHO]]
+    assert layers[HYBRID] == [kind.replace("ska", "full_attention") for kind in layers[ECHO]]
+    by_name = {arm.name: arm for arm in arms}
+    assert by_name[NO_POSITIONS] == replace(by_name[HYBRID], name=NO_POSITIONS, changes=(no_positions,))
     mixers_and_feed_forwards = 2 * len(layers[ECHO])
     of_attention = layers["mamba-2 + attention, 8 %"].count("full_attention")
     assert 1 - of_attention / mixers_and_feed_forwards == pytest.approx(0.92, abs=0.004)  # Nemotron-H counts both

@@ -135,7 +135,6 @@ CLAIM: Claim[Results] = Claim(
     picture=_PICTURE,
     caveats=(
         "The paper's figures: 1.1M parameters on 7.4 MB of novels, byte by byte, are not 180M on 10B tokens.",
-        "Attention without rotary positions, which keeps recall beyond the training's length where rotary loses it.",
         "Gated DeltaNet as published, with an output gate, SiLU and wider values: it stands here in SKA's form.",
         _BENCHMARKS,
     ),

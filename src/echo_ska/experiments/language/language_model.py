@@ -1,13 +1,13 @@
-"""language-model (claim 9): eight language models of one size on the same novels, scored on authors they never read.
+"""language-model (claim 9): nine language models of one size on the same novels, scored on authors they never read.
 
 Byte by byte, 1.1M parameters in six layers of width 128, 1,800 steps of 8 windows of 512 bytes of `train/` (7.4 MB): a
-Transformer (RoPE, SwiGLU), Mamba-2, Mamba-2 with two layers of attention and with one, gated DeltaNet, Mamba-3, Mamba-2
-with two layers of SKA and SwiGLU, and Echo, the same with Koopman MLPs. Parameters are equal within half a percent by
-the width of the feed-forward layers; every mixer but Mamba-2, which is as published, has SKA's aids (short
-convolutions, delayed keys, a tied start). One layer of attention in six is the share of Nemotron-H (arXiv 2504.03624),
-which counts mixers and feed-forward layers alike: 4 of its 52 are attention, here 1 of 12, and 92 % are not. Each model
-at the best of the same three rates, by its bits per byte on `valid/` after 400 steps, and of higher ones as long as the
-highest is its best; three seeds.
+Transformer (RoPE, SwiGLU), Mamba-2, Mamba-2 with two layers of attention, the same without rotary positions, and with
+one layer, gated DeltaNet, Mamba-3, Mamba-2 with two layers of SKA and SwiGLU, and Echo, the same with Koopman MLPs.
+Parameters are equal within half a percent by the width of the feed-forward layers; every mixer but Mamba-2, which is as
+published, has SKA's aids (short convolutions, delayed keys, a tied start). One layer of attention in six is the share
+of Nemotron-H (arXiv 2504.03624), which counts mixers and feed-forward layers alike: 4 of its 52 are attention, here 1
+of 12, and 92 % are not. Each model at the best of the same three rates, by its bits per byte on `valid/` after 400
+steps, and of higher ones as long as the highest is its best; three seeds.
 
 Then bits per byte on the unseen authors of `test/` and on every further folder, at contexts of 256 to 16,384 bytes, 32
 times the training's, the same bytes at every length (`evaluation.context_length`). Models with a state of fixed size
@@ -26,7 +26,16 @@ from typing import Any
 
 from rich.console import Console
 
-from echo_ska.experiments.language.language_model_results import ECHO, SWIGLU, context_rows, label, rows
+from echo_ska.experiments.language.language_model_results import (
+    ECHO,
+    HYBRID,
+    NO_POSITIONS,
+    SWIGLU,
+    context_rows,
+    label,
+    rows,
+)
+from echo_ska.experiments.trials.changes import no_positions
 from echo_ska.experiments.trials.recorded import records_named
 from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
 from echo_ska.experiments.trials.text_trial import Scoring, TextTrial
@@ -162,11 +171,12 @@ class TextPlan:
                 "rank": shape["hidden_size"] // shape["num_heads"],
             },
             "mamba-2": {"layer_types": ["mamba2"] * count},
-            "mamba-2 + attention": {"layer_types": self._layers("full_attention", *self.recalling)},
+            HYBRID: {"layer_types": self._layers("full_attention", *self.recalling)},
             "mamba-2 + attention, 8 %": {"layer_types": self._layers("full_attention", *self.few)},
             SWIGLU: {"layer_types": with_ska},
         }
         found = {name: as_large_as(Arm(name, shape | fields), echo, VOCAB_SIZE) for name, fields in others.items()}
+        found[NO_POSITIONS] = dataclasses.replace(found[HYBRID], name=NO_POSITIONS, changes=(no_positions,))
         return [found["mamba-3"], echo, *(arm for name, arm in found.items() if name != "mamba-3")]
 
     def comparison(self, texts: TextFolder) -> Comparison:

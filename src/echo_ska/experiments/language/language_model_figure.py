@@ -18,7 +18,8 @@ from echo_ska.training.bits_per_byte import bits
 COLOURS = {
     "transformer": "#000000",
     "mamba-2": "#8C8C8C",
-    "mamba-2 + attention": "#D55E00",
+    recorded.HYBRID: "#D55E00",
+    recorded.NO_POSITIONS: "#882255",
     "mamba-2 + attention, 8 %": "#E69F00",
     "gated deltanet": "#009E73",
     "mamba-3": "#CC79A7",

@@ -12,10 +12,13 @@ from echo_ska.training import RunRecord
 from echo_ska.training.bits_per_byte import over_texts
 
 ECHO, SWIGLU = "echo", "mamba-2 + ska"
+HYBRID = "mamba-2 + attention"
+NO_POSITIONS = f"{HYBRID}, no positions"
 CONTROLS = (
     "transformer",
     "mamba-2",
-    "mamba-2 + attention",
+    HYBRID,
+    NO_POSITIONS,
     "mamba-2 + attention, 8 %",
     "gated deltanet",
     "mamba-3",
