@@ -26,7 +26,7 @@ from echo_ska.experiments.language.language_model_results import (
     training_length,
     values,
 )
-from echo_ska.experiments.trials.changes import Change, no_gate
+from echo_ska.experiments.trials.changes import Change
 from echo_ska.experiments.trials.comparison import Results
 from echo_ska.experiments.trials.figures import draw_gains, short_bytes, short_number
 from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
@@ -45,7 +45,6 @@ BESIDE = {SWIGLU: START, "mamba-2": "Mamba-2 in its place"}
 Fields = Mapping[str, Any]
 VARIANTS: dict[str, tuple[Fields, tuple[Change, ...]]] = {
     "rank 64": ({"rank": 64}, ()),
-    "no write gate": ({}, (no_gate,)),
 }
 """What differs from the start: fields of the configuration, and changes to the built network."""
 
