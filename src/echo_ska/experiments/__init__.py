@@ -127,7 +127,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         takes_device=True,
     ),
     "language-ska": Experiment(
-        "What makes SKA predict text better: one change at a time, in the comparison of language-model; needs --text.",
+        "What makes SKA predict text better: more ranks, in the comparison of language-model; needs --text.",
         "echo_ska.experiments.language.language_ska",
         text="as language-model",
         takes_device=True,

@@ -1,9 +1,9 @@
-"""language-ska: what makes SKA predict text better? One change at a time, in the comparison of `language-model`.
+"""language-ska: what makes SKA predict text better? More ranks, in the comparison of `language-model`.
 
 The start is its Mamba-2 + SKA with SwiGLU, and beside it stands Mamba-2 alone, which is to be reached: both are that
 comparison's own runs, at rates tuned there, and are run first where they are missing. A change has the same text, steps
 and parameters and the start's rate. It belongs in the recipe if its seeds lie below those of the start, all of them.
-Three seeds; about 27 minutes a run on one core.
+Three seeds; about 32 minutes a run on one core.
 """
 
 from __future__ import annotations
