@@ -297,6 +297,13 @@ class Rejections:
         )
 
 
+def draft_always(assistant, tokens, schedule="constant"):
+    """Have an assistant write so many tokens a draft, however sure it is of them."""
+    assistant.generation_config.num_assistant_tokens = tokens
+    assistant.generation_config.num_assistant_tokens_schedule = schedule
+    assistant.generation_config.assistant_confidence_threshold = 0.0
+
+
 @pytest.mark.parametrize("helper", ["itself", "near", "other"])
 @pytest.mark.parametrize("schedule", ["constant", "heuristic"])
 def test_an_assistant_gives_the_greedy_tokens(model, helper, schedule, monkeypatch):
@@ -304,9 +311,7 @@ def test_an_assistant_gives_the_greedy_tokens(model, helper, schedule, monkeypat
     if helper == "near":
         with torch.no_grad():
             assistant.lm_head.weight.add_(0.02 * torch.randn_like(assistant.lm_head.weight))
-    assistant.generation_config.num_assistant_tokens = 6
-    assistant.generation_config.num_assistant_tokens_schedule = schedule
-    assistant.generation_config.assistant_confidence_threshold = 0.0
+    draft_always(assistant, 6, schedule)
     prompt = ids(1, 9)
     expected = model.generate(prompt, max_new_tokens=40, do_sample=False)
     rejections = Rejections(monkeypatch)
@@ -319,9 +324,7 @@ def test_an_assistant_gives_the_greedy_tokens(model, helper, schedule, monkeypat
 
 def test_a_draft_longer_than_what_is_kept_anyway_can_be_rejected(model, monkeypatch):
     assistant = small_model("ssm", seed=5)
-    assistant.generation_config.num_assistant_tokens = 300
-    assistant.generation_config.num_assistant_tokens_schedule = "constant"
-    assistant.generation_config.assistant_confidence_threshold = 0.0
+    draft_always(assistant, 300)
     prompt = ids(1, 9)
     expected = model.generate(prompt, max_new_tokens=320, do_sample=False)
     rejections = Rejections(monkeypatch)
@@ -332,9 +335,7 @@ def test_a_draft_longer_than_what_is_kept_anyway_can_be_rejected(model, monkeypa
 
 def test_drafts_that_hold_save_calls(model):
     assistant = copy.deepcopy(model)
-    assistant.generation_config.num_assistant_tokens = 6
-    assistant.generation_config.num_assistant_tokens_schedule = "constant"
-    assistant.generation_config.assistant_confidence_threshold = 0.0
+    draft_always(assistant, 6)
     lengths = []
     model.model.register_forward_hook(lambda *given: lengths.append(given[-1].last_hidden_state.shape[1]))
     model.generate(ids(1, 9), max_new_tokens=35, do_sample=False, assistant_model=assistant)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -48,6 +50,27 @@ def test_a_captured_graph_holds_it_as_one_node_with_the_same_gradients(reading):
         outputs = [output for output in function(*tensors) if output is not None]
         loss = sum(output.sin().sum() for output in outputs)
         results.append([*outputs, *torch.autograd.grad(loss, tensors)])
+    for found, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+HAS_COMPILER = shutil.which("g++") is not None or shutil.which("clang++") is not None
+
+
+@pytest.mark.skipif(not HAS_COMPILER, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("reading", ["exact", "non-causal"])
+def test_tokens_that_are_permuted_in_memory_are_compiled_with_the_same_gradients(reading):
+    torch.compiler.reset()
+    op, tensors = call(reading)
+    permuted = [tensor.detach().transpose(1, 2).contiguous().requires_grad_() for tensor in tensors]
+
+    def read(*tensors):
+        return op(*(tensor.transpose(1, 2) for tensor in tensors))[0]
+
+    results = []
+    for function in (read, torch.compile(read, fullgraph=True)):
+        output = function(*permuted)
+        results.append([output, *torch.autograd.grad(output.sin().sum(), permuted)])
     for found, expected in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 

@@ -321,6 +321,16 @@ def test_a_state_made_for_another_ridge_is_refused():
     decode_step(anew, **later, **(settings | {"ridge": other}))
 
 
+def test_a_state_keeps_the_ridge_it_was_made_for_when_the_callers_changes_in_place():
+    token, settings = {name: tensor[:1, 0] for name, tensor in make_tokens(1).items()}, make_settings()
+    ridge = settings["ridge"] = torch.ones(2, dtype=torch.float64)
+    state = DecodingState.of(empty(None).map(lambda tensor: tensor[:1]), ridge)
+    ridge.mul_(2)
+    assert state.ridge.tolist() == [[1.0, 1.0]]
+    with pytest.raises(ValueError, match="made for ridge"):
+        decode_step(state, **token, **settings)
+
+
 @pytest.mark.parametrize("power", [-1, 1.5, True])
 def test_a_power_that_is_no_integer_from_0_on_is_refused(power):
     token = {name: tensor[:, 0] for name, tensor in make_tokens(1).items()}

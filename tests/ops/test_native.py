@@ -176,6 +176,20 @@ def test_compile_and_export_take_it_as_one_node():
 
 
 @needs_compiler
+@pytest.mark.parametrize("backend", ["auto", "chunked"])
+def test_a_chunk_causal_read_that_goes_on_within_a_window_is_compiled_whole(backend):
+    torch.compiler.reset()
+    tensors = inputs(100, dtype=torch.float64)
+    _, state = run([tensor[:, :33].detach() for tensor in tensors], refresh_interval=5, backend=backend)
+
+    def read(*tensors):
+        return run(tensors, refresh_interval=5, initial_state=state, backend=backend)[0]
+
+    found, expected = torch.compile(read, fullgraph=True, backend="aot_eager")(*tensors), read(*tensors)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+@needs_compiler
 @pytest.mark.parametrize("backend", ["auto", "native"])
 @pytest.mark.parametrize("interval", [5, 64])
 def test_a_chunk_causal_read_from_the_start_is_compiled_whole(interval, backend):

@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,34 +79,29 @@ class Raises(nn.Module):
         return self.inner(input_ids, labels)
 
 
-class Diverges(nn.Module):
-    """Its loss is no number at step 6, in the second process alone."""
+class GoesWrong(nn.Module):
+    """What `spoil` does to its output at step 6, in the second process alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, spoil: Callable[[Any], None]) -> None:
         super().__init__()
-        self.inner, self.calls = build(dropout=0.0), 0
+        self.inner, self.calls, self.spoil = build(dropout=0.0), 0, spoil
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> Any:
         output = self.inner(input_ids, labels)
         self.calls += 1
         if self.calls == 7 and RANK == 1:
-            output.loss = output.loss * float("nan")
+            self.spoil(output)
         return output
 
 
-class Explodes(nn.Module):
-    """Its loss is finite at step 6 and its gradient is not, in the second process alone."""
+def no_number(output: Any) -> None:
+    """The loss is none."""
+    output.loss = output.loss * float("nan")
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner, self.calls = build(dropout=0.0), 0
 
-    def forward(self, input_ids: Tensor, labels: Tensor) -> Any:
-        output = self.inner(input_ids, labels)
-        self.calls += 1
-        if self.calls == 7 and RANK == 1:
-            output.loss.register_hook(lambda gradient: gradient * float("inf"))
-        return output
+def no_finite_gradient(output: Any) -> None:
+    """The loss is finite, and its gradient is not."""
+    output.loss.register_hook(lambda gradient: gradient * float("inf"))
 
 
 def build_spoiled(rank: int = 1) -> nn.Module:
@@ -133,8 +129,8 @@ MODELS = {
     "tiny": lambda: build(dropout=0.0),
     "dropout": build,
     "unreached": Unreached,
-    "diverges": Diverges,
-    "explodes": Explodes,
+    "diverges": lambda: GoesWrong(no_number),
+    "explodes": lambda: GoesWrong(no_finite_gradient),
     "raises": Raises,
     "spoiled": build_spoiled,
     "mixed": build_mixed,

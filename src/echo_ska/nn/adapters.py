@@ -13,8 +13,8 @@ from echo_ska.nn.ska import SpectralKoopmanAttention, SpectralKoopmanState
 class FlaSpectralKoopmanAttention(nn.Module):
     """SKA as a layer of flash-linear-attention: their forward signature, their cache, their treatment of padding.
 
-    It needs no part of that package. A state lies in the cache's `recurrent_state`, whose rows the cache can reorder,
-    select and repeat for beam search.
+    It needs no part of that package. A state lies in the cache's `recurrent_state`; whoever picks or repeats rows, for
+    beam search, does so by its `select_rows` (that package's own cache has no way to).
 
     Args:
         hidden_size: d.

@@ -241,7 +241,8 @@ def _check_state(state: RecurrentState, arguments: Arguments) -> None:
         made, used = ("without", "with") if state.frozen_statistics is None else ("with", "without")
         raise ValueError(f"initial_state was made {made} a refresh_interval and is read {used} one: use the same")
     interval = arguments.refresh_interval
-    if interval is not None and _checks_enabled and not state.is_frozen_at(interval):
+    look = _checks_enabled and not torch.compiler.is_compiling()
+    if interval is not None and look and not state.is_frozen_at(interval):
         raise ValueError(f"initial_state was frozen at another refresh_interval than {interval}: use the same")
     if state.position.device != arguments.query.device:
         raise ValueError(f"initial_state is on {state.position.device}: move it to {arguments.query.device} with .to()")

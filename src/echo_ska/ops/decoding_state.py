@@ -124,10 +124,11 @@ class DecodingState(TensorRecord):
                 power=power,
                 refresh_interval=refresh_interval,
             )
+        own_ridge = per_head(ridge, statistics.gram).flatten().expand(statistics.gram.shape[:2])
         return cls(
             moments=_stack(statistics),
             inverse=inverse_of(statistics.gram, ridge).contiguous(),
-            ridge=per_head(ridge, statistics.gram).flatten().expand(statistics.gram.shape[:2]).contiguous(),
+            ridge=own_ridge.clone(memory_format=torch.contiguous_format),
             first_key=statistics.first_key.clone(),
             previous_key=statistics.previous_key.clone(memory_format=torch.contiguous_format),
             count=statistics.count.clone(),

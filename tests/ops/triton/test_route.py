@@ -273,3 +273,24 @@ def test_a_second_derivative_is_refused(device):
     (gradient,) = torch.autograd.grad(output.sum(), case.tensors["key"], create_graph=True)
     with pytest.raises(RuntimeError, match='call it with backend="recurrent"'):
         torch.autograd.grad(gradient.square().sum(), case.tensors["key"])
+
+
+@pytest.mark.parametrize("interval", [None, 4])
+def test_the_default_device_does_not_matter(interval, device):
+    generator = torch.Generator().manual_seed(0)
+    tokens = {
+        name: torch.randn(1, 9, 2, 4, generator=generator).to(device).requires_grad_()
+        for name in ("query", "key", "value")
+    }
+    bounds = torch.tensor([0, 7, 9])
+
+    def outputs_and_gradient():
+        output, state = spectral_koopman_attention(
+            **tokens, ridge=1.0, refresh_interval=interval, cu_seqlens=bounds, backend="triton", output_final_state=True
+        )
+        return output, *torch.autograd.grad(output.sum() + state.statistics.gram.sum(), tokens["key"])
+
+    expected = outputs_and_gradient()
+    with torch.device("meta"):
+        found = outputs_and_gradient()
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))

@@ -39,12 +39,12 @@ def _read(
     chunk_size: int,
     final_state: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The output and the three sums of `parallel_read`; arguments as of `passes.forward`."""
+    """The output and the three sums of `parallel_read`, contiguous; arguments as of `passes.forward`."""
     inputs = (query, key, value, write_weight, plain, filtered, ridge, gram, lag_moment, value_moment, previous_key)
     frozen = (frozen_gram, frozen_lag, frozen_value)
     settings = (power, causal, interval, chunk_size, int(Keep.NOTHING), final_state, threads_of(query))
     output, *sums = forward(*inputs, *frozen, position, bounds, *settings)
-    return output, sums[0], sums[1], sums[2]
+    return output.contiguous(), sums[0].contiguous(), sums[1].contiguous(), sums[2].contiguous()
 
 
 def _read_backward(
@@ -72,7 +72,7 @@ def _read_backward(
     chunk_size: int,
     final_state: bool,
 ) -> list[Tensor]:
-    """Gradients of the 14 tensors before `position`; empty where there is no such tensor.
+    """Gradients of the 14 tensors before `position`, contiguous; empty where there is no such tensor.
 
     Args:
         grads: of the output, gram, lag and value moment that have one.
@@ -86,7 +86,7 @@ def _read_backward(
     with torch.autocast(query.device.type, enabled=False):
         _, _, _, _, *saved = forward(*tensors, position, bounds, *settings)
         found = backward(*output_grads, *tensors, position, bounds, *saved, *settings)
-    return [value.new_empty(0) if grad is None else grad.clone() for grad in found]
+    return [value.new_empty(0) if grad is None else grad.clone(memory_format=torch.contiguous_format) for grad in found]
 
 
 read_node = torch.library.custom_op("echo_ska::parallel_read", _read, mutates_args=())
@@ -98,13 +98,14 @@ def _read_shapes(query: Tensor, key: Tensor, value: Tensor, *others: Any) -> tup
     gram, lag_moment, value_moment = others[4:7]
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
     output = value.new_empty(value.shape, dtype=dtype)
-    return output, torch.empty_like(gram), torch.empty_like(lag_moment), torch.empty_like(value_moment)
+    sums = [tensor.new_empty(tensor.shape) for tensor in (gram, lag_moment, value_moment)]
+    return output, sums[0], sums[1], sums[2]
 
 
 @_backward_node.register_fake
 def _backward_shapes(grads: list[Tensor], has_grad: list[bool], *arguments: Any) -> list[Tensor]:
     value = arguments[2]
-    return [value.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in arguments[:14]]
+    return [value.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape) for tensor in arguments[:14]]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

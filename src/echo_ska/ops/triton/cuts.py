@@ -51,9 +51,9 @@ class Cuts:
             offsets: tokens that each sequence's first group already had in earlier calls, [N].
             device: of the tokens.
         """
-        edges = torch.tensor(bounds)
+        edges = torch.tensor(bounds, device="cpu")
         starts, lengths = edges[:-1], edges.diff()
-        offset = torch.tensor(offsets)
+        offset = torch.tensor(offsets, device="cpu")
         longest = max(int(lengths.max()), 1)
         begin, count, sequence, part = _cut(starts, lengths, group_size or longest, offset)
         block_size = min(block_size, group_size or longest, MAX_TOKENS)
@@ -151,7 +151,7 @@ def _cut(starts: Tensor, lengths: Tensor, size: int, offsets: Tensor) -> tuple[T
     """
     counts = torch.where(lengths > 0, (offsets + lengths + size - 1) // size, 0)
     run = torch.repeat_interleave(counts)
-    part = torch.arange(len(run)) - (counts.cumsum(0) - counts)[run]
+    part = torch.arange(len(run), device="cpu") - (counts.cumsum(0) - counts)[run]
     origin = starts[run] - offsets[run] + part * size
     begin = torch.maximum(origin, starts[run])
     end = torch.minimum(origin + size, (starts + lengths)[run])

@@ -172,7 +172,7 @@ def _group_moments(call: Call, segment: Segment, running: Tensor, frozen: Tensor
 
 def _require_success(info: list[Tensor], cuts: Cuts, dtype: torch.dtype) -> None:
     """Raise if a factorisation failed, as the PyTorch routes do."""
-    RidgeFactor(lower=torch.empty(0, dtype=dtype), info=torch.cat(info)).require_success(cuts.sequence)
+    RidgeFactor(lower=torch.empty(0, dtype=dtype, device="cpu"), info=torch.cat(info)).require_success(cuts.sequence)
 
 
 def _token_gradients(call: Call, cuts: Cuts, gradients: TokenGradients) -> tuple[Tensor | None, ...]:
