@@ -36,8 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(zero_shot, "LENGTHS", (1024, 1500))
     monkeypatch.setattr(zero_shot, "SAMPLES", 2)
     monkeypatch.setattr(zero_shot, "RECALLED", ("single", "qa1"))
-    monkeypatch.setattr(zero_shot, "SEGMENTS", (64, 1000))
-    monkeypatch.setattr(zero_shot, "STEPPED_BYTES", 100)
+    monkeypatch.setattr(zero_shot, "SEGMENTS", (1, 64, 1000))
     monkeypatch.setattr(zero_shot, "QUESTIONS", {"arc_easy_local": 2})
     data = write_texts(tmp_path / "data")
     monkeypatch.setattr(trained_tables, "RESULTS", data)
@@ -52,19 +51,19 @@ def test_recall_and_reading_run_once_and_fill_their_tables(folder, monkeypatch):
     assert [path.parent.name for path in jobs[0].files()] == ["train"]
     records = run_twice("zero-shot", [one.recorded_run("print") for one in jobs], folder, monkeypatch)
     assert str(folder) not in json.dumps([record.configuration for record in records])
-    first, whole = records[0].figures["first"], records[0].figures["whole"]
-    assert (first["bytes"], list(first["by_segment"])) == (100, ["1", "64", "1000"])
-    assert (whole["bytes"], list(whole["by_segment"])) == (700, ["64", "1000"])
-    for read in (first, whole):
-        bits = [row["bits_per_byte"] for row in read["by_segment"].values()]
-        assert max(bits) - min(bits) < 1e-4
-    assert len({row["state_bytes"] for read in (first, whole) for row in read["by_segment"].values()}) == 1
+    read = records[0].figures
+    assert (read["bytes"], list(read["by_segment"])) == (700, ["1", "64", "1000"])
+    ways = list(read["by_segment"].values())
+    bits = [row["bits_per_byte"] for row in ways]
+    assert max(bits) - min(bits) < 1e-4
+    assert len({row["state_bytes"] for row in ways}) == 1
+    peaks = [row["peak_memory_bytes"] for row in ways]
+    assert peaks == sorted(peaks)
     for record in records[1:]:
         assert [row["length"] for row in record.figures["by_length"]] == [1024, 1500]
         assert len({row["state_bytes"] for row in record.figures["by_length"]}) == 1
     assert [row[:2] for row in written_table("zero-shot-reading")[1:]] == [
-        *(["100", segment] for segment in ("1", "64", "1,000")),
-        *(["700", segment] for segment in ("64", "1,000")),
+        ["700", segment] for segment in ("1", "64", "1,000")
     ]
     assert [row[0] for row in written_table("zero-shot-recall")[1:]] == ["single", "qa1"]
 

@@ -3,10 +3,10 @@
 `checkpoints/echo-books`, 1M parameters that have read novels byte by byte: the first 500 questions of HellaSwag, PIQA,
 ARC and LAMBADA and the first 20 articles of WikiText-2, by lm-evaluation-harness from local files; needles (RULER) and
 bAbI's facts (BABILong) hidden in a novel it has not read, at 1k to 128k tokens, with the bytes it keeps and the most
-memory that its process has taken; and a novel of a million bytes, read in segments of several lengths, its first 65,536
-bytes also one by one: *Jane Eyre* in the records, one of the novels that the model was trained on, for ways of reading
-are compared there. A model of this size is expected to answer by chance: the point is that every task works, and that
-tables call chance what is chance. About half an hour of one core, by estimate.
+memory that its process has taken; and a novel of a million bytes, read byte by byte and in segments of several lengths:
+*Jane Eyre* in the records, one of the novels that the model was trained on, for ways of reading are compared there. A
+model of this size is expected to answer by chance: the point is that every task works, and that tables call chance what
+is chance. About an hour and a half of one core, most of it the novel's bytes, one by one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -59,9 +58,8 @@ QUESTIONS = {
 RECALLED = ("single", "multi-key", "qa1", "qa2")
 LENGTHS = (1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 17)
 SAMPLES = 20
-SEGMENTS = (512, 4096, 16_384)
-STEPPED_BYTES = 65_536
-"""Of the novel that are also read one by one: all of it would take 40 minutes and show the same."""
+SEGMENTS = (1, 512, 4096, 16_384)
+"""Bytes at a time, ascending: the most memory that the process has taken is told after each."""
 MOST_BYTES = 1 << 20
 """Of the novel that is read in several ways: the longest text in a folder called train within it."""
 SHOWN_EVERY = 4096
@@ -120,7 +118,7 @@ def asked(folder: Path | None, quick: bool = False) -> list[Asked]:
     """All jobs, the longest first; of a folder without a novel, the same but for the reading."""
     found = []
     if not quick and (folder is None or _novel(folder) is not None):
-        found.append(Asked("reading", "novel", folder, json.dumps({"segments": SEGMENTS, "stepped": STEPPED_BYTES})))
+        found.append(Asked("reading", "novel", folder, json.dumps({"segments": SEGMENTS})))
     lengths, samples = (LENGTHS[:2], 5) if quick else (LENGTHS, SAMPLES)
     found += [
         Asked("recall", task, folder, json.dumps({"lengths": lengths, "samples": samples, "seed": 0}))
@@ -217,20 +215,11 @@ def _recall(stage: Stage, model: EchoForCausalLM, tokenizer: PreTrainedTokenizer
 
 
 def _read(stage: Stage, model: EchoForCausalLM, tokenizer: PreTrainedTokenizerBase, asked: Asked) -> dict[str, Any]:
-    """`whole` and `first`, its beginning: `bytes` that were read, and `by_segment`, by bytes of a segment
-    `bits_per_byte`, `state_bytes` at the end, compact, and `seconds`."""
-    settings = json.loads(asked.settings)
+    """`bytes` that were read, and `by_segment`, by bytes of a segment `bits_per_byte`, `state_bytes` at the end,
+    compact, `peak_memory_bytes` of the process so far, and `seconds`."""
     text = load_text(asked.files())[0].tokens
-    beginning = text[: settings["stepped"]]
-    return {
-        "first": _in_segments(stage, model, beginning, (1, *settings["segments"])),
-        "whole": _in_segments(stage, model, text, settings["segments"]),
-    }
-
-
-def _in_segments(stage: Stage, model: EchoForCausalLM, text: Tensor, segments: Sequence[int]) -> dict[str, Any]:
     found = {}
-    for segment in segments:
+    for segment in json.loads(asked.settings)["segments"]:
         reporter, started = stage(f"reading {len(text):,} bytes, {segment} at a time"), time.perf_counter()
 
         def show(read: int, total: int, reporter: Any = reporter) -> None:
@@ -242,6 +231,7 @@ def _in_segments(stage: Stage, model: EchoForCausalLM, text: Tensor, segments: S
         found[str(segment)] = {
             "bits_per_byte": score.bits_per_byte,
             "state_bytes": score.cache.nbytes,
+            "peak_memory_bytes": peak_memory_bytes(),
             "seconds": time.perf_counter() - started,
         }
     return {"bytes": len(text), "by_segment": found}
@@ -344,11 +334,19 @@ def memory_growth(by_length: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def reading_rows(records: Sequence[RunRecord]) -> list[list[str]]:
-    """A row a segment length, of the novel's beginning and of all of it: bits per byte, and the state after it."""
-    table = [["bytes read", "at a time", "bits per byte", "state after them, bytes", "seconds"]]
+    """A row a segment length: bits per byte, the state after the novel, and the most memory up to then."""
+    table = [["bytes read", "at a time", "bits per byte", "state after them, bytes", "peak memory", "seconds"]]
     for figures in _of(records, "reading").values():
-        for read in (figures["first"], figures["whole"]):
-            for segment, row in read["by_segment"].items():
-                cells = [f"{row['bits_per_byte']:.6f}", f"{row['state_bytes']:,}", f"{row['seconds']:,.0f}"]
-                table.append([f"{read['bytes']:,}", f"{int(segment):,}", *cells])
+        for segment, row in figures["by_segment"].items():
+            peak = row["peak_memory_bytes"]
+            table.append(
+                [
+                    f"{figures['bytes']:,}",
+                    f"{int(segment):,}",
+                    f"{row['bits_per_byte']:.6f}",
+                    f"{row['state_bytes']:,}",
+                    "" if peak is None else short_bytes(peak),
+                    f"{row['seconds']:,.0f}",
+                ]
+            )
     return table
