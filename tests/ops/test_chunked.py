@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
 import torch.nn.functional as F
+from compilers import needs_cpp_compiler
 
 from echo_ska.ops import chunked, spectral_koopman_attention
 
@@ -54,10 +53,7 @@ def test_a_captured_graph_holds_it_as_one_node_with_the_same_gradients(reading):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 
-HAS_COMPILER = shutil.which("g++") is not None or shutil.which("clang++") is not None
-
-
-@pytest.mark.skipif(not HAS_COMPILER, reason="torch.compile needs a C++ compiler")
+@needs_cpp_compiler
 @pytest.mark.parametrize("reading", ["exact", "non-causal"])
 def test_tokens_that_are_permuted_in_memory_are_compiled_with_the_same_gradients(reading):
     torch.compiler.reset()

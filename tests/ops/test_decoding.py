@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from compilers import needs_cpp_compiler
 
 from echo_ska.algebra import RidgeFactor, SufficientStatistics, concatenate
 from echo_ska.ops import RecurrentState, decoding, decoding_state, spectral_koopman_attention
@@ -371,13 +371,9 @@ def test_a_state_frozen_at_another_interval_is_refused(interval):
         DecodingState.of(state, 1.0, power=2, refresh_interval=interval)
 
 
-HAS_COMPILER = shutil.which("g++") is not None or shutil.which("clang++") is not None
-needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="torch.compile needs a C++ compiler")
-
-
 @pytest.mark.parametrize(
     ("interval", "backend"),
-    [pytest.param(None, "inductor", marks=needs_compiler), (None, "aot_eager"), (5, "aot_eager")],
+    [pytest.param(None, "inductor", marks=needs_cpp_compiler), (None, "aot_eager"), (5, "aot_eager")],
 )
 def test_the_compiled_step_is_the_eager_one(interval, backend):
     tokens, settings = make_tokens(12), make_settings(2, interval)

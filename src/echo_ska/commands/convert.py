@@ -39,7 +39,7 @@ from echo_ska.training import (
     split_by_file,
 )
 from echo_ska.training.device import training_device
-from echo_ska.training.records import append_new, read, write_json
+from echo_ska.training.records import append_new, require_records, write_json
 from echo_ska.training.text import VOCAB_SIZE, digest
 
 EVALUATION_SEED = 1_000_003
@@ -97,8 +97,7 @@ def start_convert(request: ConvertRequest, json_file: Path | None, console: Cons
         raise ValueError(
             "--copy-every must be 0, which leaves copying out, or at least 2, got 1: text has to be learnt too."
         )
-    if (request.output / "records.jsonl").exists():
-        read(request.output / "records.jsonl")  # raises before any work, not after it
+    require_records(request.output / "records.jsonl")
     recipe = request.recipe()
     device = training_device(recipe.matching)
     original, tokenizer = load_host(request.model)

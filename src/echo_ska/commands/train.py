@@ -36,7 +36,7 @@ from echo_ska.training.checkpoint import list_checkpoints
 from echo_ska.training.device import training_device, uses_bfloat16
 from echo_ska.training.engine import require_named_outputs
 from echo_ska.training.processes import before_joining, is_first_process, is_shared, launched_processes, shared
-from echo_ska.training.records import append_new, read, write_json
+from echo_ska.training.records import append_new, require_records, write_json
 from echo_ska.training.resume import OtherSettingsError, describe_model, held_folder
 
 
@@ -213,8 +213,8 @@ def _require_own_folder(output: Path | None) -> None:
     if output is not None and output.is_dir() and launched_processes() == 1:
         with held_folder(output):
             pass
-    if output is not None and (output / "records.jsonl").exists():
-        read(output / "records.jsonl")  # raises before any work, not after it
+    if output is not None:
+        require_records(output / "records.jsonl")
     if output is not None and (output / "model").exists() and not list_checkpoints(output):
         raise ValueError(f"{output / 'model'} exists and is not of a run that could go on: train in another directory.")
 

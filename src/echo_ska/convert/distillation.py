@@ -19,7 +19,7 @@ from echo_ska.convert.data import ReadOn
 from echo_ska.convert.hosts import decoder_layers
 from echo_ska.convert.replace import replaced_attentions
 from echo_ska.training import DataSource, Reporter, RunRecord, TrainingConfig, train
-from echo_ska.training.device import training_device
+from echo_ska.training.device import half_precision, training_device
 from echo_ska.training.loop import Evaluation
 
 MATCHING = TrainingConfig(steps=300, learning_rate=3e-3, weight_decay=0.0)
@@ -191,17 +191,15 @@ def distil(
         FloatingPointError: a loss or gradient that is not finite; the weights stay as the step before left them.
     """
     folder = None if directory is None else Path(directory)
-    trained = (parameter.dtype for parameter in student.parameters() if parameter.requires_grad)
-    if half := next((dtype for dtype in trained if dtype.itemsize < 4), None):
+    if half := half_precision(parameter for parameter in student.parameters() if parameter.requires_grad):
         raise ValueError(
             f"a training's small changes are lost in {half}: distil student.float() from teacher.float(), save the "
             f"result and load it with dtype={half}"
         )
 
-    if matching is not None or kl_weight:
-        read = (parameter.dtype for parameter in teacher.parameters() if parameter.is_floating_point())
-        if half := next((dtype for dtype in read if dtype.itemsize < 4), None):
-            raise ValueError(f"the teacher is in {half} and the student in float32: give teacher.float()")
+    asked = teacher.parameters() if matching is not None or kl_weight else ()
+    if half := half_precision(parameter for parameter in asked if parameter.is_floating_point()):
+        raise ValueError(f"the teacher is in {half} and the student in float32: give teacher.float()")
     student.eval()  # also what no stage trains, as `evaluate` is to see it
 
     def run(stage: nn.Module, batches: DataSource, config: TrainingConfig, name: str) -> RunRecord:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
 from echo_ska.training.config import TrainingConfig
 from echo_ska.training.processes import launched_processes
@@ -21,6 +23,11 @@ def training_device(config: TrainingConfig) -> torch.device:
     if "LOCAL_RANK" not in os.environ:
         raise ValueError("the launcher did not say which GPU is this process's (LOCAL_RANK): start it by torchrun.")
     return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+
+
+def half_precision(parameters: Iterable[Tensor]) -> torch.dtype | None:
+    """The first of their dtypes that is narrower than float32, in which a training loses small changes; or None."""
+    return next((parameter.dtype for parameter in parameters if parameter.dtype.itemsize < 4), None)
 
 
 def uses_bfloat16(config: TrainingConfig, device: torch.device) -> bool:

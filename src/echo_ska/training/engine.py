@@ -18,6 +18,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from echo_ska.training.checkpoint import Checkpoint, model_tensors, restore, save_checkpoint, save_shards
 from echo_ska.training.config import TrainingConfig
+from echo_ska.training.device import half_precision
 from echo_ska.training.optimizer import build_optimizer
 from echo_ska.training.processes import Processes, shared
 from echo_ska.training.scale import SKIP_LOGITS_AT, SKIP_LOGITS_FROM, ScaleConfig
@@ -232,8 +233,7 @@ def require_named_outputs(model: nn.Module) -> None:
 
 def require_precise(model: nn.Module) -> None:
     """Raise ValueError for a model with parameters to be trained in half precision, in which small changes are lost."""
-    trained = (parameter.dtype for parameter in model.parameters() if parameter.requires_grad)
-    if half := next((dtype for dtype in trained if dtype.itemsize < 4), None):
+    if half := half_precision(parameter for parameter in model.parameters() if parameter.requires_grad):
         name = str(half).removeprefix("torch.")
         raise ValueError(
             f"The model's parameters are in {name}, in which a training's small changes are lost: train model.float() "

@@ -135,6 +135,12 @@ def read(path: str | Path) -> list[RunRecord]:
     return records
 
 
+def require_records(path: str | Path) -> None:
+    """Raise ValueError if a file is there that no record could be added to: before any work, not after it."""
+    if Path(path).exists():
+        read(path)
+
+
 def checkout_state() -> tuple[str | None, bool | None]:
     """(commit, dirty) of the checkout this package runs from; (None, None) for an installed package."""
     package = Path(echo_ska.__file__).resolve().parent

@@ -100,7 +100,7 @@ def split_by_file(files: Sequence[TextFile], held_out: Iterable[str | Path] | No
     digests = [digest(file.tokens) for file in files]
     if held_out is not None:
         named = {file.resolve(): file for path in held_out for file in _files_of(Path(path))}
-        found = {file.path.resolve(): digest for file, digest in zip(files, digests, strict=True)}
+        found = {file.path.resolve(): summed for file, summed in zip(files, digests, strict=True)}
         if not named.keys() & found.keys():
             raise ValueError("The texts to hold out are none of the texts given.")
         if absent := [file for path, file in named.items() if path not in found]:
@@ -265,5 +265,5 @@ def _names(files: Sequence[TextFile]) -> str:
 
 
 def digest(tokens: Tensor) -> str:
-    """A checksum of tokens, and of their dtype."""
+    """A checksum of the tokens as they lie in memory; another dtype of the same tokens has another."""
     return hashlib.blake2b(tokens.numpy().tobytes(), digest_size=16).hexdigest()

@@ -26,7 +26,6 @@ from echo_ska.experiments.language.language_model_results import (
     training_length,
     values,
 )
-from echo_ska.experiments.trials.changes import Change
 from echo_ska.experiments.trials.comparison import Results
 from echo_ska.experiments.trials.figures import draw_gains, short_bytes, short_number
 from echo_ska.experiments.trials.studies import print_rows, seed_count, study_files
@@ -42,11 +41,8 @@ START = "the start"
 BESIDE = {SWIGLU: START, "mamba-2": "Mamba-2 in its place"}
 """What the arms of `language-model` are called here."""
 
-Fields = Mapping[str, Any]
-VARIANTS: dict[str, tuple[Fields, tuple[Change, ...]]] = {
-    "rank 64": ({"rank": 64}, ()),
-}
-"""What differs from the start: fields of the configuration, and changes to the built network."""
+VARIANTS: dict[str, Mapping[str, Any]] = {"rank 64": {"rank": 64}}
+"""Fields of the configuration that differ from the start's."""
 
 
 def beside(comparison: Comparison) -> Comparison:
@@ -58,8 +54,8 @@ def trials(comparison: Comparison, rate: float) -> list[TrainedRun]:
     """A trial a change, as large as the start, at its rate."""
     start = next(one for one in comparison.trials if one.arm.name == SWIGLU)
     arms = (
-        Arm(name, as_large_as(Arm(name, {**start.arm.fields, **fields}), start.arm, VOCAB_SIZE).fields, changes)
-        for name, (fields, changes) in VARIANTS.items()
+        as_large_as(Arm(name, {**start.arm.fields, **fields}), start.arm, VOCAB_SIZE)
+        for name, fields in VARIANTS.items()
     )
     return [start.with_(experiment=NAME, arm=arm, learning_rate=rate) for arm in arms]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from echo_ska.training import RunRecord, TextData, TextFile, book_path, load_text
+from echo_ska.training.text import digest
 
 TRAIN, VALID, TEST = "train", "valid", "test"
 WHAT_IT_HOLDS = (
@@ -142,11 +142,11 @@ def _shipped(part: str) -> list[TextFile]:
 def _described(parts: Mapping[str, Sequence[TextFile]]) -> str:
     """`TextFolder.described` of these texts, of which none may be in two parts."""
     found: dict[str, dict[str, Any]] = {}
-    places: dict[bytes, str] = {}
+    places: dict[str, str] = {}
     for part, files in parts.items():
         for file in files:
             name = f"{part}/{file.path.name}"
-            other = places.setdefault(hashlib.blake2b(file.tokens.numpy().tobytes(), digest_size=16).digest(), name)
+            other = places.setdefault(digest(file.tokens), name)
             if not other.startswith(f"{part}/"):
                 raise ValueError(
                     f"{name} and {other} are the same text, and each part has to be new to those before it: "
